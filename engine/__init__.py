@@ -1,0 +1,53 @@
+"""SpeedyResNet's engine: recipes, data on the device, one training step, runs and their records.
+
+>>> from speedyresnet.engine import load_data, recipe, train
+>>> run = train(recipe("pocket", ["epochs=1"]), load_data("synthetic"))
+>>> run.record.accuracy.single_view
+"""
+
+from .api import TrainedRun, evaluate, train
+from .data import Pack, load_data
+from .errors import UserError
+from .evaluate import Accuracy
+from .model_file import Model, read_model, save_model
+from .nets import SpeedyResNet
+from .recipe import (
+    Augmentation,
+    Averaging,
+    Claim,
+    Evaluation,
+    Loss,
+    Net,
+    Optimizer,
+    Recipe,
+    Schedule,
+    recipe,
+    with_settings,
+)
+from .record import RunRecord
+
+__all__ = [
+    "Accuracy",
+    "Augmentation",
+    "Averaging",
+    "Claim",
+    "Evaluation",
+    "Loss",
+    "Model",
+    "Net",
+    "Optimizer",
+    "Pack",
+    "Recipe",
+    "RunRecord",
+    "Schedule",
+    "SpeedyResNet",
+    "TrainedRun",
+    "UserError",
+    "evaluate",
+    "load_data",
+    "read_model",
+    "recipe",
+    "save_model",
+    "train",
+    "with_settings",
+]

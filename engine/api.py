@@ -1,0 +1,83 @@
+"""The Python API: what the command line does, as functions that return typed objects."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import Pack, load_data
+from .evaluate import Accuracy
+from .model_file import Model, read_model, save_model
+from .nets import SpeedyResNet
+from .recipe import Recipe, View
+from .recipe import recipe as recipe_called
+from .record import RunRecord
+from .trainer import Display, Trainer, pick_device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """What `train` returns."""
+
+    record: RunRecord
+    net: SpeedyResNet
+    """With the live weights of the run."""
+    state: dict[str, Tensor]
+    """Parameters and buffers of the weights that the recipe reports, live or averaged."""
+    pack: Pack
+    dtype: torch.dtype
+
+    def save(self, path: str | Path) -> None:
+        """Write the reported weights as a model file that `evaluate` reads."""
+        save_model(Path(path), self.state, self.record.recipe, self.pack, self.dtype)
+
+
+def train(
+    recipe: Recipe | str,
+    data: Pack | str | Path,
+    *,
+    device: str | torch.device = "auto",
+    backend: str = "eager",
+    seed: int = 0,
+    display: Display | None = None,
+    started: float | None = None,
+) -> TrainedRun:
+    """Train one run.
+
+    Args:
+        recipe: a recipe or the name of one.
+        data: a pack, or what `load_data` takes.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:0.
+        backend: eager or compile.
+        seed: of weights, order and augmentation; any 64-bit integer.
+        display: told how the run goes.
+        started: `time.perf_counter()` when the build clock began; none: now.
+
+    Raises:
+        UserError: anything wrong with what was given.
+    """
+    made = recipe_called(recipe) if isinstance(recipe, str) else recipe
+    pack = data if isinstance(data, Pack) else load_data(data)
+    trainer = Trainer(made, pack, pick_device(str(device)), backend, started)
+    record = trainer.run(seed, display)
+    return TrainedRun(
+        record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype
+    )
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: Pack | str | Path,
+    *,
+    device: str | torch.device = "auto",
+    view: View | None = None,
+) -> Accuracy:
+    """Accuracy of a model (or the file it is in) on the test images of a pack (or what `load_data` takes).
+
+    Raises:
+        UserError: a file that is no model, or data that does not fit it.
+    """
+    loaded = model if isinstance(model, Model) else read_model(Path(model))
+    pack = data if isinstance(data, Pack) else load_data(data)
+    return loaded.evaluate(pack, pick_device(str(device)), view)

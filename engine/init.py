@@ -1,0 +1,96 @@
+"""Initial weights: identity convolutions and patch whitening.
+
+Whitening and its use in fast training: David Page, "How to train your ResNet 8: bag of tricks" (myrtle.ai, 2019).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .nets import BatchNorm, SpeedyResNet
+from .recipe import Net
+
+_IMAGES_AT_ONCE = 1000
+
+
+def patch_covariance(images: Tensor, kernel: int, *, centered: bool) -> Tensor:
+    """Covariance of all kernel x kernel patches, summed over images in chunks, divided by their number.
+
+    Args:
+        images: [N, C, H, W], normalised; the sums are done in float32, or in float64 for float64 images.
+        kernel: side of the patches.
+        centered: subtract the mean patch; else it is the second moment about zero.
+
+    Returns:
+        [D, D] with D = C * kernel * kernel, ordered as the weights of a convolution are.
+    """
+    total_dtype = torch.promote_types(images.dtype, torch.float32)
+    dimensions = images.shape[1] * kernel**2
+    product = torch.zeros(dimensions, dimensions, dtype=total_dtype, device=images.device)
+    total = torch.zeros(dimensions, dtype=total_dtype, device=images.device)
+    patches_seen = 0
+    for chunk in images.split(_IMAGES_AT_ONCE):
+        patches = chunk.to(total_dtype).unfold(2, kernel, 1).unfold(3, kernel, 1).permute(1, 4, 5, 0, 2, 3)
+        patches = patches.reshape(dimensions, -1)
+        product += patches @ patches.T
+        total += patches.sum(1)
+        patches_seen += patches.shape[1]
+    covariance = product / patches_seen
+    return covariance - torch.outer(total, total) / patches_seen**2 if centered else covariance
+
+
+def whitening_filters(images: Tensor, net: Net) -> Tensor:
+    """Filters that turn patches into uncorrelated channels, [filters, C, kernel, kernel].
+
+    Filter k is eigenvector k of the patch covariance over sqrt(eigenvalue + epsilon), by falling eigenvalue; the
+    output then has covariance diag(eigenvalue / (eigenvalue + epsilon)). With sign pairs the negatives follow.
+    """
+    kernel = net.whitening_kernel
+    covariance = patch_covariance(images, kernel, centered=net.whitening_centered)
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    filters = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
+    if net.whitening_sign_pairs:
+        filters = torch.cat([filters, -filters])
+    return filters.reshape(-1, images.shape[1], kernel, kernel)
+
+
+def _fill_uniform(weight: Tensor, generator: torch.Generator) -> None:
+    """PyTorch's default for convolutions and linear layers: uniform within 1 / sqrt(inputs of one output)."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def _blend_identity(weight: Tensor) -> None:
+    """Add identity taps, then bring the tensor back to the mean and deviation it had (hlb-CIFAR10 v0.7)."""
+    deviation, mean = torch.std_mean(weight.float())
+    blended = weight.float() + nn.init.dirac_(torch.empty_like(weight, dtype=torch.float32))
+    new_deviation, new_mean = torch.std_mean(blended)
+    weight.copy_((blended - new_mean) / new_deviation * deviation + mean)
+
+
+@torch.no_grad()
+def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
+    """Fill every parameter and statistic of `net` in place; the whitening filters come from `whitening_filters`."""
+    generator = torch.Generator(net.head.weight.device).manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            _fill_uniform(module.weight, generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, BatchNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+            module.running_mean.zero_()
+            module.running_var.fill_(1.0)
+    if settings.convolution_init == "default":
+        return
+    for group in net.groups:
+        for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type, union-attr]
+            weight = convolution.weight
+            if settings.convolution_init == "dirac":
+                nn.init.dirac_(weight[: weight.shape[1]])
+            elif index == 0:
+                _blend_identity(weight)
+            else:
+                nn.init.dirac_(weight)

@@ -1,0 +1,166 @@
+"""SpeedyResNet: one configurable net for the whole line from hlb-CIFAR10 to airbench.
+
+Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in channels_last.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..kernels.activations import ACTIVATIONS
+from .errors import UserError
+from .recipe import Net, Recipe
+
+
+class BatchNorm(nn.Module):
+    """Batch norm whose scale stays 1 and whose parameters and statistics are never below float32.
+
+    Takes and returns the dtype of its input; with half-precision input the arithmetic is float32 all the same.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float, epsilon: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(channels), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.epsilon,
+        )
+
+
+def _convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+
+class ConvolutionGroup(nn.Module):
+    """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map."""
+
+    def __init__(self, inputs: int, outputs: int, net: Net) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * net.group_convolutions
+        self.convolutions = nn.ModuleList(_convolution(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.norms = nn.ModuleList(
+            BatchNorm(outputs, net.batch_norm_momentum, net.batch_norm_epsilon) for _ in self.convolutions
+        )
+        self.activation = ACTIVATIONS[net.activation]
+        self.residual = net.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
+        first = x = self.activation(self.norms[0](F.max_pool2d(self.convolutions[0](x), 2)))
+        last = len(self.convolutions) - 1
+        for index in range(1, last + 1):
+            x = self.norms[index](self.convolutions[index](x))
+            if index == last and self.residual == "before_activation":
+                x = x + first
+            x = self.activation(x)
+        return x + first if self.residual == "after_activation" and last > 0 else x
+
+
+class Stem(nn.Module):
+    """Frozen patch whitening, an activation, and the optional 1x1 projection with norm and activation."""
+
+    def __init__(self, net: Net, channels: int, project_width: int) -> None:
+        super().__init__()
+        filters = channels * net.whitening_kernel**2 * (2 if net.whitening_sign_pairs else 1)
+        self.whitening = nn.Conv2d(
+            channels, filters, net.whitening_kernel, stride=net.whitening_stride, bias=net.whitening_bias
+        )
+        self.whitening.weight.requires_grad_(False)
+        self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
+        self.norm = (
+            BatchNorm(project_width, net.batch_norm_momentum, net.batch_norm_epsilon) if project_width else None
+        )
+        self.activation = ACTIVATIONS[net.activation]
+        self.outputs = project_width or filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H - kernel) // stride + 1."""
+        x = self.whitening(x)
+        if self.projection is not None and self.norm is not None:
+            x = self.norm(self.projection(x))
+        return self.activation(x)
+
+
+class SpeedyResNet(nn.Module):
+    """Whitening stem, convolution groups, global max-pool, bias-free linear head.
+
+    Sources: tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings of this one.
+    """
+
+    def __init__(self, net: Net, *, classes: int = 10, channels: int = 3, width_multiplier: float = 1.0) -> None:
+        super().__init__()
+
+        def scaled(width: int) -> int:
+            return max(round(width * width_multiplier), 1) if width else 0
+
+        self.stem = Stem(net, channels, scaled(net.project_width))
+        widths = [self.stem.outputs, *map(scaled, net.widths)]
+        self.groups = nn.ModuleList(
+            ConvolutionGroup(*pair, net) for pair in zip(widths, widths[1:], strict=False)
+        )
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+        self.logit_scale = net.logit_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype of the net."""
+        x = self.stem(x)
+        for group in self.groups:
+            x = group(x)
+        return self.head(x.amax((2, 3))) * self.logit_scale
+
+
+def make_net(
+    recipe: Recipe, *, classes: int, channels: int, dtype: torch.dtype, device: torch.device | str
+) -> SpeedyResNet:
+    """The net of `recipe` on `device` in channels_last and `dtype`, batch norm in at least float32."""
+    with torch.device(device):
+        net = SpeedyResNet(
+            recipe.net, classes=classes, channels=channels, width_multiplier=recipe.width_multiplier
+        )
+    net = net.to(dtype=dtype, memory_format=torch.channels_last)
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.to(torch.promote_types(dtype, torch.float32))
+    return net
+
+
+def check_image_size(net: Net, height: int, width: int) -> None:
+    """Raises UserError where images are too small for the stem and the poolings of `net`."""
+    side = (min(height, width) - net.whitening_kernel) // net.whitening_stride + 1
+    if side >> len(net.widths) < 1:
+        raise UserError(
+            f"images of {height} x {width} pixels are too small for {len(net.widths)} groups, each of which halves "
+            f"them; pack larger ones with --size, or give fewer net.widths"
+        )
+
+
+def parameter_counts(net: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    parameters = list(net.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def forward_flops_per_image(recipe: Recipe, *, classes: int, channels: int, height: int, width: int) -> int:
+    """Two per multiply-add of convolutions and head for one image, zero-padded taps counted."""
+    net = make_net(recipe, classes=classes, channels=channels, dtype=torch.float32, device="meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.empty(1, channels, height, width, device="meta"))
+    return int(counter.get_total_flops())

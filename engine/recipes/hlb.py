@@ -1,0 +1,75 @@
+"""hlb-CIFAR10 by tysam-code (https://github.com/tysam-code/hlb-CIFAR10), Apache-2.0.
+
+Mended against the originals, in every recipe of this file:
+- random crops reach all 5 x 5 positions of the padded image (the original never draws the last row or column);
+- whitening averages the covariance, not the eigenvectors of chunks, whose signs are arbitrary;
+- batch norm keeps its parameters and statistics in float32 (the original: float16).
+"""
+
+from ..recipe import Augmentation, Averaging, Claim, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
+
+
+def v0_4() -> Recipe:
+    """Version 0.4.0 (commit 353641a): 10 epochs, residual groups, the average is only evaluated."""
+    return Recipe(
+        name="hlb-v0.4",
+        summary="hlb-CIFAR10 v0.4: 1x1-projected whitening, 128/256/512 residual groups, 10 epochs",
+        source="https://github.com/tysam-code/hlb-CIFAR10/blob/v0.4.0/main.py",
+        claim=Claim(accuracy=0.94, seconds=7.7, hardware="A100"),
+        batch_size=1024,
+        epochs=10.0,
+        net=Net(
+            widths=(128, 256, 512),
+            residual="after_activation",
+            whitening_sign_pairs=False,
+            whitening_bias=False,
+            whitening_images=50_000,
+            whitening_centered=True,
+            whitening_epsilon=1e-2,
+            project_width=32,
+            batch_norm_momentum=0.8,
+            convolution_init="default",
+            logit_scale=1 / 10,
+        ),
+        augmentation=Augmentation(padding=2, flip="random"),
+        loss=Loss(label_smoothing=0.2, scale=512 / 1024),
+        optimizer=Optimizer(
+            learning_rate=2.1, momentum=0.85, weight_decay=6.45e-4 * 2, batch_norm_bias_scale=32.0
+        ),
+        schedule=Schedule(kind="one_cycle", start=0.0, peak=0.15, end=0.0),
+        averaging=Averaging(kind="ema", every=5, decay=0.98, power=0.0, epochs=9, finish=False),
+        evaluation=Evaluation(view="mirror", weights="live", batch_size=1000),
+    )
+
+
+def v0_7() -> Recipe:
+    """Version 0.7.0 (commit ad103b4): no residuals, identity initialisation, lookahead, late cutmix."""
+    return Recipe(
+        name="hlb-v0.7",
+        summary="hlb-CIFAR10 v0.7: 64/256/512 plain groups from identities, lookahead, late cutmix, 12.1 epochs",
+        source="https://github.com/tysam-code/hlb-CIFAR10/blob/v0.7.0/main.py",
+        claim=Claim(accuracy=0.94, seconds=6.3, hardware="A100"),
+        batch_size=1024,
+        epochs=12.1,
+        net=Net(
+            widths=(64, 256, 512),
+            whitening_bias=False,
+            whitening_images=50_000,
+            whitening_centered=True,
+            whitening_epsilon=1e-2,
+            batch_norm_momentum=0.4,
+            convolution_init="dirac_blend",
+            logit_scale=1 / 9,
+        ),
+        augmentation=Augmentation(padding=2, flip="random", cutmix=3, cutmix_epochs=6.0),
+        loss=Loss(label_smoothing=0.2, scale=512 / 1024),
+        optimizer=Optimizer(
+            learning_rate=1.525, momentum=0.85, weight_decay=6.687e-4 * 2, batch_norm_bias_scale=64.0
+        ),
+        schedule=Schedule(kind="one_cycle", start=0.0, peak=0.23, end=0.07),
+        averaging=Averaging(kind="lookahead", every=5, decay=0.95, power=3.0, epochs=10, finish=False),
+        evaluation=Evaluation(view="mirror", weights="averaged", batch_size=2500),
+    )
+
+
+RECIPES = (v0_4, v0_7)

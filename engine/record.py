@@ -1,0 +1,174 @@
+"""The run record, schema speedyresnet.run/1: what a run was, where it ran, what it took and what came out."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .evaluate import Accuracy
+from .recipe import Recipe
+
+SCHEMA = "speedyresnet.run/1"
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(slots=True, kw_only=True)
+class Seconds:
+    """The four clocks and `total` = prepare + train + evaluate; none where a run did not get that far."""
+
+    build: float | None = None
+    prepare: float | None = None
+    train: float | None = None
+    evaluate: float | None = None
+
+    @property
+    def total(self) -> float | None:
+        """prepare + train + evaluate."""
+        if self.prepare is None or self.train is None or self.evaluate is None:
+            return None
+        return self.prepare + self.train + self.evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRow:
+    """One epoch. `loss` and `train_accuracy` are means over its steps; `seconds` is the train clock so far."""
+
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    train_accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    averaged_accuracy: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """Everything known of one run; `to_json` gives the stored form."""
+
+    status: Literal["finished", "diverged", "interrupted"]
+    recipe: Recipe
+    data: dict[str, Any]
+    seed: int
+    device: str
+    backend: str
+    dtype: str
+    kernels: dict[str, str]
+    environment: dict[str, Any]
+    model: dict[str, int]
+    memory: dict[str, int | None]
+    steps: int = 0
+    images_seen: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+    accuracy: Accuracy
+    history: list[HistoryRow] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values in the order of the schema."""
+        stored: dict[str, Any] = {"schema": SCHEMA}
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            stored[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        stored["recipe"] = {"name": self.recipe.name, "hash": self.recipe.hash} | stored["recipe"]
+        stored["seconds"]["total"] = self.seconds.total
+        stored["history"] = [dataclasses.asdict(row) for row in self.history]
+        return stored
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """One JSON document; numbers that are not finite become null."""
+        return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _command_output(*command: str, folder: Path | None = None) -> str | None:
+    """The first line that a program prints, or none where there is no such program or it fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else None
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"gpu": None, "driver": None, "power_limit_watts": None}
+    properties = torch.cuda.get_device_properties(device)
+    query = "driver_version,power.limit"
+    answer = _command_output(
+        "nvidia-smi", f"--id={properties.uuid}", f"--query-gpu={query}", "--format=csv,noheader,nounits"
+    )
+    driver, _, power = (answer or "").partition(", ")
+    watts = float(power) if power.replace(".", "", 1).isdigit() else None
+    return {"gpu": properties.name, "driver": driver or None, "power_limit_watts": watts}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # triton is missing on macOS and Windows
+        return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Commit of the checkout that runs, with `+changes` where files differ from it; none for an installed wheel."""
+    if not (_PACKAGE / "setup.py").is_file():
+        return None
+    commit = _command_output("git", "rev-parse", "HEAD", folder=_PACKAGE)
+    changes = _command_output("git", "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
+    return f"{commit}+changes" if commit and changes else commit
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware that a figure depends on."""
+    return _gpu(device) | {
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "package": _version("speedyresnet"),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    """Model name of the CPU, as precisely as the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory in use so far: allocated on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

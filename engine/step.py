@@ -1,0 +1,213 @@
+"""The training step: everything that changes in a run lives on the device, and one call moves it one step on.
+
+    pick images -> augment -> forward -> loss -> backward -> optimizer -> averaging -> counter + 1
+
+Which images, which random draws, which learning rate: all of it is read at the device's own step counter. A step
+takes nothing from the host and tells it nothing; losses go to a log on the device that is read when an epoch ends.
+So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.augment import (
+    Transforms,
+    augment,
+    augmentation_draws,
+    cutmix_partners,
+    pasted,
+)
+from ..kernels.random import permuted
+from .nets import BatchNorm, SpeedyResNet
+from .optim import ParameterGroup, mix_, nesterov_sgd_
+from .recipe import Recipe
+from .schedules import Plan
+
+_SHUFFLE_STREAM = 0
+
+
+class TrainingState:
+    """All tensors of a run: weights, optimizer, average, data, counter, seed, tables and logs.
+
+    Args:
+        net: on its device, in its dtype; trained in place.
+        recipe: what to do.
+        plan: the recipe's steps and tables.
+        images: uint8 [N, H, W, C] on the device of `net`.
+        labels: int64 [N], likewise.
+        mean: [C] of the training pixels scaled to [0, 1].
+        std: [C], likewise.
+    """
+
+    def __init__(
+        self,
+        net: SpeedyResNet,
+        recipe: Recipe,
+        plan: Plan,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        device, dtype = net.head.weight.device, net.head.weight.dtype
+        precision = torch.promote_types(dtype, torch.float32)
+        self.net, self.recipe, self.plan = net, recipe, plan
+        self.images, self.labels = images, labels
+        self.scale = (1 / (255 * std.double())).to(device, precision)
+        self.shift = (-mean.double() / std.double()).to(device, precision)
+        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+
+        def table(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=precision, device=device)
+
+        self.learning_rate = table(plan.learning_rate)
+        self.averaging_keep = table(plan.averaging_keep)
+        self.averaging_write_back = table(plan.averaging_write_back)
+        self.loss_log = torch.zeros(plan.steps, dtype=precision, device=device)
+        self.correct_log = torch.zeros(plan.steps, dtype=torch.int64, device=device)
+
+        self.weight_group, self.bias_group = self._parameter_groups()
+        self.averages = recipe.averaging.kind != "none"
+        # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
+        live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
+        # One list a dtype: a foreach operation takes its fast path only then.
+        self.live = [[v for v in live if v.dtype == kind] for kind in dict.fromkeys(v.dtype for v in live)]
+        self.average = [[torch.empty_like(v, requires_grad=False) for v in part] for part in self.live]
+
+    def _parameter_groups(self) -> tuple[ParameterGroup, ParameterGroup]:
+        """Weights with the whitening bias last (it is frozen first), and batch-norm biases."""
+        settings, net = self.recipe.optimizer, self.net
+        biases = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
+        in_biases = {id(bias) for bias in biases}
+        whitening_bias = net.stem.whitening.bias
+        weights = [
+            p
+            for p in net.parameters()
+            if p.requires_grad and id(p) not in in_biases and p is not whitening_bias
+        ]
+        if whitening_bias is not None:
+            weights.append(whitening_bias)
+        # The backward pass runs on scale * (sum of losses), that is on batch_size * scale mean losses.
+        mean_losses = self.recipe.batch_size * self.recipe.loss.scale
+
+        def group(parameters: list[Tensor], faster: float) -> ParameterGroup:
+            return ParameterGroup(
+                parameters=parameters,
+                learning_rate=settings.learning_rate * faster / mean_losses,
+                weight_decay=settings.weight_decay / faster * mean_losses,
+                momentum_buffers=[torch.zeros_like(p, requires_grad=False) for p in parameters],
+            )
+
+        return group(list(weights), 1.0), group(list(biases), settings.batch_norm_bias_scale)
+
+    @torch.no_grad()
+    def restart(self, seed: int) -> None:
+        """Start a run with `seed` from the weights the net now has: counter, momentum, average and logs anew."""
+        self.seed.fill_(seed)
+        self.counter.zero_()
+        self.loss_log.zero_()
+        self.correct_log.zero_()
+        for group in (self.weight_group, self.bias_group):
+            torch._foreach_zero_(group.momentum_buffers)
+        for average, live in zip(self.average, self.live, strict=True):
+            torch._foreach_copy_(average, live)
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The average, by the names that `net.state_dict()` has."""
+        slow = {id(live): average for part in zip(self.live, self.average, strict=True)
+                for live, average in zip(*part, strict=True)}
+        return {name: slow.get(id(value), value) for name, value in self.net.state_dict(keep_vars=True).items()}
+
+
+def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of each image against its label, smoothed over all classes: [B]."""
+    right = -log_probabilities.gather(1, labels[:, None]).squeeze(1)
+    return (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(1)
+
+
+def _transforms(recipe: Recipe, cutmix: bool) -> Transforms:
+    settings = recipe.augmentation
+    return Transforms(
+        padding=settings.padding,
+        padding_mode=settings.padding_mode,
+        flip=settings.flip,
+        cutout=settings.cutout,
+        cutmix=settings.cutmix if cutmix else 0,
+    )
+
+
+def _batch(state: TrainingState, cutmix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images [B, C, H, W] of this step, their labels [B], and the labels of what was pasted in, if anything was."""
+    plan, size = state.plan, state.recipe.batch_size
+    count, height, width = state.images.shape[:3]
+    dtype = state.net.head.weight.dtype
+    transforms = _transforms(state.recipe, cutmix)
+    epoch = state.counter // plan.steps_per_epoch
+    positions = state.counter % plan.steps_per_epoch * size + torch.arange(size, device=state.counter.device)
+    ids = permuted(positions, count, state.seed, epoch, _SHUFFLE_STREAM)
+
+    draws = augmentation_draws(state.seed, epoch, ids, transforms, height, width)
+    images = augment(state.images, ids, draws, state.scale, state.shift, transforms, dtype)
+    labels = state.labels.index_select(0, ids)
+    if not transforms.cutmix:
+        return images, labels, None
+    partners = cutmix_partners(state.seed, epoch, ids, count)
+    partner_draws = augmentation_draws(state.seed, epoch, partners, transforms, height, width)
+    others = augment(state.images, partners, partner_draws, state.scale, state.shift, transforms, dtype)
+    images = pasted(images, others, draws, transforms.cutmix)
+    return images, labels, state.labels.index_select(0, partners)
+
+
+def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -> None:
+    """Train one batch, in place.
+
+    Args:
+        state: of the run.
+        whitening_bias: still train the whitening bias; once frozen, the first 3x3 convolution needs no input
+            gradient.
+        cutmix: paste squares from other images.
+    """
+    recipe = state.recipe
+    images, labels, pasted_labels = _batch(state, cutmix)
+    logits = state.net(images)
+    log_probabilities = F.log_softmax(logits.to(state.scale.dtype), dim=1)
+    losses = _smoothed_losses(log_probabilities, labels, recipe.loss.label_smoothing)
+    if pasted_labels is not None:
+        share = recipe.augmentation.cutmix**2 / (images.shape[2] * images.shape[3])
+        others = _smoothed_losses(log_probabilities, pasted_labels, recipe.loss.label_smoothing)
+        losses = (1 - share) * losses + share * others
+    loss = losses.sum() * recipe.loss.scale
+
+    weights, biases = state.weight_group, state.bias_group
+    frozen = state.net.stem.whitening.bias is not None and not whitening_bias
+    trained = weights.parameters[:-1] if frozen else weights.parameters
+    gradients = torch.autograd.grad(loss, [*trained, *biases.parameters])
+    with torch.no_grad():
+        correct = (logits.argmax(1) == labels).sum()
+        state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+        state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+        _update(state, list(gradients), len(trained))
+        state.counter.add_(1)
+
+
+def _update(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
+    """Optimizer and averaging of this step; the first gradients are those of the weights."""
+    rate = state.learning_rate.index_select(0, state.counter).squeeze(0)
+    momentum = state.recipe.optimizer.momentum
+    weights, biases = state.weight_group, state.bias_group
+    trained = ParameterGroup(
+        parameters=weights.parameters[:weights_trained],
+        learning_rate=weights.learning_rate,
+        weight_decay=weights.weight_decay,
+        momentum_buffers=weights.momentum_buffers[:weights_trained],
+    )
+    nesterov_sgd_(trained, gradients[:weights_trained], rate * weights.learning_rate, momentum)
+    nesterov_sgd_(biases, gradients[weights_trained:], rate * biases.learning_rate, momentum)
+    if state.averages:
+        keep = state.averaging_keep.index_select(0, state.counter).squeeze(0)
+        write_back = state.averaging_write_back.index_select(0, state.counter).squeeze(0)
+        for average, live in zip(state.average, state.live, strict=True):
+            mix_(average, live, keep)
+            mix_(live, average, 1 - write_back)

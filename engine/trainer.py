@@ -1,0 +1,358 @@
+"""A run from recipe to record: build once, then prepare, train and evaluate for each seed.
+
+The clocks: `build` is import, compilation, warm-up on synthetic pixels and the copy of the data to the device;
+`prepare` the reset of the weights and the whitening; `train` the training loop with its augmentation; `evaluate` the
+final evaluation. Validation between epochs runs outside all of them.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .backends import Variant, make_step
+from .data import Pack
+from .errors import UserError
+from .evaluate import Accuracy, Scores, scores
+from .init import reset_parameters, whitening_filters
+from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, make_net, parameter_counts
+from .recipe import Recipe, View
+from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
+from .schedules import plan
+from .step import TrainingState
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+class Display(Protocol):
+    """Who wants to know how a run goes. Called from the training loop: `step` has to be quick."""
+
+    def start(self, steps: int) -> None:
+        """Training begins."""
+
+    def step(self, step: int) -> None:
+        """So many steps are issued."""
+
+    def epoch(self, row: HistoryRow) -> None:
+        """An epoch ended."""
+
+    def note(self, text: str) -> None:
+        """Something else is going on."""
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def start(self, steps: int) -> None:
+        """Training begins."""
+
+    def step(self, step: int) -> None:
+        """So many steps are issued."""
+
+    def epoch(self, row: HistoryRow) -> None:
+        """An epoch ended."""
+
+    def note(self, text: str) -> None:
+        """Something else is going on."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: unknown device, or CUDA asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA GPUs")
+    return device
+
+
+def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations that `recipe` means on `device`."""
+    if recipe.dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return DTYPES[recipe.dtype]
+
+
+def pick_kernels(recipe: Recipe) -> dict[str, str]:
+    """Provider of each operation."""
+    if recipe.kernels == "triton":
+        raise UserError("kernels=triton: no operation has a Triton kernel yet; use kernels=auto")
+    return {"augment": "reference"}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is never cut in half; a second Ctrl-C stops at once.
+
+    Outside the main thread, where Python delivers no signals, the event is never set.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How far a training loop got."""
+
+    status: Literal["finished", "diverged", "interrupted"]
+    steps: int
+    seconds: float
+    history: list[HistoryRow]
+
+
+class Trainer:
+    """A recipe, a data set and a device made ready; `run(seed)` as often as wanted.
+
+    Args:
+        recipe: what to do.
+        pack: the data set.
+        device: where.
+        backend: see `backends.py`.
+        started: `time.perf_counter()` when the build clock began; none: now.
+
+    Raises:
+        UserError: data that does not fit the recipe, or a backend this machine cannot run.
+    """
+
+    def __init__(
+        self, recipe: Recipe, pack: Pack, device: torch.device, backend: str, started: float | None = None
+    ) -> None:
+        started = time.perf_counter() if started is None else started
+        height, width = pack.image_size
+        check_image_size(recipe.net, height, width)
+        self.recipe, self.pack, self.device, self.backend = recipe, pack, device, backend
+        self.kernels = pick_kernels(recipe)
+        self.dtype = pick_dtype(recipe, device)
+        self.plan = plan(recipe, len(pack.train_labels))
+        net = make_net(
+            recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device
+        )
+        self.state = TrainingState(
+            net,
+            recipe,
+            self.plan,
+            torch.randint(0, 256, pack.train_images.shape, dtype=torch.uint8, device=device),
+            torch.zeros(len(pack.train_labels), dtype=torch.int64, device=device),
+            torch.tensor(pack.mean, dtype=torch.float64),
+            torch.tensor(pack.std, dtype=torch.float64),
+        )
+        self._steps = {variant: make_step(self.state, backend, variant) for variant in self._variants()}
+        self._warm_up()
+        self.state.images.copy_(pack.train_images)
+        self.state.labels.copy_(pack.train_labels)
+        self.test_images, self.test_labels = pack.test_images.to(device), pack.test_labels.to(device)
+        synchronize(device)
+        self.build_seconds = time.perf_counter() - started
+
+    @property
+    def net(self) -> SpeedyResNet:
+        """The net with its live weights."""
+        return self.state.net
+
+    def _variant(self, step: int) -> Variant:
+        """Which step function step number `step` (0-based) takes."""
+        first_cutmix = self.plan.first_cutmix_epoch
+        epoch = step // self.plan.steps_per_epoch
+        return step < self.plan.whitening_bias_steps, first_cutmix is not None and epoch >= first_cutmix
+
+    def _variants(self) -> list[Variant]:
+        """All variants in the order of their first step; they change only at epoch ends and at the freezing."""
+        changes = [0, *self.plan.epoch_ends()[:-1], self.plan.whitening_bias_steps]
+        first_steps = sorted(step for step in changes if step < self.plan.steps)
+        return list(dict.fromkeys(map(self._variant, first_steps)))
+
+    def _warm_up(self) -> None:
+        """Run each step function on random pixels, so that compilation and library set-up are over."""
+        reset_parameters(self.net, self.recipe.net, seed=0)
+        self.state.restart(seed=0)
+        self.net.train()
+        for step in self._steps.values():
+            step()
+        synchronize(self.device)
+
+    def prepare(self, seed: int) -> float:
+        """Reset everything for a run with `seed`; returns the seconds it took."""
+        started = time.perf_counter()
+        settings, state = self.recipe.net, self.state
+        reset_parameters(self.net, settings, seed)
+        pixels = state.images[: settings.whitening_images]
+        images = (pixels.to(state.scale.dtype) * state.scale + state.shift).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            self.net.stem.whitening.weight.copy_(whitening_filters(images, settings))
+        state.restart(seed)
+        synchronize(self.device)
+        return time.perf_counter() - started
+
+    def train(self, display: Display) -> Outcome:
+        """The training loop over the prepared state; Ctrl-C ends it early with what is done."""
+        outcome = Outcome("finished", 0, 0.0, [])
+        display.start(self.plan.steps)
+        with interrupt_flag() as interrupted:
+            for epoch, end in enumerate(self.plan.epoch_ends()):
+                first = outcome.steps
+                self._train_until(end, outcome, display, interrupted)
+                if outcome.steps > first:
+                    outcome.history.append(self._history_row(epoch, outcome, validate=not interrupted.is_set()))
+                    display.epoch(outcome.history[-1])
+                    if not math.isfinite(outcome.history[-1].loss):
+                        outcome.status = "diverged"
+                        break
+                if interrupted.is_set():
+                    outcome.status = "interrupted"
+                    break
+        return outcome
+
+    def _train_until(self, end: int, outcome: Outcome, display: Display, interrupted: threading.Event) -> None:
+        """The steps up to number `end`, on the train clock; an interruption lets the step at hand finish."""
+        self.net.train()
+        started = time.perf_counter()
+        while outcome.steps < end and not interrupted.is_set():
+            self._steps[self._variant(outcome.steps)]()
+            outcome.steps += 1
+            display.step(outcome.steps)
+        synchronize(self.device)
+        outcome.seconds += time.perf_counter() - started
+
+    def _history_row(self, epoch: int, outcome: Outcome, *, validate: bool) -> HistoryRow:
+        """Reads the logs of the epoch that just ended, and validates if that is wanted and due."""
+        first, last = epoch * self.plan.steps_per_epoch, outcome.steps
+        losses = self.state.loss_log[first:last].double().mean()
+        correct = self.state.correct_log[first:last].double().mean()
+        every = self.recipe.evaluation.every
+        due = validate and every > 0 and (epoch + 1) % every == 0
+        live = self.scores("live") if due else None
+        started = self.plan.first_averaging_epoch
+        averaged = self.scores("averaged") if due and started is not None and epoch >= started else None
+        return HistoryRow(
+            epoch=epoch + 1,
+            step=last,
+            loss=float(losses),
+            lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.learning_rate,
+            seconds=outcome.seconds,
+            train_accuracy=float(correct) / self.recipe.batch_size,
+            val_loss=live.loss if live else None,
+            val_accuracy=live.accuracy["single_view"] if live else None,
+            averaged_accuracy=averaged.accuracy["single_view"] if averaged else None,
+        )
+
+    def scores(
+        self, weights: str, view: View = "single_view"
+    ) -> Scores:
+        """Accuracy and loss on all test images of the `live` or `averaged` weights."""
+        return scores(
+            self.net,
+            self.test_images,
+            self.test_labels,
+            self.state.scale,
+            self.state.shift,
+            view=view,
+            batch_size=self.recipe.evaluation.batch_size,
+            dtype=self.dtype,
+            state=self.state.averaged_state() if weights == "averaged" else None,
+        )
+
+    def evaluate(self) -> tuple[Accuracy, float]:
+        """The recipe's final evaluation, and the seconds it took."""
+        started = time.perf_counter()
+        settings = self.recipe.evaluation
+        accuracy = self.scores(settings.weights, settings.view).accuracy
+        synchronize(self.device)
+        return Accuracy(weights=settings.weights, **accuracy), time.perf_counter() - started
+
+    def reported_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the weights that the recipe reports, by name."""
+        if self.recipe.evaluation.weights == "averaged":
+            return self.state.averaged_state()
+        return self.net.state_dict()
+
+    def run(self, seed: int, display: Display | None = None) -> RunRecord:
+        """Prepare, train and evaluate with `seed`; a run that diverges or is interrupted is recorded as such."""
+        record = self.new_record(seed)
+        record.seconds.prepare = self.prepare(seed)
+        outcome = self.train(display or Silent())
+        record.status, record.steps, record.history = outcome.status, outcome.steps, outcome.history
+        record.images_seen = outcome.steps * self.recipe.batch_size
+        record.seconds.train = outcome.seconds
+        if outcome.status != "interrupted":
+            record.accuracy, record.seconds.evaluate = self.evaluate()
+        record.memory = {"peak_bytes": peak_bytes(self.device)}
+        return record
+
+    def new_record(self, seed: int) -> RunRecord:
+        """The record of a run that has not begun."""
+        pack = self.pack
+        height, width = pack.image_size
+        parameters, trainable = parameter_counts(self.net)
+        flops = forward_flops_per_image(
+            self.recipe, classes=pack.num_classes, channels=pack.channels, height=height, width=width
+        )
+        return RunRecord(
+            status="interrupted",
+            recipe=self.recipe,
+            data={
+                "name": pack.name,
+                "sha256": pack.sha256,
+                "train_images": len(pack.train_labels),
+                "test_images": len(pack.test_labels),
+                "classes": pack.num_classes,
+            },
+            seed=seed,
+            device=str(self.device),
+            backend=self.backend,
+            dtype=str(self.dtype).removeprefix("torch."),
+            kernels=self.kernels,
+            environment=environment(self.device),
+            model={
+                "parameters": parameters,
+                "trainable_parameters": trainable,
+                "forward_flops_per_image": flops,
+            },
+            memory={"peak_bytes": None},
+            seconds=Seconds(build=self.build_seconds),
+            accuracy=Accuracy(weights=self.recipe.evaluation.weights),
+        )
+
+

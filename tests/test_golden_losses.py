@@ -1,0 +1,131 @@
+"""Our recipes against the original scripts: the losses of 20 float64 steps, from the same numbers on both sides.
+
+golden_losses.json holds what the originals computed. Images, weights and random draws are values of one formula of
+(order, shape, index); the orders are those noted here. Four steps make an epoch, so alternating flips, the freezing of
+the whitening bias, lookahead, late cutmix and warm-up all happen within the 20 steps.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speedyresnet.engine import recipe, step
+from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.step import TrainingState, training_step
+from speedyresnet.kernels.augment import Draws
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+IMAGES = 64
+
+
+def formula(order, shape):
+    """Uniform numbers in [0, 1), the only source of numbers on both sides."""
+    words = (np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(order) * np.uint64(1000003)) & 0xFFFFFFFF
+    for _ in range(2):
+        words = ((words ^ (words >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    words = words ^ (words >> 16)
+    return torch.from_numpy(words.astype(np.float64) / 2**32).reshape(shape)
+
+
+def below(order, count, shape=(IMAGES,)):
+    return (formula(order, shape) * count).floor().long()
+
+
+def shuffled(order):
+    return torch.argsort(formula(order, (IMAGES,)), stable=True)
+
+
+def epoch_order(epoch, purpose):
+    """Purposes: 0 shuffle, 1 shift or row, 2 column, 3 flip, 4 cutmix partner, 5 cutmix row, 6 cutmix column."""
+    return 1000 + 10 * int(epoch) + purpose
+
+
+def draws_of_airbench(seed, epoch, ids, transforms, height, width):
+    """The original flips once, crops, and mirrors every other epoch; ours crops first and mirrors once at the end.
+
+    Flipping before a crop by s is cropping by -s and flipping after.
+    """
+    flipped = formula(1003, (IMAGES,)) < 0.5
+    shift = below(epoch_order(epoch, 1), 5, (IMAGES, 2)) - 2
+    row, column = shift[:, 0] + 2, torch.where(flipped, -shift[:, 1], shift[:, 1]) + 2
+    mirror = flipped ^ bool(int(epoch) % 2)
+    nothing = torch.zeros(IMAGES, dtype=torch.int64)
+    return Draws(*(value[ids] for value in (row, column, mirror, nothing, nothing, nothing, nothing)))
+
+
+def draws_of_hlb(seed, epoch, ids, transforms, height, width):
+    """The original's crops start at 0..3 only, and a cutmix centre c covers c - 1 .. c + 1 of 3 pixels."""
+    row, column = below(epoch_order(epoch, 1), 4), below(epoch_order(epoch, 2), 4)
+    mirror = formula(epoch_order(epoch, 3), (IMAGES,)) < 0.5
+    mix_row, mix_column = below(epoch_order(epoch, 5), 30), below(epoch_order(epoch, 6), 30)
+    nothing = torch.zeros(IMAGES, dtype=torch.int64)
+    return Draws(*(v[ids] for v in (row, column, mirror, nothing, nothing, mix_row, mix_column)))
+
+
+@torch.no_grad()
+def fill_weights(net):
+    filters = (2 * formula(0, (12, 3, 2, 2)) - 1) * 0.5
+    net.stem.whitening.weight.copy_(torch.cat([filters, -filters]))
+    if net.stem.whitening.bias is not None:
+        net.stem.whitening.bias.copy_((2 * formula(1, (24,)) - 1) * 0.1)
+    layers = [pair for group in net.groups for pair in zip(group.convolutions, group.norms, strict=True)]
+    for index, (convolution, norm) in enumerate(layers):
+        weight, bias = convolution.weight, norm.bias
+        weight.copy_((2 * formula(2 + 2 * index, weight.shape) - 1) * math.sqrt(3 / weight[0].numel()))
+        bias.copy_((2 * formula(3 + 2 * index, bias.shape) - 1) * 0.1)
+    head = net.head.weight
+    head.copy_((2 * formula(14, head.shape) - 1) * math.sqrt(1 / head.shape[1]))
+
+
+def settings_at_batch_16(name):
+    """The recipe with what the originals derive from a batch of 16."""
+    base = recipe(name, ["batch_size=16", "dtype=float64"])
+    if name == "airbench94":  # the original's learning rate is that of the summed loss
+        rate = dataclasses.replace(base.optimizer, learning_rate=base.optimizer.learning_rate * 16 / 1024)
+        return dataclasses.replace(base, optimizer=rate)
+    decay = dataclasses.replace(base.optimizer, weight_decay=base.optimizer.weight_decay * 16 / 1024)
+    late = dataclasses.replace(base.augmentation, cutmix_epochs=float(GOLDEN[name]["cutmix_epochs"]))
+    scale = dataclasses.replace(base.loss, scale=512 / 16)
+    return dataclasses.replace(base, optimizer=decay, augmentation=late, loss=scale)
+
+
+def our_losses(name, steps, monkeypatch):
+    golden = GOLDEN[name]
+    monkeypatch.setattr(step, "permuted", lambda position, count, seed, epoch, stream: shuffled(
+        epoch_order(epoch, 0))[position])
+    monkeypatch.setattr(step, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(
+        epoch_order(epoch, 4))[ids])
+    monkeypatch.setattr(
+        step, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb
+    )
+    settings = settings_at_batch_16(name)
+    net = make_net(settings, classes=10, channels=3, dtype=torch.float64, device="cpu").train()
+    fill_weights(net)
+    state = TrainingState(
+        net,
+        settings,
+        plan(settings, IMAGES),
+        below(900, 256, (IMAGES, 32, 32, 3)).to(torch.uint8),
+        torch.arange(IMAGES) % 10,
+        torch.tensor(golden.get("mean", (0.4914, 0.4822, 0.4465)), dtype=torch.float64),
+        torch.tensor(golden.get("std", (0.2470, 0.2435, 0.2616)), dtype=torch.float64),
+    )
+    state.restart(seed=0)
+    first_cutmix = state.plan.first_cutmix_epoch
+    for index in range(steps):
+        cutmix = first_cutmix is not None and index // 4 >= first_cutmix
+        training_step(state, whitening_bias=index < state.plan.whitening_bias_steps, cutmix=cutmix)
+    return state.loss_log[:steps].tolist()
+
+
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.7"])
+def test_losses_are_those_of_the_original_script(name, monkeypatch):
+    golden = GOLDEN[name]["losses"]
+    losses = our_losses(name, len(golden), monkeypatch)
+    assert losses == pytest.approx(golden, rel=1e-6, abs=0)
