@@ -5,6 +5,10 @@
 >>> run.record.accuracy.single_view
 """
 
+import time
+
+IMPORT_STARTED = time.perf_counter()
+
 from .api import TrainedRun, evaluate, train
 from .data import Pack, load_data
 from .errors import UserError

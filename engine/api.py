@@ -61,9 +61,7 @@ def train(
     pack = data if isinstance(data, Pack) else load_data(data)
     trainer = Trainer(made, pack, pick_device(str(device)), backend, started)
     record = trainer.run(seed, display)
-    return TrainedRun(
-        record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype
-    )
+    return TrainedRun(record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype)
 
 
 def evaluate(

@@ -100,6 +100,4 @@ def scores(
             correct[name] = correct.get(name, 0) + (values.argmax(1) == targets).sum()
         loss += F.cross_entropy(logits["single_view"], targets, reduction="sum")
     count = len(labels)
-    return Scores(
-        accuracy={name: int(value) / count for name, value in correct.items()}, loss=float(loss) / count
-    )
+    return Scores(accuracy={name: int(value) / count for name, value in correct.items()}, loss=float(loss) / count)

@@ -49,7 +49,7 @@ def whitening_filters(images: Tensor, net: Net) -> Tensor:
     kernel = net.whitening_kernel
     covariance = patch_covariance(images, kernel, centered=net.whitening_centered)
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-    filters = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
+    filters: Tensor = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
     if net.whitening_sign_pairs:
         filters = torch.cat([filters, -filters])
     return filters.reshape(-1, images.shape[1], kernel, kernel)
@@ -86,7 +86,7 @@ def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
     if settings.convolution_init == "default":
         return
     for group in net.groups:
-        for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type, union-attr]
+        for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type]
             weight = convolution.weight
             if settings.convolution_init == "dirac":
                 nn.init.dirac_(weight[: weight.shape[1]])

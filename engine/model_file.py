@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..kernels.augment import normalisation
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, scores
@@ -44,14 +45,13 @@ class Model:
                 f"the model knows {len(self.class_names)} classes ({_listed(self.class_names)}), "
                 f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)})"
             )
-        mean, std = torch.tensor(self.mean).double(), torch.tensor(self.std).double()
-        precision = torch.promote_types(self.dtype, torch.float32)
+        scale, shift = normalisation(self.mean, self.std, torch.promote_types(self.dtype, torch.float32), device)
         found = scores(
             self.net.to(device),
             pack.test_images.to(device),
             pack.test_labels.to(device),
-            (1 / (255 * std)).to(device, precision),
-            (-mean / std).to(device, precision),
+            scale,
+            shift,
             view=view or self.recipe.evaluation.view,
             batch_size=self.recipe.evaluation.batch_size,
             dtype=self.dtype,

@@ -3,6 +3,8 @@
 Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in channels_last.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,8 +47,25 @@ class BatchNorm(nn.Module):
         )
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+class Convolution(nn.Conv2d):
+    """nn.Conv2d whose weights are cast to the dtype of the input, so that they may be kept in a wider one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H', W']."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose weights are cast to the dtype of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs] -> [N, outputs]."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int = 3) -> Convolution:
+    return Convolution(inputs, outputs, kernel, padding=kernel // 2, bias=False)
 
 
 class ConvolutionGroup(nn.Module):
@@ -55,7 +74,7 @@ class ConvolutionGroup(nn.Module):
     def __init__(self, inputs: int, outputs: int, net: Net) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * net.group_convolutions
-        self.convolutions = nn.ModuleList(_convolution(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
         self.norms = nn.ModuleList(
             BatchNorm(outputs, net.batch_norm_momentum, net.batch_norm_epsilon) for _ in self.convolutions
         )
@@ -80,14 +99,12 @@ class Stem(nn.Module):
     def __init__(self, net: Net, channels: int, project_width: int) -> None:
         super().__init__()
         filters = channels * net.whitening_kernel**2 * (2 if net.whitening_sign_pairs else 1)
-        self.whitening = nn.Conv2d(
+        self.whitening = Convolution(
             channels, filters, net.whitening_kernel, stride=net.whitening_stride, bias=net.whitening_bias
         )
         self.whitening.weight.requires_grad_(False)
         self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
-        self.norm = (
-            BatchNorm(project_width, net.batch_norm_momentum, net.batch_norm_epsilon) if project_width else None
-        )
+        self.norm = BatchNorm(project_width, net.batch_norm_momentum, net.batch_norm_epsilon) if project_width else None
         self.activation = ACTIVATIONS[net.activation]
         self.outputs = project_width or filters
 
@@ -113,32 +130,33 @@ class SpeedyResNet(nn.Module):
 
         self.stem = Stem(net, channels, scaled(net.project_width))
         widths = [self.stem.outputs, *map(scaled, net.widths)]
-        self.groups = nn.ModuleList(
-            ConvolutionGroup(*pair, net) for pair in zip(widths, widths[1:], strict=False)
-        )
-        self.head = nn.Linear(widths[-1], classes, bias=False)
+        self.groups = nn.ModuleList(ConvolutionGroup(*pair, net) for pair in itertools.pairwise(widths))
+        self.head = Linear(widths[-1], classes, bias=False)
         self.logit_scale = net.logit_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype of the net."""
+        """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in."""
         x = self.stem(x)
         for group in self.groups:
             x = group(x)
-        return self.head(x.amax((2, 3))) * self.logit_scale
+        logits: Tensor = self.head(x.amax((2, 3)))
+        return logits * self.logit_scale
 
 
 def make_net(
     recipe: Recipe, *, classes: int, channels: int, dtype: torch.dtype, device: torch.device | str
 ) -> SpeedyResNet:
-    """The net of `recipe` on `device` in channels_last and `dtype`, batch norm in at least float32."""
+    """The net of `recipe` on `device` in channels_last, for inputs of `dtype`.
+
+    Weights are kept in `dtype`, or in float32 where the recipe asks for master weights; batch norm is at least float32.
+    """
     with torch.device(device):
-        net = SpeedyResNet(
-            recipe.net, classes=classes, channels=channels, width_multiplier=recipe.width_multiplier
-        )
-    net = net.to(dtype=dtype, memory_format=torch.channels_last)
+        net = SpeedyResNet(recipe.net, classes=classes, channels=channels, width_multiplier=recipe.width_multiplier)
+    wide = torch.promote_types(dtype, torch.float32)
+    net = net.to(wide if recipe.optimizer.master_weights else dtype).to(memory_format=torch.channels_last)
     for module in net.modules():
         if isinstance(module, BatchNorm):
-            module.to(torch.promote_types(dtype, torch.float32))
+            module.to(wide)
     return net
 
 

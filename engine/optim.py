@@ -17,9 +17,7 @@ class ParameterGroup:
     momentum_buffers: list[Tensor]
 
 
-def nesterov_sgd_(
-    group: ParameterGroup, gradients: list[Tensor], learning_rate: Tensor, momentum: float
-) -> None:
+def nesterov_sgd_(group: ParameterGroup, gradients: list[Tensor], learning_rate: Tensor, momentum: float) -> None:
     """One step of SGD with Nesterov momentum, as torch.optim.SGD(nesterov=True) defines it, in place.
 
     With d = gradient + weight_decay * p and buffers that start at zero:
@@ -40,7 +38,7 @@ def nesterov_sgd_(
 
 
 def mix_(destination: list[Tensor], source: list[Tensor], keep: Tensor) -> None:
-    """destination <- keep * destination + (1 - keep) * source, in place; exact for keep 0 and 1.
+    """Destination <- keep * destination + (1 - keep) * source, in place; exact for keep 0 and 1.
 
     Args:
         destination: tensors of any one dtype.

@@ -94,6 +94,8 @@ class Optimizer:
     """Batch-norm biases learn that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
     """Epochs after which the whitening bias is frozen."""
+    master_weights: bool = False
+    """Keep weights, gradients and momentum in float32 and cast the weights in each step, whatever `dtype` is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,11 @@ class Recipe:
     width_multiplier: float = 1.0
     """Scales the channels of every layer but the whitening."""
     dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] = "auto"
-    """Of weights and activations; batch norm is never below float32. auto: float16 on a GPU, float32 on a CPU."""
+    """Of activations and, without master weights, of weights; batch norm is never below float32.
+
+    auto: float16 on a GPU; on a CPU float32, or bfloat16 where the recipe keeps master weights and the CPU has matrix
+    instructions for it (AMX).
+    """
     kernels: Literal["auto", "triton", "reference"] = "auto"
     net: Net = field(default_factory=Net)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from .evaluate import Accuracy
+from .files import write_atomically
 from .recipe import Recipe
 
 SCHEMA = "speedyresnet.run/1"
@@ -34,7 +35,7 @@ class Seconds:
 
     @property
     def total(self) -> float | None:
-        """prepare + train + evaluate."""
+        """Prepare + train + evaluate."""
         if self.prepare is None or self.train is None or self.evaluate is None:
             return None
         return self.prepare + self.train + self.evaluate
@@ -90,6 +91,10 @@ class RunRecord:
     def to_json(self, indent: int | None = 1) -> str:
         """One JSON document; numbers that are not finite become null."""
         return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
+
+    def write(self, path: Path) -> None:
+        """Write the JSON document to `path`, which appears whole or not at all."""
+        write_atomically(path, lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
 
 
 def _finite(value: Any) -> Any:

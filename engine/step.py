@@ -7,6 +7,8 @@ takes nothing from the host and tells it nothing; losses go to a log on the devi
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from ..kernels.augment import (
     augment,
     augmentation_draws,
     cutmix_partners,
+    normalisation,
     pasted,
 )
 from ..kernels.random import permuted
@@ -31,13 +34,14 @@ class TrainingState:
     """All tensors of a run: weights, optimizer, average, data, counter, seed, tables and logs.
 
     Args:
-        net: on its device, in its dtype; trained in place.
+        net: on its device; trained in place.
         recipe: what to do.
         plan: the recipe's steps and tables.
         images: uint8 [N, H, W, C] on the device of `net`.
         labels: int64 [N], likewise.
-        mean: [C] of the training pixels scaled to [0, 1].
-        std: [C], likewise.
+        mean: of the training pixels scaled to [0, 1], one a channel.
+        std: likewise.
+        dtype: of the activations.
     """
 
     def __init__(
@@ -47,15 +51,15 @@ class TrainingState:
         plan: Plan,
         images: Tensor,
         labels: Tensor,
-        mean: Tensor,
-        std: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
     ) -> None:
-        device, dtype = net.head.weight.device, net.head.weight.dtype
+        device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
-        self.net, self.recipe, self.plan = net, recipe, plan
+        self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
         self.images, self.labels = images, labels
-        self.scale = (1 / (255 * std.double())).to(device, precision)
-        self.shift = (-mean.double() / std.double()).to(device, precision)
+        self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -82,10 +86,8 @@ class TrainingState:
         biases = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
         in_biases = {id(bias) for bias in biases}
         whitening_bias = net.stem.whitening.bias
-        weights = [
-            p
-            for p in net.parameters()
-            if p.requires_grad and id(p) not in in_biases and p is not whitening_bias
+        weights: list[Tensor] = [
+            p for p in net.parameters() if p.requires_grad and id(p) not in in_biases and p is not whitening_bias
         ]
         if whitening_bias is not None:
             weights.append(whitening_bias)
@@ -100,7 +102,7 @@ class TrainingState:
                 momentum_buffers=[torch.zeros_like(p, requires_grad=False) for p in parameters],
             )
 
-        return group(list(weights), 1.0), group(list(biases), settings.batch_norm_bias_scale)
+        return group(weights, 1.0), group(list(biases), settings.batch_norm_bias_scale)
 
     @torch.no_grad()
     def restart(self, seed: int) -> None:
@@ -116,8 +118,11 @@ class TrainingState:
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The average, by the names that `net.state_dict()` has."""
-        slow = {id(live): average for part in zip(self.live, self.average, strict=True)
-                for live, average in zip(*part, strict=True)}
+        slow = {
+            id(live): average
+            for part in zip(self.live, self.average, strict=True)
+            for live, average in zip(*part, strict=True)
+        }
         return {name: slow.get(id(value), value) for name, value in self.net.state_dict(keep_vars=True).items()}
 
 
@@ -142,7 +147,7 @@ def _batch(state: TrainingState, cutmix: bool) -> tuple[Tensor, Tensor, Tensor |
     """Images [B, C, H, W] of this step, their labels [B], and the labels of what was pasted in, if anything was."""
     plan, size = state.plan, state.recipe.batch_size
     count, height, width = state.images.shape[:3]
-    dtype = state.net.head.weight.dtype
+    dtype = state.dtype
     transforms = _transforms(state.recipe, cutmix)
     epoch = state.counter // plan.steps_per_epoch
     positions = state.counter % plan.steps_per_epoch * size + torch.arange(size, device=state.counter.device)

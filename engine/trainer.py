@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Literal, Protocol
@@ -92,9 +92,12 @@ def pick_device(name: str) -> torch.device:
 
 def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations that `recipe` means on `device`."""
-    if recipe.dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return DTYPES[recipe.dtype]
+    if recipe.dtype != "auto":
+        return DTYPES[recipe.dtype]
+    if device.type == "cuda":
+        return torch.float16
+    has_matrix_instructions = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if recipe.optimizer.master_weights and has_matrix_instructions else torch.float32
 
 
 def pick_kernels(recipe: Recipe) -> dict[str, str]:
@@ -167,17 +170,16 @@ class Trainer:
         self.kernels = pick_kernels(recipe)
         self.dtype = pick_dtype(recipe, device)
         self.plan = plan(recipe, len(pack.train_labels))
-        net = make_net(
-            recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device
-        )
+        net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         self.state = TrainingState(
             net,
             recipe,
             self.plan,
             torch.randint(0, 256, pack.train_images.shape, dtype=torch.uint8, device=device),
             torch.zeros(len(pack.train_labels), dtype=torch.int64, device=device),
-            torch.tensor(pack.mean, dtype=torch.float64),
-            torch.tensor(pack.std, dtype=torch.float64),
+            pack.mean,
+            pack.std,
+            self.dtype,
         )
         self._steps = {variant: make_step(self.state, backend, variant) for variant in self._variants()}
         self._warm_up()
@@ -191,6 +193,11 @@ class Trainer:
     def net(self) -> SpeedyResNet:
         """The net with its live weights."""
         return self.state.net
+
+    @property
+    def first_step(self) -> Callable[[], None]:
+        """The function that does step 0, and all steps like it."""
+        return self._steps[self._variant(0)]
 
     def _variant(self, step: int) -> Variant:
         """Which step function step number `step` (0-based) takes."""
@@ -278,9 +285,7 @@ class Trainer:
             averaged_accuracy=averaged.accuracy["single_view"] if averaged else None,
         )
 
-    def scores(
-        self, weights: str, view: View = "single_view"
-    ) -> Scores:
+    def scores(self, weights: str, view: View = "single_view") -> Scores:
         """Accuracy and loss on all test images of the `live` or `averaged` weights."""
         return scores(
             self.net,
@@ -354,5 +359,3 @@ class Trainer:
             seconds=Seconds(build=self.build_seconds),
             accuracy=Accuracy(weights=self.recipe.evaluation.weights),
         )
-
-

@@ -9,6 +9,7 @@ The window has the image's own size. Cutout zeroes a square after normalisation.
 gather of B*H*W*C bytes, one multiply-add, and a masked write for each of zero padding, cutout and cutmix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -75,17 +76,34 @@ def cutmix_partners(seed: Tensor, epoch: Tensor, ids: Tensor, count: int) -> Ten
 
 
 def _square(row: Tensor, column: Tensor, side: int, height: int, width: int) -> Tensor:
-    """bool [B, 1, H, W]: true inside the side x side square whose first corner is (row, column)."""
+    """Bool [B, H, W, 1]: true inside the side x side square whose first corner is (row, column)."""
     rows = torch.arange(height, device=row.device) - row[:, None]
     columns = torch.arange(width, device=row.device) - column[:, None]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(-1)
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
     """Indices outside [0, size) mirrored at the first and the last pixel, which are not repeated."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift, [C] each, that turn pixel values 0..255 into (value / 255 - mean) / std.
+
+    Args:
+        mean: of the pixels scaled to [0, 1], one a channel.
+        std: likewise; a channel that is constant over the whole data set has 0 and becomes 0.
+        dtype: float32 or float64; computed in float64.
+        device: of the result.
+    """
+    center = torch.tensor(mean, dtype=torch.float64)
+    spread = torch.tensor(std, dtype=torch.float64)
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return (1 / (255 * spread)).to(device, dtype), (-center / spread).to(device, dtype)
 
 
 def augment(
@@ -118,18 +136,19 @@ def augment(
     column = column + draws.column[:, None] - transforms.padding
     source_row, source_column = _reflected(row, height), _reflected(column, width)
     pixels = images[ids[:, None, None], source_row[:, :, None], source_column[:, None, :]]
-    # A tensor of shape [B, H, W, C] seen as [B, C, H, W] is in channels_last already.
-    batch = (pixels.to(scale.dtype) * scale + shift).to(dtype).permute(0, 3, 1, 2)
+    batch = (pixels.to(scale.dtype) * scale + shift).to(dtype)
     if transforms.padding_mode == "zero" and transforms.padding > 0:
         inside = (row == source_row)[:, :, None] & (column == source_column)[:, None, :]
-        batch = batch * inside.unsqueeze(1)
+        batch = batch * inside.unsqueeze(-1)
     if transforms.cutout > 0:
         square = _square(draws.cutout_row, draws.cutout_column, transforms.cutout, height, width)
         batch = batch.masked_fill(square, 0.0)
-    return batch
+    # A tensor of shape [B, H, W, C] seen as [B, C, H, W] is in channels_last already.
+    return batch.permute(0, 3, 1, 2)
 
 
 def pasted(batch: Tensor, partners: Tensor, draws: Draws, side: int) -> Tensor:
-    """`batch` with a side x side square taken from `partners` in each image; both [B, C, H, W]."""
+    """`batch` with a side x side square taken from `partners` in each image; all [B, C, H, W] in channels_last."""
     square = _square(draws.cutmix_row, draws.cutmix_column, side, *batch.shape[2:])
-    return torch.where(square, partners, batch)
+    mixed = torch.where(square, partners.permute(0, 2, 3, 1), batch.permute(0, 2, 3, 1))
+    return mixed.permute(0, 3, 1, 2)

@@ -8,7 +8,6 @@ compiles, never synchronises, and gives the same bits everywhere.
 import math
 
 import torch
-
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF

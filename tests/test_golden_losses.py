@@ -97,13 +97,11 @@ def settings_at_batch_16(name):
 
 def our_losses(name, steps, monkeypatch):
     golden = GOLDEN[name]
-    monkeypatch.setattr(step, "permuted", lambda position, count, seed, epoch, stream: shuffled(
-        epoch_order(epoch, 0))[position])
-    monkeypatch.setattr(step, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(
-        epoch_order(epoch, 4))[ids])
     monkeypatch.setattr(
-        step, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb
+        step, "permuted", lambda position, count, seed, epoch, stream: shuffled(epoch_order(epoch, 0))[position]
     )
+    monkeypatch.setattr(step, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(epoch_order(epoch, 4))[ids])
+    monkeypatch.setattr(step, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb)
     settings = settings_at_batch_16(name)
     net = make_net(settings, classes=10, channels=3, dtype=torch.float64, device="cpu").train()
     fill_weights(net)
@@ -113,8 +111,9 @@ def our_losses(name, steps, monkeypatch):
         plan(settings, IMAGES),
         below(900, 256, (IMAGES, 32, 32, 3)).to(torch.uint8),
         torch.arange(IMAGES) % 10,
-        torch.tensor(golden.get("mean", (0.4914, 0.4822, 0.4465)), dtype=torch.float64),
-        torch.tensor(golden.get("std", (0.2470, 0.2435, 0.2616)), dtype=torch.float64),
+        golden.get("mean", (0.4914, 0.4822, 0.4465)),
+        golden.get("std", (0.2470, 0.2435, 0.2616)),
+        torch.float64,
     )
     state.restart(seed=0)
     first_cutmix = state.plan.first_cutmix_epoch

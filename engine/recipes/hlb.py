@@ -33,9 +33,7 @@ def v0_4() -> Recipe:
         ),
         augmentation=Augmentation(padding=2, flip="random"),
         loss=Loss(label_smoothing=0.2, scale=512 / 1024),
-        optimizer=Optimizer(
-            learning_rate=2.1, momentum=0.85, weight_decay=6.45e-4 * 2, batch_norm_bias_scale=32.0
-        ),
+        optimizer=Optimizer(learning_rate=2.1, momentum=0.85, weight_decay=6.45e-4 * 2, batch_norm_bias_scale=32.0),
         schedule=Schedule(kind="one_cycle", start=0.0, peak=0.15, end=0.0),
         averaging=Averaging(kind="ema", every=5, decay=0.98, power=0.0, epochs=9, finish=False),
         evaluation=Evaluation(view="mirror", weights="live", batch_size=1000),
@@ -63,9 +61,7 @@ def v0_7() -> Recipe:
         ),
         augmentation=Augmentation(padding=2, flip="random", cutmix=3, cutmix_epochs=6.0),
         loss=Loss(label_smoothing=0.2, scale=512 / 1024),
-        optimizer=Optimizer(
-            learning_rate=1.525, momentum=0.85, weight_decay=6.687e-4 * 2, batch_norm_bias_scale=64.0
-        ),
+        optimizer=Optimizer(learning_rate=1.525, momentum=0.85, weight_decay=6.687e-4 * 2, batch_norm_bias_scale=64.0),
         schedule=Schedule(kind="one_cycle", start=0.0, peak=0.23, end=0.07),
         averaging=Averaging(kind="lookahead", every=5, decay=0.95, power=3.0, epochs=10, finish=False),
         evaluation=Evaluation(view="mirror", weights="averaged", batch_size=2500),

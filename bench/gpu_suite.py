@@ -1,0 +1,111 @@
+"""Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
+
+environment.json, tests.json (the GPU tests), steps.json (time of a step by recipe and backend) and runs.jsonl (as
+many full airbench94 runs as fit). A run cut off at any moment leaves what was measured before.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from speedyresnet.engine.backends import BACKENDS
+from speedyresnet.engine.data import Pack
+from speedyresnet.engine.files import write_text
+from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.record import environment
+from speedyresnet.engine.trainer import Trainer, synchronize
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def run_gpu_suite(pack: Pack, device: torch.device, minutes: float, out: Path) -> None:
+    """Measure on `device` until `minutes` are over and save the parts in the folder `out`."""
+    deadline = time.monotonic() + 60 * minutes
+    _save(out / "environment.json", environment(device))
+    _save(out / "tests.json", _gpu_tests(deadline))
+    steps: list[dict[str, Any]] = []
+    for row in _step_times(pack, device, deadline):
+        steps.append(row)
+        _save(out / "steps.json", {"environment": environment(device), "data": pack.name, "steps": steps})
+    _full_runs(pack, device, deadline, out / "runs.jsonl")
+
+
+def _save(path: Path, document: Any) -> None:
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    print(f"saved {path}", flush=True)
+
+
+def _gpu_tests(deadline: float) -> dict[str, Any]:
+    """The tests marked gpu, in a process of their own; an installed wheel has none."""
+    if not (_CHECKOUT / "tests").is_dir():
+        return {"exit_code": None, "output": "no tests beside the installed package"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    seconds = max(deadline - time.monotonic(), 1.0)
+    try:
+        done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"exit_code": None, "output": f"not finished after {seconds:.0f} s"}
+    return {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-8000:]}
+
+
+def _step_times(pack: Pack, device: torch.device, deadline: float) -> Iterator[dict[str, Any]]:
+    """Milliseconds a step, images a second and build seconds of each recipe by backend."""
+    for backend in BACKENDS:
+        for name in sorted(registered_recipes(), key=lambda each: (each != "airbench94", each)):
+            if time.monotonic() >= deadline:
+                return
+            row: dict[str, Any] = {"recipe": name, "backend": backend}
+            try:
+                yield row | _step_time(Trainer(recipe(name), pack, device, backend))
+            except Exception:  # one failing combination is a result; the others are still wanted
+                yield row | {"error": traceback.format_exc()[-4000:]}
+
+
+def _step_time(trainer: Trainer, rounds: int = 5, steps: int = 10) -> dict[str, Any]:
+    """Median over rounds of a few steps each, issued without waiting in between."""
+    trainer.prepare(seed=0)
+    trainer.net.train()
+    step = trainer.first_step
+    steps = min(steps, max(trainer.plan.steps // (rounds + 1), 1)) if trainer.device.type == "cuda" else 1
+    seconds = []
+    for _ in range(rounds + 1):
+        synchronize(trainer.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronize(trainer.device)
+        seconds.append((time.perf_counter() - started) / steps)
+    middle = median(seconds[1:])
+    return {
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "milliseconds_per_step": 1e3 * middle,
+        "images_per_second": trainer.recipe.batch_size / middle,
+        "build_seconds": trainer.build_seconds,
+        "rounds": seconds[1:],
+    }
+
+
+def _full_runs(pack: Pack, device: torch.device, deadline: float, out: Path) -> None:
+    """Whole airbench94 runs with seeds 0, 1, ... as long as the next one still fits."""
+    if time.monotonic() >= deadline:
+        return
+    trainer, seed, longest = Trainer(recipe("airbench94"), pack, device, "eager"), 0, 0.0
+    with out.open("a", encoding="utf-8") as file:
+        while time.monotonic() + longest < deadline:
+            started = time.monotonic()
+            record = trainer.run(seed)
+            file.write(record.to_json(indent=None) + "\n")
+            file.flush()
+            print(f"seed {seed}: {record.accuracy}, {record.seconds}", flush=True)
+            longest, seed = max(longest, time.monotonic() - started), seed + 1
+            if record.status == "interrupted":
+                raise KeyboardInterrupt

@@ -1,0 +1,5 @@
+"""`python -m speedyresnet.engine`: the command line without the bench commands."""
+
+from .cli import app, run_command_line
+
+run_command_line(app)

@@ -1,0 +1,280 @@
+"""The command line: train, evaluate, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import IMPORT_STARTED
+from .api import evaluate as evaluate_model
+from .api import train as train_run
+from .backends import BACKENDS
+from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
+from .display import FileProgress, print_result, training_display
+from .errors import UserError
+from .files import check_writable, write_text
+from .nets import forward_flops_per_image, make_net, parameter_counts
+from .recipe import Recipe
+from .recipe import recipe as recipe_called
+from .recipes import registered_recipes
+from .schedules import plan
+from .trainer import pick_device, pick_dtype
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Train an image classifier in seconds.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and inspect data packs.")
+app.add_typer(data_app, name="data")
+
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a number: --set epochs=2.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack file or an image folder.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
+BackendOption = Annotated[str, typer.Option("--backend", help=" or ".join(BACKENDS) + ".")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def run_command_line(application: typer.Typer) -> NoReturn:
+    """Run `application` and exit: 0 done, 1 a check failed, 2 wrong input (one line), 130 interrupted."""
+    command = typer.main.get_command(application)
+    try:
+        code = command.main(prog_name="speedyresnet", standalone_mode=False)
+    except (typer.Exit, typer.Abort) as end:
+        code = getattr(end, "exit_code", 130)
+    except UserError as error:
+        code = _refused(str(error))
+    except _USAGE_ERROR as error:
+        code = _refused(error.format_message())
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused(message: str) -> int:
+    line = " ".join(message.split())
+    if line:
+        print(f"speedyresnet: {line}", file=sys.stderr)
+    return 2
+
+
+def _console(quiet: bool = False) -> Console:
+    """Where notes go: standard output, or standard error when standard output is for JSON only."""
+    return Console(stderr=quiet, soft_wrap=True)
+
+
+def _chosen_data(data: str | None, console: Console) -> Pack:
+    progress = FileProgress(Console(stderr=True))
+    try:
+        if data is not None:
+            return load_data(data, progress=progress)
+        return default_data(progress, lambda text: Console(stderr=True).print(f"warning: {text}", soft_wrap=True))
+    finally:
+        progress.close()
+
+
+@app.command("train")
+def train_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "eager",
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the trained model here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
+    console = _console(as_json)
+    place = pick_device(device)
+    made = recipe_called(recipe or ("airbench94" if place.type == "cuda" else "pocket"), settings or ())
+    for path in (out, save):
+        if path is not None:
+            check_writable(path)
+    pack = _chosen_data(data, console)
+    dtype = str(pick_dtype(made, place)).removeprefix("torch.")
+    console.print(
+        f"recipe {made.name} ({made.hash}), data {pack.name} ({len(pack.train_labels):,} + "
+        f"{len(pack.test_labels):,} images), device {place}, backend {backend}, {dtype}, seed {seed}",
+        highlight=False,
+    )
+    with training_display(console) as display:
+        run = train_run(made, pack, device=place, backend=backend, seed=seed, display=display, started=IMPORT_STARTED)
+    if out is not None:
+        run.record.write(out)
+    if save is not None:
+        run.save(save)
+    if as_json:
+        print(run.record.to_json())
+    else:
+        print_result(console, run.record)
+    if run.record.status == "diverged":
+        console.print("the loss is no longer finite: lower optimizer.learning_rate", highlight=False)
+    raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": 130}[run.record.status])
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="A file that `train --save` wrote.")],
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a saved model on the test images of a data set (default: cifar10)."""
+    place = pick_device(device)
+    if out is not None:
+        check_writable(out)
+    accuracy = evaluate_model(model, load_data(data or "cifar10"), device=place)
+    text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+        return
+    for view in ("single_view", "mirror", "six_view"):
+        value = getattr(accuracy, view)
+        if value is not None:
+            print(f"{view:12s} {value:.4f}")
+
+
+def _described(made: Recipe) -> dict[str, Any]:
+    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes."""
+    net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
+    parameters, trainable = parameter_counts(net)
+    schedule = plan(made, 50_000)
+    return {
+        "name": made.name,
+        "summary": made.summary,
+        "source": made.source,
+        "claim": dataclasses.asdict(made.claim) if made.claim else None,
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=32, width=32),
+        "steps": schedule.steps,
+        "images_seen": schedule.steps * made.batch_size,
+        "hash": made.hash,
+        "recipe": dataclasses.asdict(made),
+    }
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="A recipe; none lists them all.")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the recipes, or all numbers of one."""
+    names = sorted(registered_recipes()) if name is None else [name]
+    rows = [_described(recipe_called(each, settings or ())) for each in names]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif name is None:
+        _print_recipes(rows)
+    else:
+        _print_recipe(rows[0])
+
+
+def _claim(row: dict[str, Any]) -> str:
+    claim = row["claim"]
+    return f"{100 * claim['accuracy']:.2f} % in {claim['seconds']} s, {claim['hardware']}" if claim else ""
+
+
+def _print_recipes(rows: list[dict[str, Any]]) -> None:
+    table = Table()
+    table.add_column("recipe", no_wrap=True)
+    for column in ("parameters", "MFLOP/image", "steps"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("claimed")
+    table.add_column("what")
+    for row in rows:
+        flops = f"{row['forward_flops_per_image'] / 1e6:.1f}"
+        table.add_row(row["name"], f"{row['parameters']:,}", flops, str(row["steps"]), _claim(row), row["summary"])
+    Console().print(table)
+
+
+def _print_recipe(row: dict[str, Any]) -> None:
+    for key in ("name", "summary", "source", "parameters", "trainable_parameters", "forward_flops_per_image"):
+        print(f"{key:26s} {row[key]}")
+    print(f"{'claim':26s} {_claim(row) or 'none'}")
+    for key in ("steps", "images_seen", "hash"):
+        print(f"{key:26s} {row[key]}")
+    print("settings (change with --set):")
+    for key, value in row["recipe"].items():
+        if isinstance(value, dict) and key != "claim":
+            for inner, setting in value.items():
+                print(f"  {key + '.' + inner:36s} {_setting(setting)}")
+        elif key not in ("name", "summary", "source", "claim"):
+            print(f"  {key:36s} {_setting(value)}")
+
+
+def _setting(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+@data_app.command("pack")
+def pack_command(
+    source: Annotated[str, typer.Argument(help="cifar10, synthetic, or a folder {train,test|val}/<class>/*.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name in the cache.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of into the cache.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Resize images to SIZE x SIZE.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of synthetic images.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn images into one file that trains at once."""
+    if out is not None:
+        check_writable(out)
+    progress = FileProgress(Console(stderr=True))
+    try:
+        pack = pack_source(source, name=name, size=size, seed=seed, progress=progress)
+    finally:
+        progress.close()
+    path = out or pack_path(pack.name)
+    save_pack(pack, path)
+    _print_pack(pack, as_json, path)
+
+
+@data_app.command("info")
+def info_command(
+    data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What is in a data set."""
+    _print_pack(load_data(data), as_json, None)
+
+
+def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:
+    height, width = pack.image_size
+    facts: dict[str, Any] = {
+        "name": pack.name,
+        "sha256": pack.sha256,
+        "train_images": len(pack.train_labels),
+        "test_images": len(pack.test_labels),
+        "height": height,
+        "width": width,
+        "channels": pack.channels,
+        "classes": pack.num_classes,
+        "class_names": list(pack.class_names),
+        "train_images_per_class": pack.train_labels.bincount(minlength=pack.num_classes).tolist(),
+        "mean": list(pack.mean),
+        "std": list(pack.std),
+    }
+    if path is not None:
+        facts["path"] = str(path)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    for key, value in facts.items():
+        print(f"{key:24s} {_setting(value)}")

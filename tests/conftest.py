@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from speedyresnet.engine.data import pack_source
+from speedyresnet.engine.init import reset_parameters
+from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.step import TrainingState
+from speedyresnet.engine.synthetic import make_synthetic
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's own cache."""
+    monkeypatch.setenv("SPEEDYRESNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """The folder of real images, laid out as {train,test}/<class>/*."""
+    folder = os.environ.get("SPEEDYRESNET_TEST_IMAGES")
+    if not folder:
+        pytest.skip("SPEEDYRESNET_TEST_IMAGES names no folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_pack(real_folder, tmp_path_factory):
+    """100 training and 20 test images of each class."""
+    subset = tmp_path_factory.mktemp("real")
+    for split, count in (("train", 100), ("test", 20)):
+        for label in sorted((real_folder / split).iterdir()):
+            (subset / split / label.name).mkdir(parents=True)
+            for image in sorted(label.iterdir())[:count]:
+                (subset / split / label.name / image.name).symlink_to(image)
+    return pack_source(str(subset), name="subset")
+
+
+@pytest.fixture(scope="session")
+def small_pack():
+    """Synthetic: 640 training and 200 test images."""
+    return make_synthetic(train_images=640, test_images=200)
+
+
+@pytest.fixture
+def make_state():
+    """A function that builds the state of a narrow recipe on random images."""
+
+    def build(name="airbench94", *settings, images=256, device="cpu", seed=3):
+        small = ["batch_size=32", "width_multiplier=0.125", "dtype=float32", *settings]
+        made = recipe(name, small)
+        dtype = getattr(torch, made.dtype)
+        net = make_net(made, classes=10, channels=3, dtype=dtype, device=device).train()
+        generator = torch.Generator().manual_seed(1)
+        pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (images,), generator=generator)
+        state = TrainingState(
+            net, made, plan(made, images), pixels.to(device), labels.to(device), (0.5,) * 3, (0.25,) * 3, dtype
+        )
+        if device != "meta":
+            reset_parameters(net, made.net, seed)
+            state.restart(seed)
+        return state
+
+    return build

@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from speedyresnet.engine.data import save_pack
+
+COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
+TINY = ["--set", "batch_size=64", "--set", "width_multiplier=0.125", "--set", "epochs=2", "--device", "cpu"]
+
+
+def run(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def pack_file(small_pack, tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_pack(small_pack, path)
+    return path
+
+
+def test_train_evaluate_and_info_work_together(pack_file, tmp_path):
+    model, record = tmp_path / "model.safetensors", tmp_path / "run.json"
+    done = run("train", "--recipe", "airbench94", *TINY, "--data", pack_file, "--out", record, "--save", model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("recipe airbench94")
+    assert "six views" in done.stdout
+    stored = json.loads(record.read_text())
+    again = run("evaluate", model, "--data", pack_file, "--device", "cpu", "--json")
+    assert json.loads(again.stdout) == {"accuracy": stored["accuracy"]}
+    info = json.loads(run("data", "info", pack_file, "--json").stdout)
+    assert info["sha256"] == stored["data"]["sha256"]
+
+
+def test_json_is_one_document_and_nothing_else(pack_file):
+    done = run("train", "--recipe", "airbench94", *TINY, "--data", pack_file, "--json")
+    assert json.loads(done.stdout)["schema"] == "speedyresnet.run/1"
+    assert "epoch   2" in done.stderr
+
+
+def test_recipes_lists_what_scripts_rely_on():
+    rows = json.loads(run("recipes", "--json").stdout)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["airbench94"]["parameters"] == 1_972_792
+    assert by_name["hlb-v0.4"]["parameters"] == 4_617_296
+    assert by_name["hlb-v0.7"]["steps"] == 581
+    assert by_name["airbench94"]["forward_flops_per_image"] == pytest.approx(236.3e6, rel=1e-3)
+    one = run("recipes", "airbench94", "--set", "epochs=2")
+    assert "optimizer.momentum" in one.stdout
+    assert any(line.split() == ["steps", "96"] for line in one.stdout.splitlines())
+
+
+def test_pack_by_name_is_found_by_name(tmp_path):
+    images = tmp_path / "images"
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            (images / split / label).mkdir(parents=True)
+    from PIL import Image
+
+    for index, path in enumerate(sorted(images.glob("*/*"))):
+        Image.new("RGB", (8, 8), (40 * index, 0, 0)).save(path / "x.png")
+    done = run("data", "pack", images, "--name", "two", "--json")
+    assert done.returncode == 0, done.stderr
+    packed = json.loads(done.stdout)
+    found = json.loads(run("data", "info", "two", "--json").stdout)
+    assert found["sha256"] == packed["sha256"]
+    assert found["class_names"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--recipe", "airbench49"], "did you mean airbench94"),
+        (["train", "--recipe", "none.py:f"], "does not exist"),
+        (["train", "--frobnicate"], "--frobnicate"),
+        (["train", "--set", "epochz=1"], "did you mean epochs"),
+        (["train", "--set", "epochs=x"], "a number"),
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "--device", "tpu"], "unknown device"),
+        (["train", "--backend", "magic", "--data", "synthetic"], "unknown backend"),
+        (["train", "--seed", "1.5"], "--seed"),
+        (["train", "--out", "/"], "is a folder"),
+        (["train", "--set", "kernels=triton", "--data", "synthetic"], "kernels=auto"),
+        (["evaluate", "none.safetensors", "--data", "synthetic"], "does not exist"),
+        (["evaluate"], "MODEL"),
+        (["data", "pack", "nowhere"], "nowhere"),
+        (["data", "info", "nowhere"], "nowhere"),
+        (["bench", "gpu-suite", "--out", "x", "--data", "nowhere"], "nowhere"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+
+
+def test_empty_folders_and_unreadable_images_are_named(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder in ("train/a", "test/a"):
+        (tmp_path / "bad" / folder).mkdir(parents=True)
+        (tmp_path / "bad" / folder / "broken.png").write_bytes(b"no image")
+    for source, words in ((empty, "empty"), (tmp_path / "bad", "broken.png")):
+        done = run("data", "pack", source)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a CUDA device")
+def test_cuda_without_cuda_is_refused():
+    done = run("train", "--device", "cuda")
+    assert done.returncode == 2
+    assert "no CUDA GPU" in done.stderr
+
+
+def test_without_cifar10_train_falls_back_to_synthetic_with_one_warning(tmp_path):
+    """A proxy that refuses stands for a machine without network."""
+    closed = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    started = time.monotonic()
+    done = run("train", *TINY, "--set", "epochs=0.01", "--set", "evaluation.every=0", "--json", env=os.environ | closed)
+    assert time.monotonic() - started < 60
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("warning:") for line in done.stderr.splitlines()) == 1
+    record = json.loads(done.stdout)
+    assert record["data"]["name"] == "synthetic"
+    assert record["recipe"]["name"] == "pocket"
+
+
+def test_interruption_writes_the_record_and_exits_with_130(pack_file, tmp_path):
+    record = tmp_path / "run.json"
+    long_run = ["train", *TINY, "--set", "epochs=10000", "--data", pack_file, "--out", record]
+    process = subprocess.Popen([*COMMAND, *map(str, long_run)], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    stored = json.loads(record.read_text())
+    assert stored["status"] == "interrupted"
+    assert len(stored["history"]) >= 2
+
+
+@pytest.mark.slow
+def test_gpu_suite_saves_every_part_on_a_cpu_too(pack_file, tmp_path):
+    done = run("bench", "gpu-suite", "--minutes", "1", "--out", tmp_path / "out", "--data", pack_file, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "environment.json").read_text())["torch"]

@@ -1,0 +1,165 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speedyresnet.engine import recipe
+from speedyresnet.engine.init import patch_covariance, reset_parameters, whitening_filters
+from speedyresnet.engine.nets import BatchNorm, forward_flops_per_image, make_net, parameter_counts
+
+
+def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
+    return make_net(recipe(name, settings), classes=classes, channels=3, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "trainable", "megaflops"),
+    [
+        ("hlb-v0.4", 4_617_296, 4_615_328, 486.8),
+        ("hlb-v0.7", 4_335_648, 4_333_696, 325.95),
+        ("airbench94", 1_972_792, 1_971_352, 236.3),
+    ],
+)
+def test_the_published_nets_have_exactly_their_parameters(name, parameters, trainable, megaflops):
+    assert parameter_counts(net_of(name, device="meta")) == (parameters, trainable)
+    flops = forward_flops_per_image(recipe(name), classes=10, channels=3, height=32, width=32)
+    assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "groups"),
+    [
+        ("hlb-v0.4", (32, 31), [(128, 15), (256, 7), (512, 3)]),
+        ("hlb-v0.7", (24, 31), [(64, 15), (256, 7), (512, 3)]),
+        ("airbench94", (24, 31), [(64, 15), (256, 7), (256, 3)]),
+    ],
+)
+def test_maps_have_the_published_shapes_and_stay_in_channels_last(name, stem, groups):
+    net = net_of(name)
+    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    x = net.stem(x)
+    shapes = [(x.shape[1], x.shape[2])]
+    for group in net.groups:
+        x = group(x)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        shapes.append((x.shape[1], x.shape[2]))
+    assert shapes == [stem, *groups]
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_width_multiplier_scales_every_layer():
+    net = net_of("hlb-v0.4", "width_multiplier=0.25", device="meta")
+    assert net.stem.projection.weight.shape[0] == 8
+    assert [group.convolutions[0].weight.shape[0] for group in net.groups] == [32, 64, 128]
+
+
+@pytest.mark.parametrize("residual", ["none", "after_activation", "before_activation"])
+@pytest.mark.parametrize("convolutions", [1, 2, 3])
+def test_a_group_is_what_its_description_says(residual, convolutions):
+    net = net_of("airbench94", f"net.residual={residual}", f"net.group_convolutions={convolutions}").eval()
+    group = net.groups[1]
+    x = torch.randn(2, 64, 9, 9)
+    expected = first = F.gelu(group.norms[0](F.max_pool2d(group.convolutions[0](x), 2)))
+    for index in range(1, convolutions):
+        expected = group.norms[index](group.convolutions[index](expected))
+        if residual == "before_activation" and index == convolutions - 1:
+            expected = expected + first
+        expected = F.gelu(expected)
+    if residual == "after_activation" and convolutions > 1:
+        expected = expected + first
+    torch.testing.assert_close(group(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_batch_norm_is_float32_inside_half_precision_nets(dtype):
+    net = net_of("airbench94", dtype=dtype)
+    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+    assert {t.dtype for norm in norms for t in (norm.weight, norm.bias, norm.running_mean)} == {torch.float32}
+    assert net.head.weight.dtype == dtype
+    norm, x = BatchNorm(8, 0.4, 1e-12), torch.randn(64, 8, 5, 5).to(dtype)
+    result = norm(x)
+    assert result.dtype == dtype
+    torch.testing.assert_close(norm.running_mean, 0.4 * x.float().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, 0.6 + 0.4 * x.float().var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_stays_float64_in_a_float64_net():
+    assert net_of("airbench94", dtype=torch.float64).groups[0].norms[0].running_var.dtype == torch.float64
+
+
+@torch.no_grad()
+def test_dirac_makes_the_first_filters_identities():
+    net = net_of("airbench94")
+    reset_parameters(net, recipe("airbench94").net, seed=0)
+    first, second = (convolution.weight for convolution in net.groups[0].convolutions)
+    x = torch.randn(1, 24, 6, 6)
+    torch.testing.assert_close(F.conv2d(x, first, padding=1)[:, :24], x)
+    assert first[24:].abs().max() <= 1 / (24 * 9) ** 0.5
+    assert first[24:].std() == pytest.approx((1 / (24 * 9) ** 0.5) / 3**0.5, rel=0.05)
+    y = torch.randn(1, 64, 6, 6)
+    torch.testing.assert_close(F.conv2d(y, second, padding=1), y)
+
+
+@torch.no_grad()
+def test_dirac_blend_keeps_mean_and_deviation():
+    net = net_of("hlb-v0.7")
+    reset_parameters(net, recipe("hlb-v0.7").net, seed=0)
+    for group, tap in zip(net.groups, (0.69, 0.75, 0.63), strict=True):
+        first, second = (convolution.weight for convolution in group.convolutions)
+        inputs = first.shape[1]
+        assert first.std() == pytest.approx((1 / (inputs * 9)) ** 0.5 / 3**0.5, rel=0.02)
+        diagonal = first[range(inputs), range(inputs), 1, 1]
+        assert diagonal.mean() == pytest.approx(tap, abs=0.03)  # field measurements of the original
+        y = torch.randn(1, second.shape[1], 5, 5)
+        torch.testing.assert_close(F.conv2d(y, second, padding=1), y)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    nets = [net_of("airbench94") for _ in range(3)]
+    for net, seed in zip(nets, (1, 1, 2), strict=True):
+        reset_parameters(net, recipe("airbench94").net, seed)
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert not torch.equal(nets[0].head.weight, nets[2].head.weight)
+
+
+def normalised(pack, count, seed=0):
+    chosen = torch.randperm(len(pack.train_labels), generator=torch.Generator().manual_seed(seed))[:count]
+    images = pack.train_images[chosen].double().div(255)
+    return ((images - torch.tensor(pack.mean)) / torch.tensor(pack.std)).permute(0, 3, 1, 2).float()
+
+
+def covariance_of_channels(maps, centered):
+    flat = maps.double().permute(1, 0, 2, 3).flatten(1)
+    return torch.cov(flat, correction=0) if centered else flat @ flat.T / flat.shape[1]
+
+
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.7"])
+def test_whitened_real_images_have_the_covariance_that_epsilon_leaves(name, real_pack):
+    """diag(lambda / (lambda + epsilon)) within 2e-3 absolute, on the images the filters come from."""
+    settings = recipe(name).net
+    images = normalised(real_pack, 700)
+    filters = whitening_filters(images, settings)
+    assert filters.shape == (24, 3, 2, 2)
+    assert torch.equal(filters[12:], -filters[:12])
+    measured = covariance_of_channels(F.conv2d(images, filters[:12]), settings.whitening_centered)
+    covariance = patch_covariance(images, 2, centered=settings.whitening_centered).double()
+    eigenvalues = torch.linalg.eigvalsh(covariance).flip(0)
+    expected = torch.diag(eigenvalues / (eigenvalues + settings.whitening_epsilon))
+    torch.testing.assert_close(measured, expected, rtol=0, atol=2e-3)
+
+
+def test_whitening_of_one_sample_whitens_another(real_pack):
+    """Filters of 500 real images, on 500 others: within 0.15 for the leading six channels."""
+    settings = recipe("airbench94").net
+    images = normalised(real_pack, 1000)
+    filters = whitening_filters(images[:500], settings)
+    measured = covariance_of_channels(F.conv2d(images[500:], filters[:6]), centered=False)
+    torch.testing.assert_close(measured, torch.eye(6).double(), rtol=0, atol=0.15)
+
+
+def test_patch_covariance_does_not_depend_on_the_chunks(monkeypatch):
+    images = torch.randn(50, 3, 8, 8)
+    whole = patch_covariance(images, 2, centered=True)
+    monkeypatch.setattr("speedyresnet.engine.init._IMAGES_AT_ONCE", 7)
+    torch.testing.assert_close(patch_covariance(images, 2, centered=True), whole)
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    torch.testing.assert_close(whole, torch.cov(patches.T, correction=0))

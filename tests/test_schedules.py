@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from speedyresnet.engine import UserError, recipe
+from speedyresnet.engine.recipe import Schedule
+from speedyresnet.engine.schedules import one_cycle, plan
+
+IMAGES = 50_000
+
+
+def test_airbench94_has_the_published_points():
+    made = plan(recipe("airbench94"), IMAGES)
+    assert (made.steps_per_epoch, made.steps, made.whitening_bias_steps) == (48, 476, 144)
+    assert len(made.epoch_ends()) == 10
+    rate = made.learning_rate
+    assert rate[0] == pytest.approx(0.2)
+    assert rate[109] == 1.0
+    assert rate[475] == pytest.approx(0.07253, abs=1e-5)
+    assert [k + 1 for k, keep in enumerate(made.averaging_keep) if keep < 1] == list(range(5, 476, 5))
+    assert made.averaging_keep[474] == pytest.approx(0.95**5 * (475 / 476) ** 3)
+    assert made.averaging_keep[475] == 1.0
+    assert made.averaging_write_back[475] == 1.0  # the last step is thrown away, as in the original
+
+
+def test_hlb_v0_7_has_the_published_points():
+    made = plan(recipe("hlb-v0.7"), IMAGES)
+    assert (made.steps, made.epoch_ends()[-2:], made.first_cutmix_epoch) == (581, [576, 581], 7)
+    rate = made.learning_rate
+    assert rate[0] == 0.0
+    assert rate[133] == pytest.approx(0.9992, abs=1e-4)
+    assert rate[580] == pytest.approx(0.07)
+    moves = [k + 1 for k, keep in enumerate(made.averaging_keep) if keep < 1]
+    assert moves == list(range(100, 581, 5))
+    assert (made.averaging_keep[99], made.averaging_write_back[99]) == (0.0, 0.0)
+    assert made.averaging_keep[104] == pytest.approx(0.0046, abs=1e-4)
+    assert made.averaging_keep[579] == pytest.approx(0.7698, abs=1e-4)
+    assert made.averaging_write_back[579] == 1.0
+    assert made.averaging_write_back[580] == 0.0
+
+
+def test_hlb_v0_4_has_the_published_points():
+    made = plan(recipe("hlb-v0.4"), IMAGES)
+    assert made.steps == 480
+    assert max(range(480), key=made.learning_rate.__getitem__) == 71
+    assert made.learning_rate[479] == pytest.approx(0.0, abs=1e-12)
+    moves = [k + 1 for k, keep in enumerate(made.averaging_keep) if keep < 1]
+    assert moves == list(range(50, 481, 5))
+    assert made.averaging_keep[54] == pytest.approx(0.903921, abs=1e-6)
+    assert not any(made.averaging_write_back)
+
+
+@pytest.mark.parametrize(("peak", "end", "steps"), [(0.23, 0.07, 581), (0.15, 0.0, 480)])
+def test_one_cycle_is_that_of_torch(peak, end, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=1.0,
+        pct_start=peak,
+        total_steps=steps,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=1e16,
+        final_div_factor=1 / (1e16 * max(end, 1e-24)),
+    )
+    ours = one_cycle(Schedule(kind="one_cycle", start=0.0, peak=peak, end=end), steps)
+    for value in ours:
+        assert value == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        if scheduler.last_epoch < steps - 1:
+            scheduler.step()
+
+
+def test_everything_follows_epochs_and_batch_size():
+    made = plan(recipe("airbench94", ["epochs=2.5", "batch_size=500"]), IMAGES)
+    assert (made.steps_per_epoch, made.steps) == (100, 250)
+    assert made.epoch_ends() == [100, 200, 250]
+    assert len(made.learning_rate) == len(made.averaging_keep) == 250
+
+
+def test_fewer_images_than_a_batch_is_refused():
+    with pytest.raises(UserError, match="batch_size 1024 exceeds the 100 training images"):
+        plan(recipe("airbench94"), 100)

@@ -1,0 +1,197 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
+from speedyresnet.engine.step import training_step
+
+VARIANTS = [
+    ("airbench94", True, False),
+    ("airbench94", False, False),
+    ("hlb-v0.4", False, False),
+    ("hlb-v0.7", False, True),
+]
+
+
+def test_the_optimizer_is_torchs_sgd_step_by_step():
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.randn(5, 3, generator=generator, dtype=torch.float64), torch.randn(7, generator=generator).double()]
+    theirs = [value.clone().requires_grad_() for value in ours]
+    optimizer = torch.optim.SGD(theirs, lr=1.0, momentum=0.85, nesterov=True, weight_decay=0.3)
+    group = ParameterGroup(
+        parameters=ours,
+        learning_rate=1.0,
+        weight_decay=0.3,
+        momentum_buffers=[torch.zeros_like(value) for value in ours],
+    )
+    for step in range(10):
+        gradients = [torch.randn(value.shape, generator=generator).double() for value in ours]
+        rate = 0.1 * (step + 1) * (step != 3)  # also a step at learning rate 0, which still fills the buffers
+        optimizer.param_groups[0]["lr"] = rate
+        for value, gradient in zip(theirs, gradients, strict=True):
+            value.grad = gradient.clone()
+        optimizer.step()
+        nesterov_sgd_(group, gradients, torch.tensor(rate, dtype=torch.float64), 0.85)
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_mixing_keeps_and_copies_exactly():
+    a, b = torch.randn(1000), 1e4 * torch.randn(1000)
+    kept, copied = [a.clone()], [a.clone()]
+    mix_(kept, [b], torch.tensor(1.0))
+    mix_(copied, [b], torch.tensor(0.0))
+    assert torch.equal(kept[0], a)
+    assert torch.equal(copied[0], b)
+
+
+def test_a_step_changes_what_it_should(make_state):
+    state = make_state()
+    before = copy.deepcopy(state.net.state_dict())
+    training_step(state, whitening_bias=True, cutmix=False)
+    assert int(state.counter) == 1
+    assert state.loss_log[0] > 1
+    after = state.net.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    frozen = {name for name in before if "norms" in name and name.endswith("weight")} | {"stem.whitening.weight"}
+    assert changed == set(before) - frozen
+
+
+def test_a_frozen_whitening_bias_stays(make_state):
+    state = make_state()
+    before = state.net.stem.whitening.bias.detach().clone()
+    training_step(state, whitening_bias=False, cutmix=False)
+    assert torch.equal(state.net.stem.whitening.bias, before)
+
+
+@pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
+def test_a_step_runs_on_the_meta_device_so_it_never_synchronises(make_state, name, bias, cutmix):
+    training_step(make_state(name, device="meta"), whitening_bias=bias, cutmix=cutmix)
+
+
+@pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
+def test_a_step_compiles_as_one_graph_and_computes_the_same(make_state, name, bias, cutmix):
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    compiled = torch.compile(training_step, fullgraph=True, dynamic=False, backend="aot_eager")
+    eager, other = make_state(name), make_state(name)
+    for _ in range(2):
+        training_step(eager, whitening_bias=bias, cutmix=cutmix)
+        compiled(other, whitening_bias=bias, cutmix=cutmix)
+    torch.testing.assert_close(other.loss_log[:2], eager.loss_log[:2], rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(other.net.parameters(), eager.net.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_epoch_shows_every_image_once(make_state, monkeypatch):
+    state = make_state(images=100)  # 3 steps of 32, 4 images dropped
+    seen = []
+    original = torch.Tensor.index_select
+
+    def spy(self, dim, index):
+        if self is state.labels:
+            seen.append(index.clone())
+        return original(self, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", spy)
+    for _ in range(6):
+        training_step(state, whitening_bias=True, cutmix=False)
+    epochs = [torch.cat(seen[:3]), torch.cat(seen[3:])]
+    for ids in epochs:
+        assert len(set(ids.tolist())) == 96
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_the_loss_is_torchs_label_smoothing_loss(make_state, monkeypatch):
+    state = make_state("airbench94", "dtype=float64", "augmentation.padding=0", "augmentation.flip=none")
+    seen = {}
+    state.net.register_forward_hook(lambda module, inputs, output: seen.update(logits=output.detach()))
+    labels = []
+    original = torch.Tensor.index_select
+
+    def spy(self, dim, index):
+        result = original(self, dim, index)
+        if self is state.labels:
+            labels.append(result)
+        return result
+
+    monkeypatch.setattr(torch.Tensor, "index_select", spy)
+    training_step(state, whitening_bias=True, cutmix=False)
+    expected = F.cross_entropy(seen["logits"], labels[0], label_smoothing=0.2)
+    torch.testing.assert_close(state.loss_log[0], expected)
+
+
+def test_batch_norm_biases_learn_faster_with_the_same_decay(make_state):
+    state = make_state("airbench94")
+    weights, biases = state.weight_group, state.bias_group
+    assert len(biases.parameters) == 6
+    assert biases.learning_rate == pytest.approx(64 * weights.learning_rate)
+    assert biases.learning_rate * biases.weight_decay == pytest.approx(weights.learning_rate * weights.weight_decay)
+
+
+def test_the_original_learning_rates_come_out_at_the_original_batch_size(make_state):
+    weights = make_state("airbench94", "batch_size=1024", images=1024).weight_group
+    assert weights.learning_rate == pytest.approx(1.464844e-3, rel=1e-6)
+    assert weights.weight_decay == pytest.approx(1.362365, rel=1e-6)
+    hlb = make_state("hlb-v0.7", "batch_size=1024", images=1024)
+    assert hlb.weight_group.learning_rate == pytest.approx(2.978516e-3, rel=1e-6)
+    assert hlb.weight_group.weight_decay == pytest.approx(0.684749, rel=1e-6)
+    assert hlb.bias_group.learning_rate == pytest.approx(0.190625, rel=1e-6)
+    assert hlb.bias_group.weight_decay == pytest.approx(0.0106992, rel=1e-4)
+
+
+def test_lookahead_writes_the_slow_weights_back(make_state):
+    state = make_state("airbench94", "averaging.every=2", "epochs=5")
+    start = state.net.head.weight.detach().clone()
+    training_step(state, whitening_bias=True, cutmix=False)
+    assert torch.equal(state.averaged_state()["head.weight"], start)
+    training_step(state, whitening_bias=True, cutmix=False)
+    slow = state.averaged_state()["head.weight"]
+    assert torch.equal(slow, state.net.head.weight)
+    assert not torch.equal(slow, start)
+
+
+def test_ema_leaves_the_live_weights_alone(make_state):
+    with_ema, without = make_state("hlb-v0.4", "epochs=10"), make_state("hlb-v0.4", "averaging.kind=none")
+    for _ in range(20):
+        training_step(with_ema, whitening_bias=False, cutmix=False)
+        training_step(without, whitening_bias=False, cutmix=False)
+    assert torch.equal(with_ema.net.head.weight, without.net.head.weight)
+    assert not torch.equal(with_ema.averaged_state()["head.weight"], with_ema.net.head.weight)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_trains(make_state, dtype):
+    state = make_state("airbench94", f"dtype={dtype}", "epochs=30", images=32)
+    for _ in range(25):
+        training_step(state, whitening_bias=True, cutmix=False)
+    losses = state.loss_log[:25]
+    assert losses.isfinite().all()
+    assert losses[-5:].mean() < losses[:5].mean() - 0.05  # 32 images are learnt by heart
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
+def test_a_step_on_the_gpu_is_that_on_the_cpu(make_state, name, bias, cutmix):
+    on_cpu = make_state(name, "dtype=float64")
+    on_gpu = make_state(name, "dtype=float64", device="cuda")
+    on_gpu.net.load_state_dict(on_cpu.net.state_dict())
+    on_gpu.restart(seed=3)
+    for state in (on_cpu, on_gpu):
+        training_step(state, whitening_bias=bias, cutmix=cutmix)
+    torch.testing.assert_close(on_gpu.loss_log[:1].cpu(), on_cpu.loss_log[:1], rtol=1e-9, atol=0)
+    for mine, theirs in zip(on_gpu.net.parameters(), on_cpu.net.parameters(), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_a_step_on_the_gpu_never_synchronises(make_state):
+    state = make_state(device="cuda")
+    training_step(state, whitening_bias=True, cutmix=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(state, whitening_bias=True, cutmix=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

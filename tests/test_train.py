@@ -1,0 +1,240 @@
+import dataclasses
+import json
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from speedyresnet.engine import UserError, evaluate, recipe, train
+from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device
+
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TOP_LEVEL = {
+    "schema",
+    "status",
+    "recipe",
+    "data",
+    "seed",
+    "device",
+    "backend",
+    "dtype",
+    "kernels",
+    "environment",
+    "model",
+    "memory",
+    "steps",
+    "images_seen",
+    "seconds",
+    "accuracy",
+    "history",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_run(small_pack):
+    return train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
+
+
+def test_pocket_learns_the_synthetic_shapes(small_pack):
+    """64 short steps of a narrow pocket: far above the 10 % of chance."""
+    settings = ["batch_size=64", "width_multiplier=0.25", "epochs=8", "evaluation.every=0", "dtype=float32"]
+    run = train(recipe("pocket", settings), small_pack, device="cpu")
+    assert run.record.status == "finished"
+    assert run.record.accuracy.single_view > 0.4
+    assert run.record.history[-1].loss < run.record.history[0].loss
+
+
+def test_the_record_has_every_field(tiny_run):
+    record = json.loads(tiny_run.record.to_json())
+    assert set(record) == TOP_LEVEL
+    assert record["schema"] == "speedyresnet.run/1"
+    assert record["status"] == "finished"
+    assert record["recipe"]["hash"] == tiny_run.record.recipe.hash
+    assert record["recipe"]["optimizer"]["momentum"] == 0.85
+    assert set(record["data"]) == {"name", "sha256", "train_images", "test_images", "classes"}
+    assert set(record["model"]) == {"parameters", "trainable_parameters", "forward_flops_per_image"}
+    assert record["memory"]["peak_bytes"] > 1e6
+    assert (record["steps"], record["images_seen"]) == (20, 1280)
+    seconds = record["seconds"]
+    assert set(seconds) == {"build", "prepare", "train", "evaluate", "total"}
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["total"] == pytest.approx(seconds["prepare"] + seconds["train"] + seconds["evaluate"])
+    assert set(record["accuracy"]) == {"weights", "single_view", "mirror", "six_view"}
+    assert {"gpu", "driver", "power_limit_watts", "torch", "triton", "python", "platform", "package", "commit"} <= set(
+        record["environment"]
+    )
+    columns = [
+        "epoch",
+        "step",
+        "loss",
+        "lr",
+        "seconds",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "averaged_accuracy",
+    ]
+    assert [list(row) for row in record["history"]] == [columns, columns]
+    assert record["history"][1]["step"] == 20
+    assert record["history"][1]["val_accuracy"] == record["accuracy"]["single_view"]
+
+
+def losses_of(run):
+    return [row.loss for row in run.record.history]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_pack, tiny_run):
+    again = train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
+    assert losses_of(again) == losses_of(tiny_run)
+    assert again.record.accuracy == tiny_run.record.accuracy
+    assert all(torch.equal(again.state[name], value) for name, value in tiny_run.state.items())
+    other = train(recipe("airbench94", TINY), small_pack, device="cpu", seed=2)
+    assert losses_of(other) != losses_of(tiny_run)
+
+
+def test_a_trainer_can_run_again_from_scratch(small_pack, tiny_run):
+    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    trainer.run(seed=7)
+    second = trainer.run(seed=1)
+    assert [row.loss for row in second.history] == losses_of(tiny_run)
+    assert second.accuracy == tiny_run.record.accuracy
+
+
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "hlb-v0.7"])
+def test_a_saved_model_gives_the_same_accuracy_again(name, small_pack, tmp_path):
+    run = train(recipe(name, TINY), small_pack, device="cpu")
+    run.save(tmp_path / "model.safetensors")
+    assert evaluate(tmp_path / "model.safetensors", small_pack, device="cpu") == run.record.accuracy
+
+
+def test_a_half_precision_model_with_master_weights_gives_the_same_accuracy_again(small_pack, tmp_path):
+    run = train(recipe("pocket", [*TINY, "dtype=bfloat16"]), small_pack, device="cpu")
+    assert run.record.dtype == "bfloat16"
+    assert run.state["head.weight"].dtype == torch.float32
+    run.save(tmp_path / "model.safetensors")
+    assert evaluate(tmp_path / "model.safetensors", small_pack, device="cpu") == run.record.accuracy
+
+
+def test_real_images_train(real_pack):
+    run = train(recipe("pocket", ["batch_size=50", "width_multiplier=0.25", "epochs=6"]), real_pack, device="cpu")
+    assert run.record.accuracy.single_view > 0.2  # 120 steps on 1,000 images; chance is 0.1
+
+
+def test_a_model_refuses_data_with_other_classes(small_pack, tiny_run, tmp_path):
+    tiny_run.save(tmp_path / "model.safetensors")
+    names = tuple(reversed(small_pack.class_names))
+    with pytest.raises(UserError, match="the model knows 10 classes"):
+        evaluate(tmp_path / "model.safetensors", dataclasses.replace(small_pack, class_names=names))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"\x10" * 100)
+    for path, message in ((bad, "not a model file"), (tmp_path / "none.safetensors", "does not exist")):
+        with pytest.raises(UserError, match=message):
+            evaluate(path, "synthetic")
+
+
+def test_a_diverged_run_says_so(small_pack):
+    run = train(recipe("airbench94", [*TINY, "optimizer.learning_rate=1e30"]), small_pack, device="cpu")
+    assert run.record.status == "diverged"
+    assert json.loads(run.record.to_json())["history"][-1]["loss"] is None
+
+
+class InterruptAt(Silent):
+    def __init__(self, at):
+        self.at = at
+
+    def step(self, step):
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_keeps_what_is_done(small_pack):
+    run = train(recipe("airbench94", TINY), small_pack, device="cpu", display=InterruptAt(13))
+    assert run.record.status == "interrupted"
+    assert (run.record.steps, len(run.record.history)) == (13, 2)
+    assert run.record.accuracy.single_view is None
+    assert run.record.seconds.total is None
+    assert run.record.seconds.train > 0
+
+
+def test_a_second_interruption_stops_at_once():
+    with interrupt_flag() as flag:
+        signal.raise_signal(signal.SIGINT)
+        assert flag.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_training_works_outside_the_main_thread(small_pack, tiny_run):
+    runs = []
+    thread = threading.Thread(
+        target=lambda: runs.append(train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1))
+    )
+    thread.start()
+    thread.join()
+    assert losses_of(runs[0]) == losses_of(tiny_run)
+
+
+def test_validation_is_in_no_clock(small_pack, monkeypatch):
+    original = Trainer.scores
+
+    def slow(self, *arguments):
+        time.sleep(0.5)
+        return original(self, *arguments)
+
+    base = train(recipe("airbench94", TINY), small_pack, device="cpu").record.seconds
+    monkeypatch.setattr(Trainer, "scores", slow)
+    run = train(recipe("airbench94", TINY), small_pack, device="cpu").record
+    assert run.seconds.train < base.train + 0.9  # two epochs, each with two validations
+    assert run.seconds.evaluate > 0.5
+
+
+def test_images_that_are_too_small_are_refused(small_pack):
+    tiny = dataclasses.replace(small_pack, train_images=small_pack.train_images[:, :6, :6].contiguous())
+    with pytest.raises(UserError, match="too small"):
+        train(recipe("airbench94", TINY), tiny, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "unknown device"), ("meta", "not supported"), ("cuda:99", "CUDA")],
+)
+def test_unusable_devices_are_refused(device, message):
+    with pytest.raises(UserError, match=message):
+        pick_device(device)
+
+
+@pytest.mark.slow
+def test_the_compile_backend_trains_like_eager(small_pack):
+    """One Inductor graph a variant, no recompilation after warm-up."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    made = recipe("airbench94", [*TINY, "optimizer.whitening_bias_epochs=1"])
+    eager = train(made, small_pack, device="cpu")
+    trainer = Trainer(made, small_pack, torch.device("cpu"), "compile")
+    built = dict(torch._dynamo.utils.counters["stats"])
+    compiled = trainer.run(seed=0)
+    assert built["unique_graphs"] == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert compiled.history[0].loss == pytest.approx(eager.record.history[0].loss, rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_airbench94_trains_on_the_gpu_in_half_precision(small_pack, backend):
+    run = train(recipe("airbench94", ["batch_size=64", "epochs=8"]), small_pack, device="cuda", backend=backend)
+    assert run.record.dtype == "float16"
+    assert run.record.environment["gpu"]
+    assert run.record.environment["power_limit_watts"]
+    assert run.record.accuracy.six_view > 0.4
+
+
+@pytest.mark.gpu
+def test_real_images_train_on_the_gpu(real_pack):
+    run = train(recipe("airbench94", ["batch_size=50", "epochs=8"]), real_pack, device="cuda")
+    assert run.record.accuracy.six_view > 0.25
