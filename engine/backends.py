@@ -21,30 +21,19 @@ Variant = tuple[bool, bool]
 """(whitening bias trained, cutmix on): what distinguishes the steps of a run."""
 
 
-class UnavailableBackendError(UserError):
-    """This machine lacks what a backend needs."""
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raise UserError for an unknown backend, or one that this machine cannot run."""
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: choose {' or '.join(BACKENDS)}")
+    if backend == "compile" and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("--backend compile needs a C++ compiler on a CPU; use --backend eager")
 
 
 def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[[], None]:
-    """A function without arguments that moves `state` one step on.
-
-    Raises:
-        UserError: unknown backend, or one that this machine cannot run.
-    """
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}: choose {' or '.join(BACKENDS)}")
+    """A function without arguments that moves `state` one step on; `backend` has passed `check_backend`."""
     whitening_bias, cutmix = variant
     step = functools.partial(training_step, state, whitening_bias=whitening_bias, cutmix=cutmix)
-    return step if backend == "eager" else _compiled(step, state.counter.device.type)
-
-
-def _compiled(step: Callable[[], None], device: str) -> Callable[[], None]:
-    if device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UnavailableBackendError("--backend compile needs a C++ compiler on a CPU; use --backend eager")
+    if backend == "eager":
+        return step
     torch._dynamo.config.trace_autograd_ops = True
     return torch.compile(step, fullgraph=True, dynamic=False)
-
-
-def reset_compiler() -> None:
-    """Forget compiled steps of earlier runs, which would count against the recompilation limit."""
-    torch._dynamo.reset()

@@ -13,7 +13,7 @@ from rich.table import Table
 from . import IMPORT_STARTED
 from .api import evaluate as evaluate_model
 from .api import train as train_run
-from .backends import BACKENDS
+from .backends import BACKENDS, check_backend
 from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
 from .display import FileProgress, print_result, training_display
 from .errors import UserError
@@ -23,7 +23,7 @@ from .recipe import Recipe
 from .recipe import recipe as recipe_called
 from .recipes import registered_recipes
 from .schedules import plan
-from .trainer import pick_device, pick_dtype
+from .trainer import pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -100,6 +100,8 @@ def train_command(
     console = _console(as_json)
     place = pick_device(device)
     made = recipe_called(recipe or ("airbench94" if place.type == "cuda" else "pocket"), settings or ())
+    check_backend(backend, place)
+    pick_kernels(made)
     for path in (out, save):
         if path is not None:
             check_writable(path)

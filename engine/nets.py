@@ -53,7 +53,8 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H', W']."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+        result: Tensor = self._conv_forward(x, self.weight.to(x.dtype), bias)
+        return result
 
 
 class Linear(nn.Linear):

@@ -194,10 +194,10 @@ def _registered() -> dict[str, RecipeFunction]:
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:
-    """A hint that lists up to three of `names` like `name`, or all of them if none is alike."""
+    """A hint that lists those of `names` that are like `name`, or else the three that are least unlike it."""
     names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(names)}"
+    close = difflib.get_close_matches(name, names, n=3) or difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return f"did you mean {' or '.join(close)}?" if close else "there is none"
 
 
 def recipe(name: str, settings: Iterable[str] = ()) -> Recipe:

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .backends import Variant, make_step
+from .backends import Variant, check_backend, make_step
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, Scores, scores
@@ -165,6 +165,7 @@ class Trainer:
     ) -> None:
         started = time.perf_counter() if started is None else started
         height, width = pack.image_size
+        check_backend(backend, device)
         check_image_size(recipe.net, height, width)
         self.recipe, self.pack, self.device, self.backend = recipe, pack, device, backend
         self.kernels = pick_kernels(recipe)

@@ -66,9 +66,8 @@ def make_state():
         generator = torch.Generator().manual_seed(1)
         pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 10, (images,), generator=generator)
-        state = TrainingState(
-            net, made, plan(made, images), pixels.to(device), labels.to(device), (0.5,) * 3, (0.25,) * 3, dtype
-        )
+        data = pixels.to(device), labels.to(device), (0.5,) * 3, (0.25,) * 3
+        state = TrainingState(net, made, plan(made, images), *data, dtype)
         if device != "meta":
             reset_parameters(net, made.net, seed)
             state.restart(seed)

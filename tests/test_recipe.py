@@ -44,7 +44,7 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net.nothing_like_it=1", "unknown setting"),
         ("net=1", "unknown setting"),
         ("epochs.x=1", "unknown setting"),
-        ("claim=1", "cannot be set"),
+        ("claim=1", "unknown setting"),
         ("epochs", "key=value"),
         ("epochs=two", "expected a number"),
         ("epochs=nan", "epochs must be above 0"),
