@@ -243,7 +243,7 @@ def pack_command(
         pack = pack_source(source, name=name, size=size, seed=seed, progress=progress)
     finally:
         progress.close()
-    path = out or pack_path(pack.name)
+    path = out or pack_path(name or pack.name)
     save_pack(pack, path)
     _print_pack(pack, as_json, path)
 

@@ -21,7 +21,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -524,31 +524,33 @@ def pack_source(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pack:
-    """Pack "cifar10" (downloaded by torchvision), "synthetic" (drawn from `seed`) or an image folder.
+    """Pack an image folder, CIFAR-10 (downloaded by torchvision) or "synthetic" (drawn from `seed`).
 
-    The two words win over folders of that name; write ./cifar10 for the folder. The name defaults to the
-    source's, except that CIFAR-10 at another size than 32 is called cifar10-SIZE. Raises UserError.
+    A folder that exists wins over the word cifar10. The name defaults to the source's, except that CIFAR-10 at
+    another size than 32 is called cifar10-SIZE; synthetic data is always called synthetic. Raises UserError.
     """
     if size is not None and size < 1:
         raise UserError(f"--size {size} is no image size; give at least 1 pixel")
+    if name is not None:
+        pack_path(name)  # refuses a bad name before the images are read
     if source == "synthetic":
-        return _pack_synthetic(name, size, seed, progress)
-    if source != "cifar10" and not Path(source).expanduser().is_dir():
+        return _drawn(size, seed, progress)
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and source.lower() != "cifar10":
         raise UserError(f"no data source {source}; give cifar10, synthetic or a folder: {LAYOUT}")
     name = name or _default_name(source, size)
-    pack_path(name)  # refuses a bad name before the images are read
-    if name.startswith("synthetic"):
-        raise UserError(f"the name {name} is kept for synthetic data; choose another --name")
-    if source == "cifar10":
-        return pack_from_torchvision_cifar10(progress, name=name, size=size)
-    return read_image_folder(Path(source).expanduser(), name=name, size=size, progress=progress)
+    if name == "synthetic":
+        raise UserError("the name synthetic is kept for drawn images; choose another --name")
+    if folder.is_dir():
+        return read_image_folder(folder, name=name, size=size, progress=progress)
+    return pack_from_torchvision_cifar10(progress, name=name, size=size)
 
 
 def _default_name(source: str, size: int | None) -> str:
-    if source == "cifar10":
-        return source if size in (None, DEFAULT_SIZE) else f"cifar10-{size}"
-    name = _sanitised(Path(source).expanduser().resolve().name)
-    return f"folder-{name}" if name.startswith("synthetic") else name
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _sanitised(folder.resolve().name)
+    return "cifar10" if size in (None, DEFAULT_SIZE) else f"cifar10-{size}"
 
 
 def _sanitised(text: str) -> str:
@@ -556,36 +558,30 @@ def _sanitised(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-") or "images"
 
 
-def _pack_synthetic(name: str | None, size: int | None, seed: int, progress: Progress | None) -> Pack:
+def _drawn(size: int | None, seed: int, progress: Progress | None) -> Pack:
     from .synthetic import make_synthetic  # it imports this module for Pack
 
-    name = name or "synthetic"
-    pack_path(name)
-    if not name.startswith("synthetic"):
-        raise UserError(f"synthetic data cannot be called {name}; use a name that begins with synthetic")
-    pack = make_synthetic(size=size or DEFAULT_SIZE, seed=seed, progress=progress)
-    return replace(pack, name=name)
+    return make_synthetic(size=size or DEFAULT_SIZE, seed=seed, progress=progress)
 
 
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
-    """What `--data` names: "synthetic", "cifar10", a pack file, an image folder or a cached pack.
+    """What `--data` names: "synthetic", a cached pack, a pack file, an image folder or CIFAR-10, in this order.
 
-    CIFAR-10 is downloaded and cached when there is no cached pack of it. The two words win over files of that
-    name. Raises UserError, and DownloadError where CIFAR-10 cannot be had.
+    CIFAR-10 is downloaded and cached where nothing else has that name. Raises UserError, and DownloadError where
+    CIFAR-10 cannot be had.
     """
-    if data == "synthetic":
-        return _pack_synthetic(None, None, 0, progress)
-    if data == "cifar10":
-        return _cached_cifar10(progress)
-    path = Path(data).expanduser()
+    name, path = str(data), Path(data).expanduser()
+    if name == "synthetic":
+        return _drawn(None, 0, progress)
+    if name in _cached_names():
+        return read_pack(pack_path(name))
     if path.is_dir():
         return pack_source(str(path.absolute()), progress=progress)
     if path.is_file():
         return read_pack(path)
-    name = str(data)
-    if name not in _cached_names():
-        raise _unknown_data(name)
-    return read_pack(pack_path(name))
+    if name.lower() == "cifar10":
+        return _cached_cifar10(progress)
+    raise _unknown_data(name)
 
 
 def _unknown_data(name: str) -> UserError:

@@ -472,12 +472,15 @@ def test_load_data_takes_names_files_and_folders(pack, tmp_path, cache):
     assert_same_pack(load_data(str(folder)), pack_source(str(folder)))
 
 
-def test_reserved_words_win_over_folders(pack, tmp_path, monkeypatch):
-    save_pack(pack, pack_path("cifar10"))
+def test_a_cached_name_wins_over_a_folder_and_a_folder_over_the_download(pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "pack_from_torchvision_cifar10", lambda *_, **__: pytest.fail("downloads"))
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "cifar10")
+    from_folder = pack_source("./cifar10")
+    assert load_data("cifar10").sha256 == pack_source("cifar10").sha256 == from_folder.sha256 != pack.sha256
+    save_pack(pack, pack_path("cifar10"))
     assert load_data("cifar10").sha256 == pack.sha256
-    assert load_data("./cifar10").sha256 == pack_source("./cifar10").sha256 != pack.sha256
+    assert load_data("./cifar10").sha256 == from_folder.sha256
 
 
 def test_unknown_data_names_the_nearest(pack):
@@ -493,13 +496,11 @@ def test_unknown_source_lists_the_possibilities(tmp_path):
     assert_is_remedy(error, "nowhere", "cifar10", "synthetic", "folder")
 
 
-def test_synthetic_data_cannot_pass_for_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "make_synthetic", lambda **_: pytest.fail("drew images"))
-    with pytest.raises(UserError, match="begins with synthetic"):
-        pack_source("synthetic", name="cifar10")
-    with pytest.raises(UserError, match="kept for synthetic data"):
+def test_other_data_cannot_pass_for_synthetic(tmp_path):
+    with pytest.raises(UserError, match="kept for drawn images"):
         pack_source(str(write_folder(tmp_path / "beasts")), name="synthetic")
-    assert pack_source(str(write_folder(tmp_path / "synthetic"))).name == "folder-synthetic"
+    with pytest.raises(UserError, match="kept for drawn images"):
+        pack_source(str(write_folder(tmp_path / "synthetic")))
 
 
 def test_bad_arguments_are_refused_before_the_work(tmp_path):
@@ -796,9 +797,9 @@ def test_synthetic_classes_are_their_own_mirror_images(drawn):
         assert mirrored < 1.15 * plain
 
 
-def test_synthetic_at_another_size_and_name():
-    pack = pack_source("synthetic", name="synthetic-8", size=8)
-    assert (pack.name, pack.image_size, len(pack.train_images)) == ("synthetic-8", (8, 8), 20_000)
+def test_synthetic_at_another_size_is_still_called_synthetic():
+    pack = pack_source("synthetic", name="shapes", size=8)
+    assert (pack.name, pack.image_size, len(pack.train_images)) == ("synthetic", (8, 8), 20_000)
 
 
 def test_convnet_learns_synthetic(drawn, one_thread):
