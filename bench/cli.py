@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from speedyresnet.engine.cli import DataOption, DeviceOption, app, run_command_line
+from speedyresnet.engine.cli import DataOption, DeviceOption, SetOption, app, run_command_line
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.files import check_writable
 from speedyresnet.engine.trainer import pick_device
@@ -27,10 +27,12 @@ def gpu_suite_command(
     minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="Stop starting new work after this.")] = 9.0,
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
+    settings: SetOption = None,
 ) -> None:
     """GPU tests, time of a step and full runs, each saved as it ends."""
     check_writable(out / "environment.json")
-    run_gpu_suite(load_data(data or "cifar10"), pick_device(device), minutes, out)
+    place = pick_device(device)
+    run_gpu_suite(load_data(data or "cifar10"), place, minutes, out, settings or ())
 
 
 def main() -> None:

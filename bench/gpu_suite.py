@@ -1,7 +1,7 @@
 """Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
 
 environment.json, tests.json (the GPU tests), steps.json (time of a step by recipe and backend) and runs.jsonl (as
-many full airbench94 runs as fit). A run cut off at any moment leaves what was measured before.
+many full airbench94 runs as fit, compiled steps come after them). A run cut off at any moment leaves what was measured before.
 """
 
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,16 +27,27 @@ from speedyresnet.engine.trainer import Trainer, synchronize
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def run_gpu_suite(pack: Pack, device: torch.device, minutes: float, out: Path) -> None:
-    """Measure on `device` until `minutes` are over and save the parts in the folder `out`."""
-    deadline = time.monotonic() + 60 * minutes
-    _save(out / "environment.json", environment(device))
-    _save(out / "tests.json", _gpu_tests(deadline))
+def run_gpu_suite(pack: Pack, device: torch.device, minutes: float, out: Path, settings: Sequence[str] = ()) -> None:
+    """Measure on `device` for `minutes` and save the parts in the folder `out`.
+
+    Tests get at most a third of the time, full runs what is left of two thirds, compiled steps the rest; a measurement
+    or run that has begun is finished. `settings` are applied to every recipe.
+    """
+    started, seconds = time.monotonic(), 60 * minutes
+    about = environment(device)
+    _save(out / "environment.json", about)
+    _save(out / "tests.json", _gpu_tests(seconds / 3))
     steps: list[dict[str, Any]] = []
-    for row in _step_times(pack, device, deadline):
-        steps.append(row)
-        _save(out / "steps.json", {"environment": environment(device), "data": pack.name, "steps": steps})
-    _full_runs(pack, device, deadline, out / "runs.jsonl")
+
+    def measure_steps(backend: str) -> None:
+        for row in _step_times(pack, device, backend, started + seconds, settings):
+            steps.append(row)
+            _save(out / "steps.json", {"environment": about, "data": pack.name, "steps": steps})
+
+    measure_steps("eager")
+    _full_runs(pack, device, started + seconds * 2 / 3, out / "runs.jsonl", settings)
+    for backend in BACKENDS[1:]:
+        measure_steps(backend)
 
 
 def _save(path: Path, document: Any) -> None:
@@ -44,12 +55,11 @@ def _save(path: Path, document: Any) -> None:
     print(f"saved {path}", flush=True)
 
 
-def _gpu_tests(deadline: float) -> dict[str, Any]:
+def _gpu_tests(seconds: float) -> dict[str, Any]:
     """The tests marked gpu, in a process of their own; an installed wheel has none."""
     if not (_CHECKOUT / "tests").is_dir():
         return {"exit_code": None, "output": "no tests beside the installed package"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
-    seconds = max(deadline - time.monotonic(), 1.0)
     try:
         done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -57,17 +67,18 @@ def _gpu_tests(deadline: float) -> dict[str, Any]:
     return {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-8000:]}
 
 
-def _step_times(pack: Pack, device: torch.device, deadline: float) -> Iterator[dict[str, Any]]:
-    """Milliseconds a step, images a second and build seconds of each recipe by backend."""
-    for backend in BACKENDS:
-        for name in sorted(registered_recipes(), key=lambda each: (each != "airbench94", each)):
-            if time.monotonic() >= deadline:
-                return
-            row: dict[str, Any] = {"recipe": name, "backend": backend}
-            try:
-                yield row | _step_time(Trainer(recipe(name), pack, device, backend))
-            except Exception:  # one failing combination is a result; the others are still wanted
-                yield row | {"error": traceback.format_exc()[-4000:]}
+def _step_times(
+    pack: Pack, device: torch.device, backend: str, deadline: float, settings: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds a step, images a second and build seconds of each recipe, airbench94 first."""
+    for name in sorted(registered_recipes(), key=lambda each: (each != "airbench94", each)):
+        if time.monotonic() >= deadline:
+            return
+        row: dict[str, Any] = {"recipe": name, "backend": backend}
+        try:
+            yield row | _step_time(Trainer(recipe(name, settings), pack, device, backend))
+        except Exception:  # one failing combination is a result; the others are still wanted
+            yield row | {"error": traceback.format_exc()[-4000:]}
 
 
 def _step_time(trainer: Trainer, rounds: int = 5, steps: int = 10) -> dict[str, Any]:
@@ -94,11 +105,9 @@ def _step_time(trainer: Trainer, rounds: int = 5, steps: int = 10) -> dict[str, 
     }
 
 
-def _full_runs(pack: Pack, device: torch.device, deadline: float, out: Path) -> None:
+def _full_runs(pack: Pack, device: torch.device, deadline: float, out: Path, settings: Sequence[str]) -> None:
     """Whole airbench94 runs with seeds 0, 1, ... as long as the next one still fits."""
-    if time.monotonic() >= deadline:
-        return
-    trainer, seed, longest = Trainer(recipe("airbench94"), pack, device, "eager"), 0, 0.0
+    trainer, seed, longest = Trainer(recipe("airbench94", settings), pack, device, "eager"), 0, 0.0
     with out.open("a", encoding="utf-8") as file:
         while time.monotonic() + longest < deadline:
             started = time.monotonic()

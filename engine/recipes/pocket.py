@@ -10,10 +10,10 @@ def pocket() -> Recipe:
     """
     return Recipe(
         name="pocket",
-        summary="for CPUs: 32/128/128 groups, alternating flip, lookahead, 8 epochs",
+        summary="for CPUs: 32/128/128 groups, alternating flip, lookahead, 6 epochs",
         source="this project; airbench94 scaled down",
-        batch_size=512,
-        epochs=8.0,
+        batch_size=256,
+        epochs=6.0,
         net=Net(
             widths=(32, 128, 128),
             whitening_bias=False,
