@@ -1,7 +1,8 @@
 """Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
 
 environment.json, tests.json (the GPU tests), steps.json (time of a step by recipe and backend) and runs.jsonl (as
-many full airbench94 runs as fit, compiled steps come after them). A run cut off at any moment leaves what was measured before.
+many full airbench94 runs as fit; compiled steps come after them). A suite that is cut off leaves what it measured
+before.
 """
 
 import json

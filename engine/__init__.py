@@ -10,8 +10,8 @@ import time
 
 IMPORT_STARTED = time.perf_counter()
 
-# PyTorch reads this at its first allocation: large CPU tensors on huge pages. A step of pocket takes 76 ms instead of 97
-# (two cores), for the page faults it saves.
+# PyTorch reads this at its first allocation: large CPU tensors go on huge pages, which saves a step of pocket most of
+# its page faults and a fifth of its time (bench/LOG.md, 2026-11-21).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from .api import TrainedRun, evaluate, train

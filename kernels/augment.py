@@ -67,7 +67,7 @@ def augmentation_draws(
 
 
 def _mirrored(seed: Tensor, epoch: Tensor, ids: Tensor, words: Tensor, flip: str) -> Tensor:
-    """bool [B]; `words` are 32 random bits an image, drawn anew each epoch."""
+    """Which images are mirrored, bool [B]; `words` are 32 random bits an image, drawn anew each epoch."""
     if flip == "none":
         return torch.zeros_like(ids, dtype=torch.bool)
     if flip == "random":
