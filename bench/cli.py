@@ -12,7 +12,7 @@ from speedyresnet.engine.trainer import pick_device
 
 from .gpu_suite import run_gpu_suite
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure. Never falls back to other data than asked for.")
+bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
 
 

@@ -27,11 +27,10 @@ from .trainer import pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="Train an image classifier in seconds.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make and inspect data packs.")
+data_app = typer.Typer(help="Make and inspect data packs.")
 app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
@@ -41,7 +40,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a num
 DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack file or an image folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
 BackendOption = Annotated[str, typer.Option("--backend", help=" or ".join(BACKENDS) + ".")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of weights, order and augmentation.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -50,7 +51,7 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     """Run `application` and exit: 0 done, 1 a check failed, 2 wrong input (one line), 130 interrupted."""
     command = typer.main.get_command(application)
     try:
-        code = command.main(prog_name="speedyresnet", standalone_mode=False)
+        code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
     except (typer.Exit, typer.Abort) as end:
         code = getattr(end, "exit_code", 130)
     except UserError as error:

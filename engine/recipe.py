@@ -334,6 +334,7 @@ def _check_ranges(made: Recipe) -> None:
         ("optimizer.whitening_bias_epochs", optimizer.whitening_bias_epochs >= 0, "0 or more"),
         ("schedule.peak", 0 <= made.schedule.peak < 1, "between 0 and 1"),
         ("averaging.every", made.averaging.every >= 1, "at least 1"),
+        ("averaging.epochs", made.averaging.epochs is None or made.averaging.epochs >= 1, "none or at least 1"),
         ("averaging.decay", 0 <= made.averaging.decay <= 1, "between 0 and 1"),
         ("evaluation.batch_size", made.evaluation.batch_size >= 1, "at least 1"),
         ("evaluation.every", made.evaluation.every >= 0, "0 or more"),

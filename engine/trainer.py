@@ -24,7 +24,7 @@ from .errors import UserError
 from .evaluate import Accuracy, Scores, scores
 from .init import reset_parameters, whitening_filters
 from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, make_net, parameter_counts
-from .recipe import Recipe, View
+from .recipe import Augmentation, Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import plan
 from .step import TrainingState
@@ -107,6 +107,16 @@ def pick_kernels(recipe: Recipe) -> dict[str, str]:
     return {"augment": "reference"}
 
 
+def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:
+    """Raise UserError for transforms that reach beyond images of this size."""
+    side = min(height, width)
+    if augmentation.padding_mode == "reflect" and augmentation.padding >= side:
+        raise UserError(f"augmentation.padding={augmentation.padding} cannot be reflected from images of {side} pixels")
+    for name in ("cutout", "cutmix"):
+        if getattr(augmentation, name) > side:
+            raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds images of {side} pixels")
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
@@ -167,6 +177,7 @@ class Trainer:
         height, width = pack.image_size
         check_backend(backend, device)
         check_image_size(recipe.net, height, width)
+        check_augmentation(recipe.augmentation, height, width)
         self.recipe, self.pack, self.device, self.backend = recipe, pack, device, backend
         self.kernels = pick_kernels(recipe)
         self.dtype = pick_dtype(recipe, device)
@@ -323,7 +334,10 @@ class Trainer:
         record.images_seen = outcome.steps * self.recipe.batch_size
         record.seconds.train = outcome.seconds
         if outcome.status != "interrupted":
-            record.accuracy, record.seconds.evaluate = self.evaluate()
+            try:
+                record.accuracy, record.seconds.evaluate = self.evaluate()
+            except KeyboardInterrupt:
+                record.status = "interrupted"
         record.memory = {"peak_bytes": peak_bytes(self.device)}
         return record
 

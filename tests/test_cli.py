@@ -45,6 +45,12 @@ def test_json_is_one_document_and_nothing_else(pack_file):
     assert "epoch   2" in done.stderr
 
 
+def test_no_arguments_is_help():
+    done = run()
+    assert done.returncode == 0
+    assert "train" in done.stdout
+
+
 def test_recipes_lists_what_scripts_rely_on():
     rows = json.loads(run("recipes", "--json").stdout)
     by_name = {row["name"]: row for row in rows}
@@ -86,6 +92,8 @@ def test_pack_by_name_is_found_by_name(tmp_path):
         (["train", "--device", "tpu"], "unknown device"),
         (["train", "--backend", "magic", "--data", "synthetic"], "unknown backend"),
         (["train", "--seed", "1.5"], "--seed"),
+        (["train", "--seed", "99999999999999999999"], "--seed"),
+        (["data"], "command"),
         (["train", "--out", "/"], "is a folder"),
         (["train", "--set", "kernels=triton", "--data", "synthetic"], "kernels=auto"),
         (["evaluate", "none.safetensors", "--data", "synthetic"], "does not exist"),

@@ -55,6 +55,7 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net.widths=", "positive integers"),
         ("net.widths=8,x", "expected an integer"),
         ("loss.label_smoothing=1", "between 0 and 1"),
+        ("averaging.epochs=0", "none or at least 1"),
         ("averaging.kind=none", "needs an averaging.kind"),
     ],
 )

@@ -199,6 +199,21 @@ def test_images_that_are_too_small_are_refused(small_pack):
         train(recipe("airbench94", TINY), tiny, device="cpu")
 
 
+@pytest.mark.parametrize("setting", ["padding=32", "cutout=33", "cutmix=33"])
+def test_transforms_larger_than_the_images_are_refused(setting, small_pack):
+    with pytest.raises(UserError, match="32 pixels"):
+        train(recipe("airbench94", [*TINY, f"augmentation.{setting}"]), small_pack, device="cpu")
+
+
+def test_an_interrupted_evaluation_keeps_the_training(small_pack, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupted)
+    run = train(recipe("airbench94", TINY), small_pack, device="cpu")
+    assert (run.record.status, run.record.steps, run.record.seconds.evaluate) == ("interrupted", 20, None)
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [("gpu", "unknown device"), ("meta", "not supported"), ("cuda:99", "CUDA")],
