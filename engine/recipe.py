@@ -331,6 +331,7 @@ def _check_ranges(made: Recipe) -> None:
         ("optimizer.learning_rate", optimizer.learning_rate >= 0, "0 or more"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "between 0 and 1"),
         ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
+        ("optimizer.batch_norm_bias_scale", optimizer.batch_norm_bias_scale > 0, "above 0"),
         ("optimizer.whitening_bias_epochs", optimizer.whitening_bias_epochs >= 0, "0 or more"),
         ("schedule.peak", 0 <= made.schedule.peak < 1, "between 0 and 1"),
         ("averaging.every", made.averaging.every >= 1, "at least 1"),
