@@ -105,6 +105,13 @@ def test_cutout_stays_inside_and_reaches_every_corner():
     assert torch.equal((result == 0).sum((1, 2, 3)), torch.full((200,), 12 * 12 * 3))
 
 
+def test_cutmix_squares_reach_every_position():
+    draws = draws_of(Transforms(cutmix=3), images=5000)
+    for value in (draws.cutmix_row, draws.cutmix_column):
+        assert set(value.tolist()) == set(range(30))
+    assert abs(np.corrcoef(draws.cutmix_row, draws.cutmix_column)[0, 1]) < 0.06
+
+
 def test_cutmix_pastes_one_square_of_the_partner():
     transforms = Transforms(cutmix=3)
     draws = draws_of(transforms, images=50)

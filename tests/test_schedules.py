@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.recipe import Schedule
-from speedyresnet.engine.schedules import one_cycle, plan
+from speedyresnet.engine.recipe import Averaging, Schedule
+from speedyresnet.engine.schedules import averaging_tables, one_cycle, plan
 
 IMAGES = 50_000
 
@@ -68,6 +68,14 @@ def test_one_cycle_is_that_of_torch(peak, end, steps):
         optimizer.step()
         if scheduler.last_epoch < steps - 1:
             scheduler.step()
+
+
+def test_an_average_of_the_last_epochs_begins_after_their_first_step():
+    averaging = Averaging(kind="lookahead", every=5, decay=0.9, power=0.0, epochs=1, finish=False)
+    keep, write_back = averaging_tables(averaging, first_step=10, steps=21)
+    assert [k + 1 for k, value in enumerate(keep) if value < 1] == [15, 20]
+    assert (keep[14], write_back[14]) == (0.0, 0.0)
+    assert (keep[19], write_back[19]) == (pytest.approx(0.9**5), 1.0)
 
 
 def test_everything_follows_epochs_and_batch_size():

@@ -153,6 +153,14 @@ def test_lookahead_writes_the_slow_weights_back(make_state):
     assert not torch.equal(slow, start)
 
 
+def test_running_statistics_are_averaged_too(make_state):
+    state = make_state("hlb-v0.4", "averaging.every=1", "averaging.epochs=none", "averaging.decay=0.9")
+    training_step(state, whitening_bias=False, cutmix=False)
+    live = state.net.groups[0].norms[0].running_mean
+    averaged = state.averaged_state()["groups.0.norms.0.running_mean"]
+    torch.testing.assert_close(averaged, 0.1 * live)  # it began at zero
+
+
 def test_ema_leaves_the_live_weights_alone(make_state):
     with_ema, without = make_state("hlb-v0.4", "epochs=10"), make_state("hlb-v0.4", "averaging.kind=none")
     for _ in range(20):

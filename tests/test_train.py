@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speedyresnet.engine import UserError, evaluate, recipe, train
+from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
@@ -92,6 +93,18 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_pack, t
     assert all(torch.equal(again.state[name], value) for name, value in tiny_run.state.items())
     other = train(recipe("airbench94", TINY), small_pack, device="cpu", seed=2)
     assert losses_of(other) != losses_of(tiny_run)
+
+
+def test_preparing_whitens_with_the_first_training_images(small_pack):
+    trainer = Trainer(
+        recipe("airbench94", [*TINY, "net.whitening_images=100"]), small_pack, torch.device("cpu"), "eager"
+    )
+    trainer.prepare(seed=0)
+    mean, std = torch.tensor(small_pack.mean), torch.tensor(small_pack.std)
+    images = ((small_pack.train_images[:100] / 255 - mean) / std).permute(0, 3, 1, 2)
+    expected = whitening_filters(images, trainer.recipe.net)
+    # Eigenvectors have no sign of their own.
+    torch.testing.assert_close(trainer.net.stem.whitening.weight.abs(), expected.abs().float(), rtol=1e-2, atol=1e-3)
 
 
 def test_a_trainer_can_run_again_from_scratch(small_pack, tiny_run):
