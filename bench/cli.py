@@ -1,16 +1,33 @@
 """The whole command line: the engine's commands and, under `bench`, what measures them."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from speedyresnet.engine.cli import DataOption, DeviceOption, SetOption, app, run_command_line
+from speedyresnet.engine.backends import check_backend
+from speedyresnet.engine.cli import (
+    BackendOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    app,
+    default_recipe,
+    notes_console,
+    run_command_line,
+)
 from speedyresnet.engine.data import load_data
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import check_writable
+from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.trainer import pick_device
 
 from .gpu_suite import run_gpu_suite
+from .pool import PoolPlan
+from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
@@ -19,6 +36,46 @@ app.add_typer(bench_app, name="bench")
 @bench_app.callback()
 def bench_commands() -> None:
     """Measure. Never falls back to other data than asked for."""
+
+
+@bench_app.command("record")
+def record_command(
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How many; fixed when the file is begun.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON Lines file, one run a line; goes on where it ended.")],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "eager",
+    seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
+    target: Annotated[float | None, typer.Option("--target", help="Accuracy in percent.")] = None,
+    view: Annotated[str | None, typer.Option("--view", help="Of the target: " + ", ".join(VIEWS) + ".")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Time that the mean must stay below.")] = None,
+    clock: Annotated[str, typer.Option("--clock", help="Of the time: " + ", ".join(CLOCKS) + ".")] = "prepare+train",
+    validation: Annotated[
+        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe many times and say with what confidence it reaches its targets (exit code 1: it does not)."""
+    place, console = pick_device(device), notes_console(as_json)
+    made = recipe_called(recipe or default_recipe(place), settings or ())
+    view = view or made.evaluation.view
+    for name, value, allowed in (("--view", view, VIEWS), ("--clock", clock, CLOCKS)):
+        if value not in allowed:
+            raise UserError(f"{name} {value}: choose {', '.join(allowed)}")
+    check_view(made, view)
+    check_backend(backend, place)
+    check_writable(out)
+    targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
+    plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
+    records = record_runs(made, load_data(data or "cifar10"), place, backend, plan, out, console)
+    result = report(records, targets)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_report(console, result)
+    raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
 @bench_app.command("gpu-suite")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -70,9 +71,14 @@ def _refused(message: str) -> int:
     return 2
 
 
-def _console(quiet: bool = False) -> Console:
+def notes_console(quiet: bool = False) -> Console:
     """Where notes go: standard output, or standard error when standard output is for JSON only."""
     return Console(stderr=quiet, soft_wrap=True)
+
+
+def default_recipe(device: torch.device) -> str:
+    """Name of the recipe that suits `device`."""
+    return "airbench94" if device.type == "cuda" else "pocket"
 
 
 def _chosen_data(data: str | None, console: Console) -> Pack:
@@ -98,9 +104,9 @@ def train_command(
     as_json: JsonOption = False,
 ) -> None:
     """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
-    console = _console(as_json)
+    console = notes_console(as_json)
     place = pick_device(device)
-    made = recipe_called(recipe or ("airbench94" if place.type == "cuda" else "pocket"), settings or ())
+    made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made)
     for path in (out, save):

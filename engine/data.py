@@ -564,6 +564,20 @@ def _drawn(size: int | None, seed: int, progress: Progress | None) -> Pack:
     return make_synthetic(size=size or DEFAULT_SIZE, seed=seed, progress=progress)
 
 
+def held_out(pack: Pack, count: int) -> Pack:
+    """A pack that tests on `count` of the training images of `pack` instead of its test images.
+
+    They are the last ones in the pack's order, which is that of a hash: a random sample, the same from every source.
+    Raises UserError where that leaves no training images.
+    """
+    left = len(pack.train_labels) - count
+    if count < 1 or left < 1:
+        raise UserError(f"--validation {count} must be between 1 and {len(pack.train_labels) - 1}")
+    images, labels = pack.train_images.numpy(), pack.train_labels.numpy()
+    name = f"{pack.name}-validation-{count}"
+    return make_pack(name, pack.class_names, images[:left], labels[:left], images[left:], labels[left:])
+
+
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
     """What `--data` names: "synthetic", a cached pack, a pack file, an image folder or CIFAR-10, in this order.
 

@@ -245,7 +245,7 @@ class Trainer:
         synchronize(self.device)
         return time.perf_counter() - started
 
-    def train(self, display: Display) -> Outcome:
+    def train(self, display: Display, *, validate: bool = True) -> Outcome:
         """The training loop over the prepared state; Ctrl-C ends it early with what is done."""
         outcome = Outcome("finished", 0, 0.0, [])
         display.start(self.plan.steps)
@@ -254,7 +254,8 @@ class Trainer:
                 first = outcome.steps
                 self._train_until(end, outcome, display, interrupted)
                 if outcome.steps > first:
-                    outcome.history.append(self._history_row(epoch, outcome, validate=not interrupted.is_set()))
+                    due = validate and not interrupted.is_set()
+                    outcome.history.append(self._history_row(epoch, outcome, validate=due))
                     display.epoch(outcome.history[-1])
                     if not math.isfinite(outcome.history[-1].loss):
                         outcome.status = "diverged"
@@ -325,11 +326,14 @@ class Trainer:
             return self.state.averaged_state()
         return self.net.state_dict()
 
-    def run(self, seed: int, display: Display | None = None) -> RunRecord:
-        """Prepare, train and evaluate with `seed`; a run that diverges or is interrupted is recorded as such."""
+    def run(self, seed: int, display: Display | None = None, *, validate: bool = True) -> RunRecord:
+        """Prepare, train and evaluate with `seed`; a run that diverges or is interrupted is recorded as such.
+
+        `validate=False` leaves out the validations between epochs.
+        """
         record = self.new_record(seed)
         record.seconds.prepare = self.prepare(seed)
-        outcome = self.train(display or Silent())
+        outcome = self.train(display or Silent(), validate=validate)
         record.status, record.steps, record.history = outcome.status, outcome.steps, outcome.history
         record.images_seen = outcome.steps * self.recipe.batch_size
         record.seconds.train = outcome.seconds

@@ -1,0 +1,142 @@
+"""`bench record`: many runs of one recipe, and whether they prove what is claimed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from speedyresnet.engine.data import Pack, held_out
+from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.recipe import Recipe, View
+from speedyresnet.engine.trainer import Trainer
+
+from .pool import Pool, PoolPlan
+from .statistics import Summary, summary
+
+Clock = Literal["train", "prepare+train", "total"]
+CLOCKS: tuple[str, ...] = get_args(Clock)
+VIEWS: tuple[str, ...] = get_args(View)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What is claimed; none: nothing."""
+
+    accuracy: float | None
+    """A fraction, held against the lower bound of the mean."""
+    view: str
+    seconds: float | None
+    """Held against the upper bound of the mean."""
+    clock: str
+
+
+def clock_seconds(record: dict[str, Any], clock: str) -> float:
+    """What the run `record` took by `clock`."""
+    seconds = record["seconds"]
+    return float(seconds["prepare"] + seconds["train"] if clock == "prepare+train" else seconds[clock])
+
+
+def check_view(recipe: Recipe, view: str) -> None:
+    """Raise UserError for a view that `recipe` does not measure."""
+    if VIEWS.index(view) > VIEWS.index(recipe.evaluation.view):
+        raise UserError(f"--view {view} is not measured by {recipe.name}; add --set evaluation.view={view}")
+
+
+def record_runs(
+    recipe: Recipe, pack: Pack, device: torch.device, backend: str, plan: PoolPlan, out: Path, console: Console
+) -> list[dict[str, Any]]:
+    """Run the seeds of `plan` that `out` does not hold yet, one line of it each; returns all its records.
+
+    A run that is interrupted is not kept: its seed is run again when the pool goes on.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with all finished runs kept.
+        UserError: `out` holds runs of another kind.
+    """
+    trainer = Trainer(recipe, held_out(pack, plan.validation) if plan.validation else pack, device, backend)
+    with Pool(out, plan, trainer.new_record(plan.first_seed)) as pool:
+        missing = pool.missing_seeds()
+        console.print(f"{plan.runs - len(missing)} of {plan.runs} runs are in {out}", highlight=False)
+        for seed in missing:
+            record = trainer.run(seed, validate=False)
+            if record.status == "interrupted":
+                raise KeyboardInterrupt
+            pool.add(record)
+            accuracy = getattr(record.accuracy, recipe.evaluation.view)
+            console.print(
+                f"seed {seed}: {record.status}, {100 * accuracy:.2f} % {recipe.evaluation.view}, "
+                f"total {record.seconds.total:.3f} s",
+                highlight=False,
+            )
+        return pool.records
+
+
+def summaries(records: Sequence[dict[str, Any]]) -> dict[str, Summary]:
+    """Of each view that was measured and of each clock; every run counts, diverged ones too."""
+    views = [view for view in VIEWS if records[0]["accuracy"][view] is not None]
+    found = {view: summary([record["accuracy"][view] for record in records]) for view in views}
+    return found | {clock: summary([clock_seconds(record, clock) for record in records]) for clock in CLOCKS}
+
+
+def verdicts(found: dict[str, Summary], targets: Targets) -> list[dict[str, Any]]:
+    """For each target: what was asked, the bound it is held against, and whether it is met."""
+    rows: list[dict[str, Any]] = []
+    if targets.accuracy is not None:
+        bound = found[targets.view].lower_bound
+        met = bound is not None and bound >= targets.accuracy
+        rows.append({"of": targets.view, "target": targets.accuracy, "lower_bound": bound, "met": met})
+    if targets.seconds is not None:
+        bound = found[targets.clock].upper_bound
+        met = bound is not None and bound <= targets.seconds
+        rows.append({"of": targets.clock, "target": targets.seconds, "upper_bound": bound, "met": met})
+    return rows
+
+
+def report(records: Sequence[dict[str, Any]], targets: Targets) -> dict[str, Any]:
+    """The whole result as plain values."""
+    found = summaries(records)
+    return {
+        "recipe": {key: records[0]["recipe"][key] for key in ("name", "hash")},
+        "data": records[0]["data"],
+        "environment": records[0]["environment"],
+        "device": records[0]["device"],
+        "backend": records[0]["backend"],
+        "dtype": records[0]["dtype"],
+        "pool": records[0]["pool"],
+        "runs": len(records),
+        "diverged": sum(record["status"] == "diverged" for record in records),
+        "weights": records[0]["accuracy"]["weights"],
+        "accuracy": {name: asdict(value) for name, value in found.items() if name in VIEWS},
+        "seconds": {name: asdict(value) for name, value in found.items() if name in CLOCKS},
+        "targets": verdicts(found, targets),
+    }
+
+
+def print_report(console: Console, result: dict[str, Any]) -> None:
+    """The result as a table and a line a target."""
+    name, runs, diverged = result["recipe"]["name"], result["runs"], result["diverged"]
+    table = Table(title=f"{name} on {result['data']['name']}: {runs} runs, {diverged} diverged")
+    for column in ("", "mean", "std", "min", "5 %", "median", "95 %", "max", "bound of the mean"):
+        table.add_column(column, justify="left" if not column else "right")
+    for kind, factor, digits in (("accuracy", 100.0, 2), ("seconds", 1.0, 3)):
+        for row, value in result[kind].items():
+            low = kind == "accuracy"
+            bound = value["lower_bound"] if low else value["upper_bound"]
+            keys = ("mean", "std", "minimum", "quantile_05", "median", "quantile_95", "maximum")
+            cells = ["" if value[key] is None else f"{factor * value[key]:.{digits}f}" for key in keys]
+            last = "" if bound is None else f"{'>' if low else '<'} {factor * bound:.{digits}f}"
+            table.add_row(f"{row}, {'%' if low else 's'}", *cells, last)
+    console.print(table)
+    console.print("bounds: one-sided, 95 % confidence, Student's t", highlight=False)
+    for target in result["targets"]:
+        factor = 100.0 if target["of"] in VIEWS else 1.0
+        kind = "lower_bound" if target["of"] in VIEWS else "upper_bound"
+        bound = "unknown from one run" if target[kind] is None else f"{factor * target[kind]:.3f}"
+        verdict = "met" if target["met"] else "missed"
+        console.print(
+            f"target {factor * target['target']:g} for {target['of']}: {verdict} (bound {bound})", highlight=False
+        )
