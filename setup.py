@@ -36,7 +36,7 @@ setup(
         "safetensors>=0.5",
         "pillow>=10",
         "rich>=13",
-        "typer>=0.12",
+        "typer>=0.15",
     ],
     extras_require={"bench": BENCH, "test": TEST},
     entry_points={"console_scripts": ["speedyresnet = speedyresnet.bench.cli:main"]},

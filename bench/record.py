@@ -120,18 +120,19 @@ def print_report(console: Console, result: dict[str, Any]) -> None:
     """The result as a table and a line a target."""
     name, runs, diverged = result["recipe"]["name"], result["runs"], result["diverged"]
     table = Table(title=f"{name} on {result['data']['name']}: {runs} runs, {diverged} diverged")
-    for column in ("", "mean", "std", "min", "5 %", "median", "95 %", "max", "bound of the mean"):
-        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("", no_wrap=True)
+    for column in ("mean", "std", "min", "median", "max", "bound"):
+        table.add_column(column, justify="right", no_wrap=True)
     for kind, factor, digits in (("accuracy", 100.0, 2), ("seconds", 1.0, 3)):
         for row, value in result[kind].items():
             low = kind == "accuracy"
             bound = value["lower_bound"] if low else value["upper_bound"]
-            keys = ("mean", "std", "minimum", "quantile_05", "median", "quantile_95", "maximum")
+            keys = ("mean", "std", "minimum", "median", "maximum")
             cells = ["" if value[key] is None else f"{factor * value[key]:.{digits}f}" for key in keys]
             last = "" if bound is None else f"{'>' if low else '<'} {factor * bound:.{digits}f}"
             table.add_row(f"{row}, {'%' if low else 's'}", *cells, last)
     console.print(table)
-    console.print("bounds: one-sided, 95 % confidence, Student's t", highlight=False)
+    console.print("bound: of the mean, one-sided, 95 % confidence, Student's t", highlight=False)
     for target in result["targets"]:
         factor = 100.0 if target["of"] in VIEWS else 1.0
         kind = "lower_bound" if target["of"] in VIEWS else "upper_bound"
