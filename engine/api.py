@@ -41,7 +41,6 @@ def train(
     backend: str = "eager",
     seed: int = 0,
     display: Display | None = None,
-    started: float | None = None,
 ) -> TrainedRun:
     """Train one run.
 
@@ -52,14 +51,13 @@ def train(
         backend: eager or compile.
         seed: of weights, order and augmentation; any 64-bit integer.
         display: told how the run goes.
-        started: `time.perf_counter()` when the build clock began; none: now.
 
     Raises:
         UserError: anything wrong with what was given.
     """
     made = recipe_called(recipe) if isinstance(recipe, str) else recipe
     pack = data if isinstance(data, Pack) else load_data(data)
-    trainer = Trainer(made, pack, pick_device(str(device)), backend, started)
+    trainer = Trainer(made, pack, pick_device(str(device)), backend)
     record = trainer.run(seed, display)
     return TrainedRun(record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype)
 

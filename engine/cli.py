@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import IMPORT_STARTED
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import BACKENDS, check_backend
@@ -120,7 +119,7 @@ def train_command(
         highlight=False,
     )
     with training_display(console) as display:
-        run = train_run(made, pack, device=place, backend=backend, seed=seed, display=display, started=IMPORT_STARTED)
+        run = train_run(made, pack, device=place, backend=backend, seed=seed, display=display)
     if out is not None:
         run.record.write(out)
     if save is not None:

@@ -120,7 +120,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     query = "driver_version,power.limit"
     answer = _command_output(
-        "nvidia-smi", f"--id={properties.uuid}", f"--query-gpu={query}", "--format=csv,noheader,nounits"
+        "nvidia-smi", f"--id=GPU-{properties.uuid}", f"--query-gpu={query}", "--format=csv,noheader,nounits"
     )
     driver, _, power = (answer or "").partition(", ")
     watts = float(power) if power.replace(".", "", 1).isdigit() else None

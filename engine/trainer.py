@@ -164,16 +164,15 @@ class Trainer:
         pack: the data set.
         device: where.
         backend: see `backends.py`.
-        started: `time.perf_counter()` when the build clock began; none: now.
 
     Raises:
         UserError: data that does not fit the recipe, or a backend this machine cannot run.
     """
 
-    def __init__(
-        self, recipe: Recipe, pack: Pack, device: torch.device, backend: str, started: float | None = None
-    ) -> None:
-        started = time.perf_counter() if started is None else started
+    def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
+        from . import IMPORT_SECONDS  # known once the package is imported
+
+        started = time.perf_counter()
         height, width = pack.image_size
         check_backend(backend, device)
         check_image_size(recipe.net, height, width)
@@ -194,12 +193,15 @@ class Trainer:
             self.dtype,
         )
         self._steps = {variant: make_step(self.state, backend, variant) for variant in self._variants()}
+        evaluated_at_once = min(recipe.evaluation.batch_size, len(pack.test_labels))
+        self.test_images = self.state.images[:evaluated_at_once]
+        self.test_labels = self.state.labels[:evaluated_at_once]
         self._warm_up()
         self.state.images.copy_(pack.train_images)
         self.state.labels.copy_(pack.train_labels)
         self.test_images, self.test_labels = pack.test_images.to(device), pack.test_labels.to(device)
         synchronize(device)
-        self.build_seconds = time.perf_counter() - started
+        self.build_seconds = IMPORT_SECONDS + time.perf_counter() - started
 
     @property
     def net(self) -> SpeedyResNet:
@@ -224,13 +226,12 @@ class Trainer:
         return list(dict.fromkeys(map(self._variant, first_steps)))
 
     def _warm_up(self) -> None:
-        """Run each step function on random pixels, so that compilation and library set-up are over."""
-        reset_parameters(self.net, self.recipe.net, seed=0)
-        self.state.restart(seed=0)
+        """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
+        self.prepare(seed=0)
         self.net.train()
         for step in self._steps.values():
             step()
-        synchronize(self.device)
+        self.evaluate()
 
     def prepare(self, seed: int) -> float:
         """Reset everything for a run with `seed`; returns the seconds it took."""

@@ -222,9 +222,10 @@ def test_an_interrupted_evaluation_keeps_the_training(small_pack, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
+    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
     monkeypatch.setattr(Trainer, "evaluate", interrupted)
-    run = train(recipe("airbench94", TINY), small_pack, device="cpu")
-    assert (run.record.status, run.record.steps, run.record.seconds.evaluate) == ("interrupted", 20, None)
+    record = trainer.run(seed=0)
+    assert (record.status, record.steps, record.seconds.evaluate) == ("interrupted", 20, None)
 
 
 @pytest.mark.parametrize(
