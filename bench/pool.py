@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.record import RunRecord
+from speedyresnet.engine.record import SCHEMA, RunRecord
+
+_LINE_START = f'{{"schema": "{SCHEMA}"'.encode()
+"""How every line of a pool begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,20 +40,19 @@ def read_pool(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    if not (unfinished.startswith(_LINE_START) or _LINE_START.startswith(unfinished)):
+        raise UserError(f"{path} is no pool of runs; give another --out")
     records = []
-    for number, line in enumerate(_whole_lines(path.read_bytes()), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict) or record.get("schema") != "speedyresnet.run/1" or "pool" not in record:
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA or "pool" not in record:
             raise UserError(f"{path}: line {number} is no run of a pool; give another --out")
         records.append(record)
     return records
-
-
-def _whole_lines(content: bytes) -> list[bytes]:
-    return content.split(b"\n")[:-1]
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +94,7 @@ class Pool:
                     )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        whole = sum(len(line) + 1 for line in _whole_lines(path.read_bytes()))
-        self._file.truncate(whole)
+        self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def __enter__(self) -> "Pool":
         return self

@@ -80,7 +80,7 @@ def default_recipe(device: torch.device) -> str:
     return "airbench94" if device.type == "cuda" else "pocket"
 
 
-def _chosen_data(data: str | None, console: Console) -> Pack:
+def _chosen_data(data: str | None) -> Pack:
     progress = FileProgress(Console(stderr=True))
     try:
         if data is not None:
@@ -111,7 +111,7 @@ def train_command(
     for path in (out, save):
         if path is not None:
             check_writable(path)
-    pack = _chosen_data(data, console)
+    pack = _chosen_data(data)
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
     console.print(
         f"recipe {made.name} ({made.hash}), data {pack.name} ({len(pack.train_labels):,} + "

@@ -217,7 +217,8 @@ class Trainer:
         """Which step function step number `step` (0-based) takes."""
         first_cutmix = self.plan.first_cutmix_epoch
         epoch = step // self.plan.steps_per_epoch
-        return step < self.plan.whitening_bias_steps, first_cutmix is not None and epoch >= first_cutmix
+        trains_bias = self.recipe.net.whitening_bias and step < self.plan.whitening_bias_steps
+        return trains_bias, first_cutmix is not None and epoch >= first_cutmix
 
     def _variants(self) -> list[Variant]:
         """All variants in the order of their first step; they change only at epoch ends and at the freezing."""

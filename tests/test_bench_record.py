@@ -71,11 +71,12 @@ def test_a_finished_pool_runs_nothing_again(pool, small_pack, tmp_path):
     assert path.read_bytes() == pool
 
 
-@pytest.mark.parametrize("cut", [1, 200, 3000])
+@pytest.mark.parametrize("cut", [1, 200, 3000, -12])
 def test_a_pool_cut_in_the_middle_of_a_line_goes_on(cut, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
-    path.write_bytes(pool[:-cut])
-    whole = pool[:-cut].count(b"\n")
+    left = pool[:-cut]  # a negative cut leaves only the first few bytes
+    path.write_bytes(left)
+    whole = left.count(b"\n")
     records = record(small_pack, path)
     assert [each["seed"] for each in records] == [0, 1, 2]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -102,12 +103,13 @@ def test_a_pool_is_of_one_kind(settings, plan, words, pool, small_pack, tmp_path
     assert path.read_bytes() == pool
 
 
-def test_a_file_that_is_no_pool_is_left_alone(small_pack, tmp_path):
+@pytest.mark.parametrize("text", ["my notes\nmore of them\n", "one line without an end", '{"schema": "other/1"'])
+def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
     path = tmp_path / "notes.txt"
-    path.write_text("my notes\nmore of them\n")
-    with pytest.raises(UserError, match="line 1 is no run of a pool"):
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"no (run of a )?pool"):
         record(small_pack, path)
-    assert path.read_text() == "my notes\nmore of them\n"
+    assert path.read_text() == text
 
 
 def test_targets_are_held_against_the_bounds(pool, tmp_path):

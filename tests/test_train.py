@@ -267,3 +267,9 @@ def test_airbench94_trains_on_the_gpu_in_half_precision(small_pack, backend):
 def test_real_images_train_on_the_gpu(real_pack):
     run = train(recipe("airbench94", ["batch_size=50", "epochs=8"]), real_pack, device="cuda")
     assert run.record.accuracy.six_view > 0.25
+
+
+def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):
+    for name, variants in (("airbench94", 2), ("hlb-v0.4", 1)):
+        trainer = Trainer(recipe(name, [*TINY, "epochs=4"]), small_pack, torch.device("cpu"), "eager")
+        assert len(trainer._steps) == variants
