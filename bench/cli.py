@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from speedyresnet.engine.backends import check_backend
+from speedyresnet.engine.backends import BACKENDS, check_backend
 from speedyresnet.engine.cli import (
     BackendOption,
     DataOption,
     DeviceOption,
     JsonOption,
+    OutOption,
     RecipeOption,
     SetOption,
     app,
@@ -21,13 +22,15 @@ from speedyresnet.engine.cli import (
 )
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import check_writable
+from speedyresnet.engine.files import check_writable, write_text
 from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device
 
 from .gpu_suite import run_gpu_suite
 from .pool import PoolPlan
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
+from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
@@ -76,6 +79,42 @@ def record_command(
     else:
         print_report(console, result)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
+
+
+@bench_app.command("step")
+def step_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: Annotated[str | None, typer.Option("--backend", help="One of them; none: all.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="A round.")] = 10,
+    builds: Annotated[bool, typer.Option("--builds", help="Also build with a cold and a warm compiler cache.")] = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of a step by backend: whole, of the host, idle; launches, memory, build."""
+    place, console, source = pick_device(device), notes_console(as_json), data or "cifar10"
+    name = recipe or default_recipe(place)
+    made = recipe_called(name, settings or ())
+    backends = [backend] if backend else list(BACKENDS)
+    for each in backends:
+        check_backend(each, place)
+    if out is not None:
+        check_writable(out)
+    pack = load_data(source)
+    times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
+    compiling = [each for each in backends if each != "eager"] if builds else []
+    found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
+    result = step_report(made, pack, environment(place), times, found)
+    text = json.dumps(result, indent=1)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        print_steps(console, result)
 
 
 @bench_app.command("gpu-suite")

@@ -11,8 +11,8 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from speedyresnet.engine.files import write_text
 from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, synchronize
+from speedyresnet.engine.trainer import Trainer
+
+from .step_time import measure_steps
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -71,39 +73,16 @@ def _gpu_tests(seconds: float) -> dict[str, Any]:
 def _step_times(
     pack: Pack, device: torch.device, backend: str, deadline: float, settings: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Milliseconds a step, images a second and build seconds of each recipe, airbench94 first."""
+    """Time of a step of each recipe, airbench94 first."""
+    steps = 10 if device.type == "cuda" else 1
     for name in sorted(registered_recipes(), key=lambda each: (each != "airbench94", each)):
         if time.monotonic() >= deadline:
             return
         row: dict[str, Any] = {"recipe": name, "backend": backend}
         try:
-            yield row | _step_time(Trainer(recipe(name, settings), pack, device, backend))
+            yield row | asdict(measure_steps(recipe(name, settings), pack, device, [backend], rounds=5, steps=steps)[0])
         except Exception:  # one failing combination is a result; the others are still wanted
             yield row | {"error": traceback.format_exc()[-4000:]}
-
-
-def _step_time(trainer: Trainer, rounds: int = 5, steps: int = 10) -> dict[str, Any]:
-    """Median over rounds of a few steps each, issued without waiting in between."""
-    trainer.prepare(seed=0)
-    trainer.net.train()
-    step = trainer.first_step
-    steps = min(steps, max(trainer.plan.steps // (rounds + 1), 1)) if trainer.device.type == "cuda" else 1
-    seconds = []
-    for _ in range(rounds + 1):
-        synchronize(trainer.device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronize(trainer.device)
-        seconds.append((time.perf_counter() - started) / steps)
-    middle = median(seconds[1:])
-    return {
-        "dtype": str(trainer.dtype).removeprefix("torch."),
-        "milliseconds_per_step": 1e3 * middle,
-        "images_per_second": trainer.recipe.batch_size / middle,
-        "build_seconds": trainer.build_seconds,
-        "rounds": seconds[1:],
-    }
 
 
 def _full_runs(pack: Pack, device: torch.device, deadline: float, out: Path, settings: Sequence[str]) -> None:
