@@ -79,12 +79,13 @@ class ConvolutionGroup(nn.Module):
         self.norms = nn.ModuleList(
             BatchNorm(outputs, net.batch_norm_momentum, net.batch_norm_epsilon) for _ in self.convolutions
         )
+        self.pool = nn.MaxPool2d(2)
         self.activation = ACTIVATIONS[net.activation]
         self.residual = net.residual
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
-        first = x = self.activation(self.norms[0](F.max_pool2d(self.convolutions[0](x), 2)))
+        first = x = self.activation(self.norms[0](self.pool(self.convolutions[0](x))))
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             x = self.norms[index](self.convolutions[index](x))

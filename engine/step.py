@@ -24,6 +24,7 @@ from ..kernels.augment import (
 from ..kernels.random import permuted
 from .nets import BatchNorm, SpeedyResNet
 from .optim import ParameterGroup, mix_, nesterov_sgd_
+from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
@@ -174,31 +175,43 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
             gradient.
         cutmix: paste squares from other images.
     """
-    recipe = state.recipe
-    images, labels, pasted_labels = _batch(state, cutmix)
+    with part("augment"):
+        images, labels, pasted_labels = _batch(state, cutmix)
     logits = state.net(images)
-    log_probabilities = F.log_softmax(logits.to(state.scale.dtype), dim=1)
-    losses = _smoothed_losses(log_probabilities, labels, recipe.loss.label_smoothing)
-    if pasted_labels is not None:
-        share = recipe.augmentation.cutmix**2 / (images.shape[2] * images.shape[3])
-        others = _smoothed_losses(log_probabilities, pasted_labels, recipe.loss.label_smoothing)
-        losses = (1 - share) * losses + share * others
-    loss = losses.sum() * recipe.loss.scale
+    with part("head+loss"):
+        losses = _losses(state.recipe, images, logits.to(state.scale.dtype), labels, pasted_labels)
+        loss = losses.sum() * state.recipe.loss.scale
 
     weights, biases = state.weight_group, state.bias_group
     frozen = state.net.stem.whitening.bias is not None and not whitening_bias
     trained = weights.parameters[:-1] if frozen else weights.parameters
     gradients = torch.autograd.grad(loss, [*trained, *biases.parameters])
     with torch.no_grad():
-        correct = (logits.argmax(1) == labels).sum()
-        state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
-        state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
-        _update(state, list(gradients), len(trained))
+        with part("head+loss"):
+            correct = (logits.argmax(1) == labels).sum()
+            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+        with part("optimizer"):
+            _optimize(state, list(gradients), len(trained))
+        if state.averages:
+            with part("averaging"):
+                _average(state)
         state.counter.add_(1)
 
 
-def _update(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
-    """Optimizer and averaging of this step; the first gradients are those of the weights."""
+def _losses(recipe: Recipe, images: Tensor, logits: Tensor, labels: Tensor, pasted_labels: Tensor | None) -> Tensor:
+    """Loss of each image: [B]."""
+    log_probabilities = F.log_softmax(logits, dim=1)
+    losses = _smoothed_losses(log_probabilities, labels, recipe.loss.label_smoothing)
+    if pasted_labels is None:
+        return losses
+    share = recipe.augmentation.cutmix**2 / (images.shape[2] * images.shape[3])
+    others = _smoothed_losses(log_probabilities, pasted_labels, recipe.loss.label_smoothing)
+    return (1 - share) * losses + share * others
+
+
+def _optimize(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
+    """The optimizer's update of this step; the first gradients are those of the weights."""
     rate = state.learning_rate.index_select(0, state.counter).squeeze(0)
     momentum = state.recipe.optimizer.momentum
     weights, biases = state.weight_group, state.bias_group
@@ -210,9 +223,12 @@ def _update(state: TrainingState, gradients: list[Tensor], weights_trained: int)
     )
     nesterov_sgd_(trained, gradients[:weights_trained], rate * weights.learning_rate, momentum)
     nesterov_sgd_(biases, gradients[weights_trained:], rate * biases.learning_rate, momentum)
-    if state.averages:
-        keep = state.averaging_keep.index_select(0, state.counter).squeeze(0)
-        write_back = state.averaging_write_back.index_select(0, state.counter).squeeze(0)
-        for average, live in zip(state.average, state.live, strict=True):
-            mix_(average, live, keep)
-            mix_(live, average, 1 - write_back)
+
+
+def _average(state: TrainingState) -> None:
+    """Averaging and lookahead of this step."""
+    keep = state.averaging_keep.index_select(0, state.counter).squeeze(0)
+    write_back = state.averaging_write_back.index_select(0, state.counter).squeeze(0)
+    for average, live in zip(state.average, state.live, strict=True):
+        mix_(average, live, keep)
+        mix_(live, average, 1 - write_back)
