@@ -50,11 +50,12 @@ class StepTime:
 
 def timed_round(trainer: Trainer, steps: int) -> tuple[float, float]:
     """Seconds a step, whole and of the host alone, over `steps` steps issued without waiting in between."""
+    step = trainer.main_step
     trainer.state.counter.zero_()  # the tables end where a run ends
     synchronize(trainer.device)
     started = time.perf_counter()
     for _ in range(steps):
-        trainer.first_step()
+        step()
     issued = time.perf_counter()
     synchronize(trainer.device)
     return (time.perf_counter() - started) / steps, (issued - started) / steps
@@ -88,7 +89,7 @@ def measure_steps(
     """Times of `backends`, their rounds interleaved so that a slow moment of the machine hits all of them.
 
     Args:
-        recipe: what to step; its first step function is timed.
+        recipe: what to step; the kind of step that a run takes most often is timed.
         pack: the data set.
         device: where.
         backends: their names.

@@ -7,7 +7,7 @@ torch.autograd.grad, which Dynamo traces since torch 2.11.
 import functools
 import shutil
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -17,8 +17,14 @@ from .step import TrainingState, training_step
 Backend = Literal["eager", "compile"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-Variant = tuple[bool, bool]
-"""(whitening bias trained, cutmix on): what distinguishes the steps of a run."""
+class Variant(NamedTuple):
+    """What distinguishes the steps of a run."""
+
+    whitening_bias: bool
+    """The whitening bias is trained."""
+    cutmix: bool
+    """Squares of other images are pasted in."""
+
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -31,8 +37,7 @@ def check_backend(backend: str, device: torch.device) -> None:
 
 def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[[], None]:
     """A function without arguments that moves `state` one step on; `backend` has passed `check_backend`."""
-    whitening_bias, cutmix = variant
-    step = functools.partial(training_step, state, whitening_bias=whitening_bias, cutmix=cutmix)
+    step = functools.partial(training_step, state, **variant._asdict())
     if backend == "eager":
         return step
     torch._dynamo.config.trace_autograd_ops = True

@@ -10,6 +10,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -96,8 +97,9 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
         return DTYPES[recipe.dtype]
     if device.type == "cuda":
         return torch.float16
-    has_matrix_instructions = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.bfloat16 if recipe.optimizer.master_weights and has_matrix_instructions else torch.float32
+    able = torch.cpu.get_capabilities()
+    fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    return torch.bfloat16 if recipe.optimizer.master_weights and fast else torch.float32
 
 
 def pick_kernels(recipe: Recipe) -> dict[str, str]:
@@ -209,16 +211,21 @@ class Trainer:
         return self.state.net
 
     @property
-    def first_step(self) -> Callable[[], None]:
-        """The function that does step 0, and all steps like it."""
-        return self._steps[self._variant(0)]
+    def main_variant(self) -> Variant:
+        """The kind of step that a run takes most often."""
+        return Counter(map(self._variant, range(self.plan.steps))).most_common(1)[0][0]
+
+    @property
+    def main_step(self) -> Callable[[], None]:
+        """The function that does a step of the main variant."""
+        return self._steps[self.main_variant]
 
     def _variant(self, step: int) -> Variant:
         """Which step function step number `step` (0-based) takes."""
         first_cutmix = self.plan.first_cutmix_epoch
         epoch = step // self.plan.steps_per_epoch
         trains_bias = self.recipe.net.whitening_bias and step < self.plan.whitening_bias_steps
-        return trains_bias, first_cutmix is not None and epoch >= first_cutmix
+        return Variant(trains_bias, first_cutmix is not None and epoch >= first_cutmix)
 
     def _variants(self) -> list[Variant]:
         """All variants in the order of their first step; they change only at epoch ends and at the freezing."""

@@ -9,7 +9,7 @@ import torch
 
 from speedyresnet.engine import UserError, evaluate, recipe, train
 from speedyresnet.engine.init import whitening_filters
-from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device
+from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device, pick_dtype
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
 TOP_LEVEL = {
@@ -273,3 +273,18 @@ def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pac
     for name, variants in (("airbench94", 2), ("hlb-v0.4", 1)):
         trainer = Trainer(recipe(name, [*TINY, "epochs=4"]), small_pack, torch.device("cpu"), "eager")
         assert len(trainer._steps) == variants
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_only_where_it_is_fast_at_it(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert pick_dtype(recipe("pocket"), torch.device("cpu")) == expected
+    assert pick_dtype(recipe("airbench94"), torch.device("cpu")) == torch.float32  # keeps no master weights
