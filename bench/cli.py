@@ -1,7 +1,9 @@
 """The whole command line: the engine's commands and, under `bench`, what measures them."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -28,9 +30,11 @@ from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device
 
 from .gpu_suite import run_gpu_suite
+from .peers import check_data, parse_peers
 from .pool import PoolPlan
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
+from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
@@ -115,6 +119,47 @@ def step_command(
         print(text)
     else:
         print_steps(console, result)
+
+
+@bench_app.command("versus")
+def versus_command(
+    peers: Annotated[list[str], typer.Option("--peer", help="NAME=PATH: a script or a checkout of its repository.")],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "eager",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each starts every script and ours once.")] = 3,
+    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds a process.")] = 600.0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
+    work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Our recipe against the scripts of others, whole processes in turns (exit code 1: one crashed)."""
+    console, scripts, place = notes_console(as_json), parse_peers(peers), pick_device("cpu" if smoke else device)
+    if place.index:
+        raise UserError(f"--device {device}: peers take the first GPU; set CUDA_VISIBLE_DEVICES={place.index} instead")
+    name = recipe or default_recipe(place)
+    made = recipe_called(name, settings or ())
+    check_backend(backend, place)
+    for path in (out, work and work / "log"):
+        if path is not None:
+            check_writable(path)
+    pack = load_data(data or "cifar10")
+    check_data(pack)
+    options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
+    options += ["--device", str(place), "--backend", backend]
+    sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout)
+    with nullcontext(work) if work else TemporaryDirectory() as folder:
+        hold = smoke_sitting if smoke else hold_sitting
+        result = hold(sitting, Path(folder).absolute(), out, console)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    elif not smoke:
+        print_versus(console, result)
+    raise typer.Exit(0 if result["passed"] else 1)
 
 
 @bench_app.command("gpu-suite")

@@ -1,8 +1,9 @@
-"""What a handful of measurements says: means, spreads and one-sided bounds.
+"""What a handful of measurements says: means, spreads, one-sided bounds, and ratios with an interval.
 
-Bounds are Student's t bounds of the mean, which need scipy (extra `bench`).
+Bounds and intervals are Student's t, which needs scipy (extra `bench`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,3 +65,27 @@ def summary(values: Sequence[float]) -> Summary:
         lower_bound=None if margin is None else mean - margin,
         upper_bound=None if margin is None else mean + margin,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How many times as much one thing took as another, over n pairs measured side by side."""
+
+    n: int
+    value: float
+    """Geometric mean of the pairs' ratios, so that a over b is one over b over a."""
+    low: float | None
+    high: float | None
+    """The true ratio is between low and high with 95 % confidence; none of a single pair."""
+
+
+def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
+    """The first over the second of `pairs`, all positive; none of no pairs. Student's t on the pairs' log ratios."""
+    if not pairs:
+        return None
+    logs = np.log([first / second for first, second in pairs])
+    n, middle = len(logs), float(logs.mean())
+    if n == 1:
+        return Ratio(n=n, value=math.exp(middle), low=None, high=None)
+    margin = student_t_quantile((1 + CONFIDENCE) / 2, n - 1) * float(logs.std(ddof=1)) / n**0.5
+    return Ratio(n=n, value=math.exp(middle), low=math.exp(middle - margin), high=math.exp(middle + margin))

@@ -1,0 +1,115 @@
+"""Runs a script that is written for CUDA on the CPU until each of its optimizers has made its first step.
+
+`python -m speedyresnet.bench.smoke SCRIPT [ARGUMENTS]`, in the folder the script expects. It shows that the script
+starts: its imports, data, network, loss, gradients and optimizers fit the installed PyTorch. It does not show that it
+compiles, captures graphs, evaluates or learns. Ends with 0 and the line FIRST_STEP, else with 1 or the script's code.
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.nn import functional as F
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.overrides import TorchFunctionMode
+
+FIRST_STEP = "every optimizer has made its first step"
+
+
+class FirstStep(BaseException):
+    """Ends the script; not an Exception, which a script may catch."""
+
+
+class OnCPU(TorchFunctionMode):
+    """Puts what is meant for CUDA on the CPU: `device="cuda"` in calls of torch, `Tensor.cuda`, and so modules too."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func` with its devices changed."""
+        if func is torch.Tensor.cuda:
+            return args[0]
+        kwargs = kwargs or {}
+        if func is F.conv2d and args[0].dtype is torch.float16:
+            # A CPU without float16 units convolves in it a hundred times slower than in float32.
+            widened: list[Any] = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
+            return F.conv2d(*widened, **kwargs).half()
+        return func(*map(_placed, args), **{key: _placed(value) for key, value in kwargs.items()})
+
+
+def _placed(value: Any) -> Any:
+    is_cuda = isinstance(value, torch.device | str) and str(value).startswith("cuda")
+    return torch.device("cpu") if is_cuda else value
+
+
+class NoEvent:
+    """Stands for torch.cuda.Event, which cannot be made without a GPU."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self) -> None:
+        """Nothing to record."""
+
+    def elapsed_time(self, _end: "NoEvent") -> float:
+        """No time."""
+        return 0.0
+
+
+def _uncompiled(model: Any = None, **_options: Any) -> Any:
+    return model if model is not None else _uncompiled
+
+
+def patch_torch() -> None:
+    """Replace what neither works without a GPU nor passes through OnCPU; for the rest of the process."""
+    load = torch.load
+    patched: Any = torch
+    patched.compile = _uncompiled  # minutes of compilation, and for another processor
+    patched.load = lambda path, **options: load(path, **options | {"map_location": "cpu"})
+    patched.cuda.Event = NoEvent
+    patched.cuda.synchronize = lambda *_: None
+
+
+def stop_after_first_steps() -> None:
+    """Raise FirstStep as soon as every optimizer made so far has stepped once."""
+    made, stepped = set(), set()
+    make = Optimizer.__init__
+
+    def counted(optimizer: Optimizer, *words: Any, **options: Any) -> None:
+        made.add(id(optimizer))
+        make(optimizer, *words, **options)
+
+    def after_step(optimizer: Optimizer, *_: object) -> None:
+        stepped.add(id(optimizer))
+        if stepped == made:
+            raise FirstStep
+
+    patched: Any = Optimizer
+    patched.__init__ = counted
+    register_optimizer_step_post_hook(after_step)
+
+
+def main() -> NoReturn:
+    """Run the script of the command line."""
+    del sys.argv[0]  # a script may read its own source by its name there
+    script = sys.argv[0]
+    sys.path.insert(0, str(Path(script).absolute().parent))
+    patch_torch()
+    stop_after_first_steps()
+    try:
+        with OnCPU():
+            runpy.run_path(script, run_name="__main__")
+    except FirstStep:
+        print(FIRST_STEP)
+        sys.exit(0)
+    except SystemExit as end:
+        if end.code:
+            raise
+    sys.exit("the script ended before every optimizer had made a step")
+
+
+if __name__ == "__main__":
+    main()

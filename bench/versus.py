@@ -1,0 +1,381 @@
+"""`bench versus`: scripts of others and ours in one sitting, whole processes taking turns, by their clocks and ours.
+
+The unit is the round, in which every script and ours run in one process each: the runs of one process share its
+machine state and are not independent, while a peer's process and ours of one round are neighbours, so that a drift of
+the machine cancels in their ratio. Intervals are therefore over rounds, and the order of a round is the reverse of the
+one before.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from speedyresnet.engine.data import Pack, save_pack
+from speedyresnet.engine.files import write_text
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.record import environment
+
+from .peers import PEERS, Peer, install, start_words
+from .pool import read_pool
+from .record import CLOCKS, VIEWS, clock_seconds
+from .smoke import FIRST_STEP
+from .statistics import paired_ratio, summary
+
+OURS = "ours"
+OWN_CLOCK = "own clock"
+OUR_CLOCKS = {
+    "train": "training with augmentation and averaging",
+    "prepare+train": "reset of the weights, whitening, training with augmentation and averaging",
+    "total": "reset of the weights, whitening, training with augmentation and averaging, final evaluation in all views",
+}
+OUR_COMMAND = ["-c", "from speedyresnet.bench.cli import main; main()", "bench", "record"]
+LAST_LINES = 20
+SMOKE_IMAGES = {"train": 6000, "test": 2500}
+"""So few are enough for a first step of all peers: three of their largest batches, and one test batch of hlb."""
+
+Measures = dict[str, list[float]]
+"""By clock or view: of each run of a process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """A script that is started again in each round."""
+
+    name: str
+    folder: Path
+    """Where what it printed is kept."""
+    starts_in: Path
+    """Where it looks for files."""
+    words: Callable[[int], list[str]]
+    """What Python is given in a round."""
+    read: Callable[[int, str], Measures]
+    """What a round measured, also from what it printed."""
+    runs: int
+    """How many runs a process must report."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Of one process."""
+
+    name: str
+    round: int
+    wall_seconds: float
+    exit_code: int | None
+    """None: it was ended after the timeout."""
+    measures: Measures
+    error: str | None
+    """None: it ended well and reported all its runs."""
+    last_lines: list[str]
+    """Of its standard error, where there is an error."""
+
+
+def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
+    """Run a contestant's process of round `number`, for at most `timeout` seconds; whatever it does is an outcome."""
+    out, err = (contestant.folder / f"round-{number}.{stream}" for stream in ("out", "err"))
+    command = [sys.executable, "-u", *contestant.words(number)]
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        started = time.perf_counter()
+        code = _exit_code(command, contestant, timeout, stdout=stdout, stderr=stderr)
+        wall_seconds = time.perf_counter() - started
+    lines = [line for line in err.read_text(errors="replace").splitlines() if line.strip()]
+    measures = contestant.read(number, out.read_text(errors="replace"))
+    error = _error(code, lines, {len(values) for values in measures.values()}, contestant.runs, timeout)
+    return Outcome(
+        name=contestant.name,
+        round=number,
+        wall_seconds=wall_seconds,
+        exit_code=code,
+        measures=measures,
+        error=error,
+        last_lines=lines[-LAST_LINES:] if error else [],
+    )
+
+
+def _exit_code(command: list[str], contestant: Contestant, timeout: float, **streams: Any) -> int | None:
+    environment = os.environ | contestant.environment
+    # A group of its own, because a script's helpers must not go on when it is ended.
+    process = subprocess.Popen(
+        command, cwd=contestant.starts_in, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **streams
+    )
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _error(code: int | None, lines: list[str], counts: set[int], runs: int, timeout: float) -> str | None:
+    if code is None:
+        return f"no end after {timeout:g} s"
+    if code == 0 and counts == {runs}:
+        return None
+    reason = f"exit code {code}" if code else f"reported {min(counts, default=0)} of {runs} runs"
+    return f"{lines[-1].strip()} ({reason})" if lines else reason
+
+
+def peer_contestant(name: str, script: Path, pack: Pack, device: torch.device, folder: Path, runs: int) -> Contestant:
+    """A peer installed in `folder`, with its data from `pack`."""
+    peer = PEERS[name]
+    peer.write_data(pack, folder, device)
+
+    def read(_number: int, text: str) -> Measures:
+        found = peer.read_runs(text)
+        return {OWN_CLOCK: [run.seconds for run in found], peer.view: [run.accuracy for run in found]}
+
+    return Contestant(
+        name=name,
+        folder=folder,
+        starts_in=folder,
+        words=lambda number: start_words(name, script, runs, seed=number * runs),
+        read=read,
+        runs=runs,
+    )
+
+
+def our_contestant(options: Sequence[str], pack: Pack, folder: Path, runs: int) -> Contestant:
+    """`bench record` with `options` (recipe, device, backend) on `pack`; other seeds in each round."""
+    data = folder / "pack.safetensors"
+    save_pack(pack, data)
+
+    def words(number: int) -> list[str]:
+        out = folder / f"round-{number}.jsonl"
+        out.unlink(missing_ok=True)  # a pool that is there already would be taken as done
+        own = ["--data", str(data), "--runs", str(runs), "--seed", str(number * runs), "--out", str(out)]
+        return [*OUR_COMMAND, *options, *own]
+
+    def read(number: int, _text: str) -> Measures:
+        records = read_pool(folder / f"round-{number}.jsonl")
+        clocks = {clock: [clock_seconds(record, clock) for record in records] for clock in CLOCKS}
+        views = {view: [record["accuracy"][view] for record in records] for view in VIEWS}
+        return clocks | {view: values for view, values in views.items() if None not in values}
+
+    # Started here, because the recipe may be a file given by a relative path.
+    return Contestant(name=OURS, folder=folder, starts_in=Path.cwd(), words=words, read=read, runs=runs)
+
+
+def round_order(contestants: Sequence[Contestant], number: int) -> list[Contestant]:
+    """Who runs when in a round: the reverse of the round before."""
+    return list(contestants if number % 2 == 0 else reversed(contestants))
+
+
+@dataclass(frozen=True, slots=True)
+class Sitting:
+    """What is run against what."""
+
+    recipe: Recipe
+    pack: Pack
+    device: torch.device
+    scripts: dict[str, Path]
+    """By the peers' names."""
+    options: list[str]
+    """Of `bench record`: recipe, settings, device and backend."""
+    runs: int
+    """A process."""
+    rounds: int
+    timeout: float
+    """Seconds a process."""
+
+
+def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
+    """Hold a sitting in the folder `work`; its result, which is also written to `out` after every process.
+
+    Raises:
+        UserError: a script that is not the known one.
+    """
+    runs, changes = sitting.runs, {}
+    for name, script in sitting.scripts.items():
+        changes[name] = install(name, script, work / name, runs)
+        console.print(f"{name}: changed {changes[name]}", highlight=False, markup=False)
+    contestants = [
+        peer_contestant(name, script, sitting.pack, sitting.device, work / name, runs)
+        for name, script in sitting.scripts.items()
+    ]
+    contestants.append(our_contestant(sitting.options, sitting.pack, work / OURS, runs))
+    if sitting.device.type == "cuda":
+        torch.cuda.empty_cache()  # hlb's data were made there
+    outcomes: list[Outcome] = []
+    result = report(sitting, changes, outcomes)
+    for number in range(sitting.rounds):
+        for contestant in round_order(contestants, number):
+            outcomes.append(run_process(contestant, number, sitting.timeout))
+            _print_outcome(console, outcomes[-1])
+            result = report(sitting, changes, outcomes)
+            if out is not None:
+                write_text(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _print_outcome(console: Console, outcome: Outcome) -> None:
+    told = outcome.error or "done"
+    line = f"round {outcome.round + 1}, {outcome.name}: {told}, {outcome.wall_seconds:.1f} s"
+    console.print(line, highlight=False, markup=False)
+
+
+def report(sitting: Sitting, changes: dict[str, str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The whole result so far as plain values."""
+    return {
+        "recipe": {"name": sitting.recipe.name, "hash": sitting.recipe.hash},
+        "data": {"name": sitting.pack.name, "sha256": sitting.pack.sha256},
+        "environment": environment(sitting.device),
+        "options": sitting.options,
+        "runs": sitting.runs,
+        "rounds": sitting.rounds,
+        "passed": all(outcome.error is None for outcome in outcomes),
+        "ours": _own_row(OURS, outcomes),
+        "peers": [
+            {"script": str(script), "changed": changes[name]} | peer_row(name, PEERS[name], outcomes)
+            for name, script in sitting.scripts.items()
+        ],
+        "processes": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _own_row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """How the processes of `name` ended, and what those that ended well measured."""
+    own = [outcome for outcome in outcomes if outcome.name == name]
+    whole = [outcome for outcome in own if outcome.error is None]
+    errors = [outcome.error for outcome in own if outcome.error is not None]
+    keys = whole[0].measures if whole else {}
+    measured = {key: [value for outcome in whole for value in outcome.measures[key]] for key in keys}
+    return {
+        "name": name,
+        "status": "crashed" if errors else "finished" if own else "not run yet",
+        "error": errors[0] if errors else None,
+        "wall_seconds": asdict(summary([outcome.wall_seconds for outcome in whole])) if whole else None,
+    } | {key: asdict(summary(values)) for key, values in measured.items()}
+
+
+def _ratio(
+    name: str, outcomes: Sequence[Outcome], of: Callable[[Outcome], float], of_ours: Callable[[Outcome], float]
+) -> dict[str, Any] | None:
+    """Theirs over ours, paired by rounds in which both processes ended well."""
+    whole = [outcome for outcome in outcomes if outcome.error is None]
+    ours = {outcome.round: of_ours(outcome) for outcome in whole if outcome.name == OURS}
+    theirs = {outcome.round: of(outcome) for outcome in whole if outcome.name == name}
+    found = paired_ratio([(theirs[number], ours[number]) for number in theirs if number in ours])
+    return asdict(found) if found else None
+
+
+def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """A peer against ours: its clock by ours that covers it, whole processes, and accuracies with their views."""
+    ours = _own_row(OURS, outcomes)
+    measured = [view for view in VIEWS if view in ours]
+    return _own_row(name, outcomes) | {
+        "clock": {
+            "theirs": peer.contains,
+            "ours": peer.clock,
+            "ours_contains": OUR_CLOCKS[peer.clock],
+            "ratio": _ratio(
+                name,
+                outcomes,
+                lambda outcome: fmean(outcome.measures[OWN_CLOCK]),
+                lambda outcome: fmean(outcome.measures[peer.clock]),
+            ),
+        },
+        "process": {
+            "ratio": _ratio(name, outcomes, lambda outcome: outcome.wall_seconds, lambda outcome: outcome.wall_seconds)
+        },
+        "accuracy": {
+            "theirs": peer.accuracy_of,
+            "view": peer.view,
+            "our_view": peer.view if peer.view in measured else measured[-1] if measured else None,
+        },
+    }
+
+
+def print_versus(console: Console, result: dict[str, Any]) -> None:
+    """The result as one table, and below it what each clock contains."""
+    recipe, ours = result["recipe"]["name"], result["ours"]
+    table = Table(title=f"{recipe} against its peers, {result['rounds']} rounds of {result['runs']} runs")
+    table.add_column("", no_wrap=True)
+    for column in ("theirs", "ours", "ratio", "95 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for peer in result["peers"]:
+        clock, accuracy = peer["clock"], peer["accuracy"]
+        views = " against ".join(dict.fromkeys([accuracy["view"], accuracy["our_view"] or accuracy["view"]]))
+        table.add_row(f"{peer['name']}: {peer['status']}")
+        table.add_row(f"s its clock, our {clock['ours']}", *_times(peer, OWN_CLOCK, ours, clock["ours"], clock))
+        table.add_row("s whole process", *_times(peer, "wall_seconds", ours, "wall_seconds", peer["process"]))
+        theirs, our = (_mean(peer, accuracy["view"], 100, 2), _mean(ours, accuracy["our_view"], 100, 2))
+        table.add_row(f"% {views}", theirs, our, end_section=True)
+    console.print(table)
+    for peer in result["peers"]:
+        clock, changed = peer["clock"], peer["changed"]
+        told = f"clock: {clock['theirs']}. Accuracy: {peer['accuracy']['theirs']}. Changed: {changed}"
+        console.print(f"{peer['name']}: {told}", highlight=False, markup=False)
+    for clock in dict.fromkeys(peer["clock"]["ours"] for peer in result["peers"]):
+        console.print(f"our {clock}: {OUR_CLOCKS[clock]}", highlight=False, markup=False)
+    console.print("ratio: theirs over ours, geometric mean of the rounds; 95 %: its interval, Student's t over rounds")
+    for row in (ours, *result["peers"]):
+        if row["error"]:
+            console.print(f"{row['name']} crashed: {row['error']}", highlight=False, markup=False)
+
+
+def _mean(row: dict[str, Any], key: str | None, factor: float, digits: int) -> str:
+    value = row.get(key) if key else None
+    return f"{factor * value['mean']:.{digits}f}" if value else ""
+
+
+def _times(peer: dict[str, Any], key: str, ours: dict[str, Any], our_key: str, found: dict[str, Any]) -> list[str]:
+    """Cells: both means, their ratio and its interval, empty where there is none."""
+    ratio = found["ratio"]
+    cells = [_mean(peer, key, 1, 3), _mean(ours, our_key, 1, 3), f"{ratio['value']:.3f}" if ratio else ""]
+    has_interval = ratio and ratio["low"] is not None
+    return [*cells, f"{ratio['low']:.3f}–{ratio['high']:.3f}" if has_interval else ""]
+
+
+def smoke_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
+    """Only start each script, on the CPU and part of the data, until its optimizers have made a first step."""
+    part = _part(sitting.pack)
+    rows = []
+    for name, script in sitting.scripts.items():
+        install(name, script, work / name, runs=1)
+        plain = peer_contestant(name, script, part, torch.device("cpu"), work / name, runs=1)
+        outcome = run_process(_smoked(plain), 0, sitting.timeout)
+        told = "starts" if outcome.error is None else f"does not start: {outcome.error}"
+        console.print(f"{name}: {told} ({outcome.wall_seconds:.1f} s)", highlight=False, markup=False)
+        rows.append(
+            {"name": name, "script": str(script), "starts": outcome.error is None, "error": outcome.error}
+            | {"seconds": outcome.wall_seconds, "last_lines": outcome.last_lines}
+        )
+    result = {"torch": torch.__version__, "passed": all(row["starts"] for row in rows), "peers": rows}
+    if out is not None:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _smoked(contestant: Contestant) -> Contestant:
+    """A contestant that stops at its first optimizer steps; the one run it reports is that it came there."""
+    return dataclasses.replace(
+        contestant,
+        words=lambda number: ["-m", "speedyresnet.bench.smoke", *contestant.words(number)],
+        read=lambda _number, text: {FIRST_STEP: [1.0] * (FIRST_STEP in text)},
+        environment={"CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def _part(pack: Pack) -> Pack:
+    parts = {
+        f"{split}_{kind}": getattr(pack, f"{split}_{kind}")[:count].clone()  # a view would be saved with all of it
+        for split, count in SMOKE_IMAGES.items()
+        for kind in ("images", "labels")
+    }
+    return dataclasses.replace(pack, **parts)
