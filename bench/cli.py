@@ -27,11 +27,15 @@ from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import check_writable, write_text
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import pick_device
+from speedyresnet.engine.trainer import pick_device, pick_dtype
 
+from .cases import OPERATIONS, cases_of
 from .gpu_suite import run_gpu_suite
+from .kernel_times import cases_report, print_cases
 from .peers import check_data, parse_peers
+from .pictures import matplotlib_pyplot
 from .pool import PoolPlan
+from .profiling import print_profile, profile_paths, profile_step, save_profile
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
@@ -121,6 +125,36 @@ def step_command(
         print_steps(console, result)
 
 
+@bench_app.command("profile")
+def profile_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="To record; the middle half of them counts.")] = 12,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file; the trace and two pictures are put beside it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where the time of a training step goes, part by part, beside the least it could take."""
+    place, console = pick_device(device), notes_console(as_json)
+    made = recipe_called(recipe or default_recipe(place), settings or ())
+    if out is not None:
+        for path in profile_paths(out):
+            check_writable(path)
+        matplotlib_pyplot()
+    result, trace = profile_step(made, load_data(data or "cifar10"), place, steps)
+    if out is not None:
+        save_profile(result, trace, out)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_profile(console, result)
+        written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
+        console.print(f"written: {written}", highlight=False)
+
+
 @bench_app.command("versus")
 def versus_command(
     peers: Annotated[list[str], typer.Option("--peer", help="NAME=PATH: a script or a checkout of its repository.")],
@@ -160,6 +194,39 @@ def versus_command(
     elif not smoke:
         print_versus(console, result)
     raise typer.Exit(0 if result["passed"] else 1)
+
+
+@bench_app.command("kernels")
+def kernels_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    only: Annotated[
+        list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 15,
+    listed: Annotated[bool, typer.Option("--list", help="Only say what would be measured.")] = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of each operation of a step, on its own, beside the least it could take."""
+    place, console = pick_device(device), notes_console(as_json)
+    for each in only or ():
+        if each not in OPERATIONS:
+            raise UserError(f"--operation {each}: choose {', '.join(OPERATIONS)}")
+    made = recipe_called(recipe or default_recipe(place), settings or ())
+    if out is not None:
+        check_writable(out)
+    dtype = pick_dtype(made, place)
+    cases = [case for case in cases_of(made, dtype) if not only or case.operation in only]
+    result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
+    text = json.dumps(result, indent=1)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        print_cases(console, result)
 
 
 @bench_app.command("gpu-suite")

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from speedyresnet.engine.data import Pack, load_data
 from speedyresnet.engine.recipe import Recipe
@@ -22,8 +21,7 @@ from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import peak_bytes
 from speedyresnet.engine.trainer import Trainer, pick_device, synchronize
 
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
-"""Calls of the CUDA runtime and driver that start work."""
+from .trace import launches_and_idle_seconds, recorded_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,26 +59,12 @@ def timed_round(trainer: Trainer, steps: int) -> tuple[float, float]:
     return (time.perf_counter() - started) / steps, (issued - started) / steps
 
 
-def covered_microseconds(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of (start, end) intervals."""
-    covered, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        covered += max(end - max(start, reached), 0.0)
-        reached = max(reached, end)
-    return covered
-
-
 def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float | None]:
     """Launches a step, and milliseconds a step between its first and last kernel in which none runs."""
     if trainer.device.type != "cuda":
         return None, None
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        timed_round(trainer, steps)
-    events = trace.events() or []
-    kernels = [(event.time_range.start, event.time_range.end) for event in events if event.device_type.name == "CUDA"]
-    launches = sum(event.name in LAUNCHES for event in events)
-    span = max(end for _, end in kernels) - min(start for start, _ in kernels)
-    return launches / steps, (span - covered_microseconds(kernels)) / 1e3 / steps
+    launches, idle = launches_and_idle_seconds(recorded_trace(lambda: timed_round(trainer, steps), trainer.device))
+    return launches / steps, 1e3 * idle / steps
 
 
 def measure_steps(

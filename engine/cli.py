@@ -35,6 +35,8 @@ app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
+_FILE_COLUMNS = 160  # tables that do not go to a terminal
+
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a number: --set epochs=2.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack file or an image folder.")]
@@ -72,7 +74,8 @@ def _refused(message: str) -> int:
 
 def notes_console(quiet: bool = False) -> Console:
     """Where notes go: standard output, or standard error when standard output is for JSON only."""
-    return Console(stderr=quiet, soft_wrap=True)
+    console = Console(stderr=quiet, soft_wrap=True)
+    return console if console.is_terminal else Console(stderr=quiet, soft_wrap=True, width=_FILE_COLUMNS)
 
 
 def default_recipe(device: torch.device) -> str:

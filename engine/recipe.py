@@ -163,8 +163,8 @@ class Recipe:
     dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] = "auto"
     """Of activations and, without master weights, of weights; batch norm is never below float32.
 
-    auto: float16 on a GPU; on a CPU float32, or bfloat16 where the recipe keeps master weights and the CPU has instructions
-    for it (AMX or AVX512-BF16).
+    auto: float16 on a GPU; on a CPU float32, or bfloat16 where the recipe keeps master weights and the CPU has
+    instructions for it (AMX or AVX512-BF16).
     """
     kernels: Literal["auto", "triton", "reference"] = "auto"
     net: Net = field(default_factory=Net)

@@ -144,8 +144,8 @@ def _transforms(recipe: Recipe, cutmix: bool) -> Transforms:
     )
 
 
-def _batch(state: TrainingState, cutmix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images [B, C, H, W] of this step, their labels [B], and the labels of what was pasted in, if anything was."""
+def training_batch(state: TrainingState, *, cutmix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images [B, C, H, W] of this step, their labels [B], and with cutmix the labels [B] of what was pasted in."""
     plan, size = state.plan, state.recipe.batch_size
     count, height, width = state.images.shape[:3]
     dtype = state.dtype
@@ -176,10 +176,10 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
         cutmix: paste squares from other images.
     """
     with part("augment"):
-        images, labels, pasted_labels = _batch(state, cutmix)
+        images, labels, pasted_labels = training_batch(state, cutmix=cutmix)
     logits = state.net(images)
     with part("head+loss"):
-        losses = _losses(state.recipe, images, logits.to(state.scale.dtype), labels, pasted_labels)
+        losses = batch_losses(state.recipe, images, logits.to(state.scale.dtype), labels, pasted_labels)
         loss = losses.sum() * state.recipe.loss.scale
 
     weights, biases = state.weight_group, state.bias_group
@@ -192,14 +192,16 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
             state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
             state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
         with part("optimizer"):
-            _optimize(state, list(gradients), len(trained))
+            optimize_(state, list(gradients), len(trained))
         if state.averages:
             with part("averaging"):
-                _average(state)
+                average_(state)
         state.counter.add_(1)
 
 
-def _losses(recipe: Recipe, images: Tensor, logits: Tensor, labels: Tensor, pasted_labels: Tensor | None) -> Tensor:
+def batch_losses(
+    recipe: Recipe, images: Tensor, logits: Tensor, labels: Tensor, pasted_labels: Tensor | None
+) -> Tensor:
     """Loss of each image: [B]."""
     log_probabilities = F.log_softmax(logits, dim=1)
     losses = _smoothed_losses(log_probabilities, labels, recipe.loss.label_smoothing)
@@ -210,7 +212,7 @@ def _losses(recipe: Recipe, images: Tensor, logits: Tensor, labels: Tensor, past
     return (1 - share) * losses + share * others
 
 
-def _optimize(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
+def optimize_(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
     """The optimizer's update of this step; the first gradients are those of the weights."""
     rate = state.learning_rate.index_select(0, state.counter).squeeze(0)
     momentum = state.recipe.optimizer.momentum
@@ -225,7 +227,7 @@ def _optimize(state: TrainingState, gradients: list[Tensor], weights_trained: in
     nesterov_sgd_(biases, gradients[weights_trained:], rate * biases.learning_rate, momentum)
 
 
-def _average(state: TrainingState) -> None:
+def average_(state: TrainingState) -> None:
     """Averaging and lookahead of this step."""
     keep = state.averaging_keep.index_select(0, state.counter).squeeze(0)
     write_back = state.averaging_write_back.index_select(0, state.counter).squeeze(0)

@@ -10,7 +10,6 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -19,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .backends import Variant, check_backend, make_step
+from .backends import Variant, check_backend, make_step, most_common_variant, variant_of_step
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, Scores, scores
@@ -213,7 +212,7 @@ class Trainer:
     @property
     def main_variant(self) -> Variant:
         """The kind of step that a run takes most often."""
-        return Counter(map(self._variant, range(self.plan.steps))).most_common(1)[0][0]
+        return most_common_variant(self.recipe, self.plan)
 
     @property
     def main_step(self) -> Callable[[], None]:
@@ -221,11 +220,7 @@ class Trainer:
         return self._steps[self.main_variant]
 
     def _variant(self, step: int) -> Variant:
-        """Which step function step number `step` (0-based) takes."""
-        first_cutmix = self.plan.first_cutmix_epoch
-        epoch = step // self.plan.steps_per_epoch
-        trains_bias = self.recipe.net.whitening_bias and step < self.plan.whitening_bias_steps
-        return Variant(trains_bias, first_cutmix is not None and epoch >= first_cutmix)
+        return variant_of_step(self.recipe, self.plan, step)
 
     def _variants(self) -> list[Variant]:
         """All variants in the order of their first step; they change only at epoch ends and at the freezing."""

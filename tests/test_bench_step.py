@@ -6,27 +6,12 @@ import pytest
 import torch
 
 from speedyresnet.bench import step_time
-from speedyresnet.bench.step_time import cold_and_warm_build_seconds, covered_microseconds, measure_steps
+from speedyresnet.bench.step_time import cold_and_warm_build_seconds, measure_steps
 from speedyresnet.engine import recipe
 from speedyresnet.engine.data import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("intervals", "covered"),
-    [
-        ([], 0.0),
-        ([(1, 3)], 2.0),
-        ([(1, 3), (5, 6)], 3.0),
-        ([(5, 6), (1, 3), (2, 4)], 4.0),
-        ([(1, 10), (2, 3), (4, 5)], 9.0),
-        ([(1, 2), (2, 3)], 2.0),
-    ],
-)
-def test_overlapping_kernels_count_once(intervals, covered):
-    assert covered_microseconds(intervals) == covered
 
 
 def test_a_step_is_timed_and_counted(small_pack):

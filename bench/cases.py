@@ -1,0 +1,317 @@
+"""What can be measured, in one place: each operation of a recipe's step, forward and backward, in its own shape.
+
+`bench kernels` times the cases, `pytest bench` runs each through pytest-benchmark, and `bench kernels --list` documents
+them. A new operation is one function under `@operation`; a new way to do an old one is another provider in it.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from speedyresnet.engine.backends import make_step, most_common_variant
+from speedyresnet.engine.init import reset_parameters
+from speedyresnet.engine.nets import BatchNorm, Convolution, make_net
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.step import TrainingState, average_, batch_losses, optimize_, training_batch
+from speedyresnet.kernels.activations import ACTIVATIONS
+
+from .traffic import Traffic, tensor_bytes, traffic_of
+
+Direction = Literal["forward", "backward", "dgrad", "wgrad", "step"]
+REFERENCE = "reference"
+"""The provider that is plain PyTorch, as in `--set kernels=reference`."""
+
+
+class Work(NamedTuple):
+    """A case made ready on a device."""
+
+    call: Callable[[], object]
+    reads: Sequence[Tensor]
+    """Each has to be read by a call."""
+    writes: Sequence[Tensor]
+    """Each has to be written; only their sizes matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that can be measured."""
+
+    operation: str
+    """Part of the step: augment, stem, convolution, ..."""
+    layer: str
+    """Where in the net, for example group1.2; empty where there is one only."""
+    provider: str
+    direction: Direction
+    shape: tuple[int, ...]
+    """Of the input, [N, C, H, W]; empty where there are many."""
+    dtype: str
+    paper: TrainingState
+    """On the meta device: bytes and FLOPs are counted there."""
+    make: Callable[[TrainingState], Work]
+    """Makes the case ready on the device of a state like `paper`."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases of a recipe."""
+        parts = (self.operation, self.layer, self.direction, "x".join(map(str, self.shape)), self.dtype, self.provider)
+        return "-".join(part for part in parts if part)
+
+    @cached_property
+    def bytes(self) -> int:
+        """What is read counted once, and what is written."""
+        work = self.make(self.paper)
+        return sum(map(tensor_bytes, [*work.reads, *work.writes]))
+
+    @cached_property
+    def flops(self) -> int:
+        """Of convolutions and matrix products, two per multiply-add; taps in the padding are not counted."""
+        return self._traffic.flops
+
+    @cached_property
+    def _traffic(self) -> Traffic:
+        return traffic_of(self.make(self.paper).call)
+
+
+def random_state(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> TrainingState:
+    """A state ready to step on 50,000 random images of CIFAR-10's size."""
+    net = make_net(recipe, classes=10, channels=3, dtype=dtype, device=device).train()
+    images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (50_000,), device=device)
+    state = TrainingState(net, recipe, plan(recipe, 50_000), images, labels, (0.5,) * 3, (0.25,) * 3, dtype)
+    if device.type != "meta":
+        reset_parameters(net, recipe.net, seed=0)
+        state.restart(seed=0)
+    return state
+
+
+Cases = Callable[[TrainingState], Iterator[Case]]
+OPERATIONS: dict[str, Cases] = {}
+"""Functions that yield the cases of a recipe's operation, given its state on the meta device."""
+
+
+def operation(name: str) -> Callable[[Cases], Cases]:
+    """Decorator that registers a function that yields the cases of the operation `name`."""
+
+    def register(function: Cases) -> Cases:
+        OPERATIONS[name] = function
+        return function
+
+    return register
+
+
+def cases_of(recipe: Recipe, dtype: torch.dtype) -> list[Case]:
+    """All cases of `recipe` with activations of `dtype`, in the order of the step; nothing is computed."""
+    paper = random_state(recipe, dtype, torch.device("meta"))
+    return [case for function in OPERATIONS.values() for case in function(paper)]
+
+
+def _case(operation: str, paper: TrainingState, make: Callable[[TrainingState], Work], **settings: object) -> Case:
+    """A case of the reference with the dtype of `paper`, unless `settings` say otherwise."""
+    defaults = {"layer": "", "provider": REFERENCE, "shape": (), "dtype": str(paper.dtype).removeprefix("torch.")}
+    return Case(operation=operation, paper=paper, make=make, **(defaults | settings))  # type: ignore[arg-type]
+
+
+def _random_like(shape: Sequence[int], state: TrainingState) -> Tensor:
+    """Normal values on the state's device that want a gradient, in channels_last."""
+    made = torch.randn(*shape, device=state.images.device).to(state.dtype)
+    return made.to(memory_format=torch.channels_last).requires_grad_()
+
+
+class Subject(NamedTuple):
+    """A differentiable operation and its inputs on a device."""
+
+    function: Callable[..., Tensor]
+    inputs: list[Tensor]
+
+
+MakeSubject = Callable[[TrainingState], Subject]
+Gradients = dict[Direction, tuple[list[int], list[int]]]
+"""For each backward case the numbers of the inputs whose gradients it computes, and of those it has to read for it."""
+
+
+def _forward(make: MakeSubject, state: TrainingState) -> Work:
+    """The function as training calls it: what the backward pass needs is kept."""
+    function, inputs = make(state)
+    call = functools.partial(function, *inputs)
+    return Work(call, inputs, [call()])
+
+
+def _backward(make: MakeSubject, wanted: list[int], read: list[int], state: TrainingState) -> Work:
+    """Gradients of some inputs; the forward pass is done once, beforehand."""
+    function, inputs = make(state)
+    result = function(*inputs)
+    gradient, targets = torch.randn_like(result), [inputs[index] for index in wanted]
+    call = functools.partial(torch.autograd.grad, result, targets, gradient, retain_graph=True)
+    return Work(call, [gradient, *(inputs[index] for index in read)], targets)
+
+
+def _passes(
+    operation: str, paper: TrainingState, make: MakeSubject, gradients: Gradients, **settings: object
+) -> Iterator[Case]:
+    """The forward case of a subject and its backward ones."""
+    yield _case(operation, paper, functools.partial(_forward, make), direction="forward", **settings)
+    for direction, numbers in gradients.items():
+        backward = functools.partial(_backward, make, *numbers)
+        yield _case(operation, paper, backward, direction=direction, **settings)
+
+
+def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """(path, input shape, layer) of the modules of `kind` in the groups of the net, found without computing."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, path=path: shapes.__setitem__(path, tuple(given[0].shape)))
+        for path, module in paper.net.named_modules()
+    ]
+    batch = paper.recipe.batch_size, paper.images.shape[3], *paper.images.shape[1:3]
+    paper.net(torch.empty(batch, dtype=paper.dtype, device="meta"))
+    for handle in handles:
+        handle.remove()
+    for path, shape in shapes.items():
+        if isinstance(paper.net.get_submodule(path), kind) and path.startswith("groups."):
+            _, group, _, *number = path.split(".")
+            yield path, shape, ".".join([f"group{int(group) + 1}", *(str(int(each) + 1) for each in number)])
+
+
+@operation("augment")
+def _augment(paper: TrainingState) -> Iterator[Case]:
+    """Shuffle, random draws, and a batch from uint8 to normalised images."""
+
+    def make(state: TrainingState) -> Work:
+        images, labels, _ = training_batch(state, cutmix=False)
+        return Work(lambda: training_batch(state, cutmix=False), [state.images[: len(labels)].clone()], [images])
+
+    yield _case("augment", paper, make, direction="forward")
+
+
+@operation("stem")
+def _stem(paper: TrainingState) -> Iterator[Case]:
+    """Whitening, activation and what else stands before the groups; the images want no gradient."""
+    shape = paper.recipe.batch_size, paper.images.shape[3], *paper.images.shape[1:3]
+
+    def subject(state: TrainingState) -> Subject:
+        images = _random_like(shape, state).detach()
+        return Subject(lambda image, *_: state.net.stem(image), [images, *state.net.stem.parameters()])
+
+    inputs = subject(paper).inputs
+    trained = [index for index, each in enumerate(inputs) if each.requires_grad]
+    gradients: Gradients = {"backward": (trained, list(range(len(inputs))))} if trained else {}
+    yield from _passes("stem", paper, subject, gradients, shape=shape)
+
+
+def _convolution_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
+    weight = _random_like(state.net.get_submodule(path).get_parameter("weight").shape, state)
+    function = functools.partial(nn.functional.conv2d, padding=weight.shape[2] // 2)
+    return Subject(function, [_random_like(shape, state), weight])
+
+
+@operation("convolution")
+def _convolutions(paper: TrainingState) -> Iterator[Case]:
+    """Each 3x3 convolution, its input gradient and its weight gradient."""
+    for path, shape, layer in _modules(paper, Convolution):
+        subject = functools.partial(_convolution_subject, path, shape)
+        gradients: Gradients = {"dgrad": ([0], [1]), "wgrad": ([1], [0])}
+        yield from _passes("convolution", paper, subject, gradients, shape=shape, layer=layer)
+
+
+def _pool_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
+    return Subject(state.net.get_submodule(path), [_random_like(shape, state)])
+
+
+@operation("pool")
+def _pools(paper: TrainingState) -> Iterator[Case]:
+    """Max-pooling; the gradient also needs the places of the maxima, which PyTorch keeps as int64."""
+    for path, shape, layer in _modules(paper, nn.MaxPool2d):
+        subject = functools.partial(_pool_subject, path, shape)
+        yield from _passes("pool", paper, subject, {"backward": ([0], [])}, shape=shape, layer=layer)
+
+
+def _norm_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
+    norm, activation = state.net.get_submodule(path), ACTIVATIONS[state.recipe.net.activation]
+    bias = norm.get_parameter("bias")
+    return Subject(lambda x, _: activation(norm(x)), [_random_like(shape, state), bias])
+
+
+@operation("batch_norm_act")
+def _norms(paper: TrainingState) -> Iterator[Case]:
+    """Batch norm with float32 statistics and the activation after it."""
+    for path, shape, layer in _modules(paper, BatchNorm):
+        subject = functools.partial(_norm_subject, path, shape)
+        gradients: Gradients = {"backward": ([0, 1], [0, 1])}
+        yield from _passes("batch_norm_act", paper, subject, gradients, shape=shape, layer=layer)
+
+
+@operation("head+loss")
+def _head(paper: TrainingState) -> Iterator[Case]:
+    """Global max-pool, linear layer, smoothed cross-entropy."""
+    *_, (_, shape, _) = _modules(paper, BatchNorm)
+
+    def subject(state: TrainingState) -> Subject:
+        labels = torch.zeros(shape[0], dtype=torch.int64, device=state.images.device)
+
+        def loss(x: Tensor, _: Tensor) -> Tensor:
+            logits = state.net.head(x.amax((2, 3))) * state.net.logit_scale
+            return batch_losses(state.recipe, x, logits.to(state.scale.dtype), labels, None).sum()
+
+        return Subject(loss, [_random_like(shape, state), state.net.head.weight])
+
+    yield from _passes("head+loss", paper, subject, {"backward": ([0, 1], [0, 1])}, shape=shape)
+
+
+@operation("optimizer")
+def _optimizer(paper: TrainingState) -> Iterator[Case]:
+    """The update of all trained parameters."""
+
+    def make(state: TrainingState) -> Work:
+        groups = state.weight_group, state.bias_group
+        changed = [each for group in groups for each in (*group.parameters, *group.momentum_buffers)]
+        parameters = [each for group in groups for each in group.parameters]
+        gradients = [torch.zeros_like(each, requires_grad=False) for each in parameters]
+
+        def call() -> None:
+            with torch.no_grad():
+                optimize_(state, gradients, len(state.weight_group.parameters))
+
+        return Work(call, [*changed, *gradients], changed)
+
+    yield _case("optimizer", paper, make, direction="step")
+
+
+@operation("averaging")
+def _averaging(paper: TrainingState) -> Iterator[Case]:
+    """Averaging and lookahead of parameters and statistics."""
+
+    def make(state: TrainingState) -> Work:
+        changed = [each for part in (*state.average, *state.live) for each in part]
+
+        def call() -> None:
+            with torch.no_grad():
+                average_(state)
+
+        return Work(call, changed, changed)
+
+    if paper.averages:
+        yield _case("averaging", paper, make, direction="step")
+
+
+@operation("step")
+def _step(paper: TrainingState) -> Iterator[Case]:
+    """The whole training step, eager; `bench step` compares the backends."""
+
+    def make(state: TrainingState) -> Work:
+        step = make_step(state, "eager", most_common_variant(state.recipe, state.plan))
+
+        def call() -> None:
+            state.counter.zero_()  # the tables end where a run ends
+            step()
+
+        groups = state.weight_group, state.bias_group
+        changed = [each for group in groups for each in (*group.parameters, *group.momentum_buffers)]
+        return Work(call, [state.images[: state.recipe.batch_size].clone(), *changed], changed)
+
+    yield _case("step", paper, make, direction="step", provider="eager")

@@ -1,0 +1,97 @@
+"""The parts of a net by the names people use: stem, group1.conv1 31x31, pool, norm+activation, head+loss."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedyresnet.engine.nets import Convolution, ConvolutionGroup, SpeedyResNet, Stem
+from speedyresnet.engine.parts import part
+
+
+def part_of_module(path: str, module: nn.Module) -> str | None:
+    """Name of the part that `module` (at `path` in its net) begins; none where it belongs to the one around it."""
+    if isinstance(module, Stem):
+        return "stem"
+    if isinstance(module, nn.MaxPool2d):
+        return "pool"
+    if isinstance(module, ConvolutionGroup):
+        return "norm+activation"
+    if isinstance(module, SpeedyResNet):
+        return "head+loss"
+    if isinstance(module, Convolution) and path.startswith("groups."):
+        _, group, _, convolution = path.split(".")
+        return f"group{int(group) + 1}.conv{int(convolution) + 1}"
+    return None
+
+
+class _SplitConvolution(torch.autograd.Function):
+    """A convolution whose backward pass computes its two gradients one by one, each as a part of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, name: str, options: list[Any]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.name, ctx.options = name, options
+        result: Tensor = torch.ops.aten.convolution(x, weight, None, *options)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        found: list[Tensor | None] = [None, None]
+        for index, kind in enumerate(("dgrad", "wgrad")):
+            if ctx.needs_input_grad[index]:
+                wanted = [index == 0, index == 1, False]
+                with part(f"{ctx.name} {kind}"):
+                    results = torch.ops.aten.convolution_backward(gradients[0], x, weight, None, *ctx.options, wanted)
+                found[index] = results[index]
+        return found[0], found[1], None, None
+
+
+def _split_forward(module: Convolution, name: str, x: Tensor) -> Tensor:
+    """What `module` does, as a part of its own with its map size in the name."""
+    sized = f"{name} {x.shape[2]}x{x.shape[3]}"
+    options = [module.stride, module.padding, module.dilation, False, [0, 0], module.groups]
+    with part(f"{sized} forward"):
+        result: Tensor = _SplitConvolution.apply(x, module.weight.to(x.dtype), sized, options)
+    return result
+
+
+@contextmanager
+def parts_of_net(net: SpeedyResNet, *, whitening_bias: bool) -> Iterator[None]:
+    """Within, the net's forward pass enters a part for each module that begins one, and convolutions are split.
+
+    Args:
+        net: to take apart.
+        whitening_bias: as in `training_step`. Where it is frozen the bias wants no gradient within, because a split
+            convolution cannot see that nobody will ask for its input gradient.
+    """
+    entered: list[AbstractContextManager[object]] = []
+
+    def enter(name: str) -> None:
+        entered.append(part(name))
+        entered[-1].__enter__()
+
+    def leave() -> None:
+        entered.pop().__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        bias = net.stem.whitening.bias
+        if bias is not None and not whitening_bias:
+            stack.callback(bias.requires_grad_, bias.requires_grad)
+            bias.requires_grad_(False)
+        for path, module in net.named_modules():
+            name = part_of_module(path, module)
+            if isinstance(module, Convolution) and name is not None:
+                module.forward = functools.partial(_split_forward, module, name)  # type: ignore[method-assign]
+                stack.callback(module.__dict__.pop, "forward")
+            elif name is not None:
+                for handle in (
+                    module.register_forward_pre_hook(lambda *_, n=name: enter(n)),
+                    module.register_forward_hook(lambda *_: leave()),
+                ):
+                    stack.callback(handle.remove)
+        yield

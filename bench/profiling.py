@@ -1,0 +1,214 @@
+"""`bench profile`: one eager training step, folded into the parts that people think in.
+
+For the profile each convolution computes its two gradients one by one (natively one operation does both), so that each
+can be timed. What that and the profiler cost shows in `unprofiled_step_seconds`, the same step left alone.
+"""
+
+import gzip
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import record_function
+
+from speedyresnet.engine.data import Pack
+from speedyresnet.engine.files import write_atomically, write_text
+from speedyresnet.engine.parts import listening
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.record import environment
+from speedyresnet.engine.trainer import Trainer, synchronize
+
+from .net_parts import parts_of_net
+from .pictures import draw_profile, picture_paths
+from .roofline import Ceilings, measured_ceilings
+from .step_time import timed_round
+from .trace import GAPS, PART_PREFIX, STEP_RANGE, StepParts, recorded_trace, step_parts
+from .traffic import OTHER, Traffic, step_traffic
+
+_ORDER = ("augment", "stem", "group", "pool", "norm+activation", "head+loss", "optimizer", "averaging", OTHER, GAPS)
+_PASSES = ("forward", "dgrad", "wgrad")
+_WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Of one step."""
+
+    name: str
+    seconds: float
+    share: float
+    """Of the step."""
+    calls: float
+    """Kernels, or on a CPU operations that call no other."""
+    bytes: int
+    """Moved at least, see `traffic`."""
+    flops: int
+    bandwidth_share: float
+    """Bytes a second over those of a copy of as many bytes a call."""
+    rate_share: float
+    """FLOPs a second over those of a matrix multiplication."""
+    floor_seconds: float
+    """Sum over its operations of max(bytes / bandwidth, FLOPs / rate)."""
+
+
+def _part_range(name: str) -> AbstractContextManager[object]:
+    return record_function(PART_PREFIX + name)
+
+
+def trace_of_steps(trainer: Trainer, steps: int) -> dict[str, Any]:
+    """The trace of `steps` whole steps, and one more that marks the end of the last."""
+    step = trainer.main_step
+    trainer.state.counter.zero_()
+
+    def run() -> None:
+        for _ in range(steps + 1):
+            with record_function(STEP_RANGE):
+                step()
+        synchronize(trainer.device)
+
+    whitening_bias = trainer.main_variant.whitening_bias
+    with listening(_part_range), parts_of_net(trainer.net, whitening_bias=whitening_bias):
+        for _ in range(_WARM_UP_STEPS):
+            step()
+        trainer.state.counter.zero_()
+        synchronize(trainer.device)
+        return recorded_trace(run, trainer.device)
+
+
+def middle_half(steps: Sequence[StepParts]) -> list[StepParts]:
+    """The steps without the fastest and the slowest quarter."""
+    ordered = sorted(steps, key=lambda each: each.seconds)
+    cut = len(ordered) // 4
+    return ordered[cut : len(ordered) - cut]
+
+
+def _position(name: str) -> tuple[Any, ...]:
+    """Parts in the order of the step; convolutions by layer, then pass."""
+    kind = "group" if name.startswith("group") else name
+    layer, _, which = name.rpartition(" ")
+    return _ORDER.index(kind), layer, _PASSES.index(which) if which in _PASSES else 0
+
+
+def folded_parts(steps: Sequence[StepParts], traffic: dict[str, Traffic], ceilings: Ceilings) -> list[Part]:
+    """Means over `steps`, with what each part moves and computes beside them."""
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for step in steps:
+        seconds.update(step.parts)
+        calls.update(step.calls)
+    whole = sum(step.seconds for step in steps)
+    parts = []
+    for name in sorted({*seconds, *traffic, OTHER}, key=_position):
+        mean, counted = seconds[name] / len(steps), traffic.get(name, Traffic())
+        bound_by_bytes = sum(each.bytes / ceilings.bandwidth(each.bytes) for each in counted.operations)
+        bound_by_flops = sum(each.flops / ceilings.rate(each.dtype) for each in counted.operations)
+        parts.append(
+            Part(
+                name=name,
+                seconds=mean,
+                share=seconds[name] / whole,
+                calls=calls[name] / len(steps),
+                bytes=counted.bytes,
+                flops=counted.flops,
+                bandwidth_share=bound_by_bytes / mean if mean > 0 else 0.0,
+                rate_share=bound_by_flops / mean if mean > 0 else 0.0,
+                floor_seconds=counted.floor(ceilings),
+            )
+        )
+    return parts
+
+
+def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Profile the kind of step that a run takes most often.
+
+    Args:
+        recipe: what to step.
+        pack: the data set.
+        device: where.
+        steps: how many to record; parts are means over the middle half of them.
+
+    Returns:
+        The result as plain values, and the trace.
+
+    Raises:
+        UserError: a recipe that does not fit the data.
+    """
+    trainer = Trainer(recipe, pack, device, "eager")
+    trainer.prepare(seed=0)
+    trainer.net.train()
+    steps = min(steps, trainer.plan.steps - 1)
+    ceilings = measured_ceilings(device, list(dict.fromkeys((trainer.dtype, torch.float32))))
+    timed_round(trainer, steps)
+    alone = [timed_round(trainer, 1)[0] for _ in range(steps)]
+    trace = trace_of_steps(trainer, steps)
+    kept = middle_half(step_parts(trace))
+    traffic = step_traffic(recipe, pack, trainer.dtype, trainer.main_variant)
+    result = {
+        "recipe": {"name": recipe.name, "hash": recipe.hash, "batch_size": recipe.batch_size},
+        "data": {"name": pack.name, "sha256": pack.sha256},
+        "environment": environment(device),
+        "device": str(device),
+        "backend": trainer.backend,
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "variant": trainer.main_variant._asdict(),
+        "step_seconds": statistics.fmean(step.seconds for step in kept),
+        "unprofiled_step_seconds": statistics.median(alone),
+        "steps": len(kept),
+        "ceilings": asdict(ceilings),
+        "parts": [asdict(part) for part in folded_parts(kept, traffic, ceilings)],
+    }
+    return result, trace
+
+
+def profile_paths(path: Path) -> tuple[Path, ...]:
+    """The files of a profile whose result is stored at `path`: that, the trace, and the two pictures."""
+    return path, path.with_suffix(".trace.json.gz"), *picture_paths(path)
+
+
+def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path) -> None:
+    """Write all files of a profile; the trace is for https://ui.perfetto.dev."""
+    packed = gzip.compress(json.dumps(trace).encode(), mtime=0)
+    write_atomically(profile_paths(path)[1], lambda part: part.write_bytes(packed))
+    draw_profile(result, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def print_profile(console: Console, result: dict[str, Any]) -> None:
+    """The result as a table."""
+    whole, alone = 1e3 * result["step_seconds"], 1e3 * result["unprofiled_step_seconds"]
+    recipe = result["recipe"]
+    table = Table(
+        title=f"{recipe['name']}, a step of {recipe['batch_size']} images in {whole:.2f} ms "
+        f"({alone:.2f} ms without the profiler), {result['backend']}, {result['dtype']}, {result['device']}"
+    )
+    table.add_column("part", no_wrap=True)
+    for column in ("ms", "%", "calls", "MB", "GFLOP", "% bandwidth", "% FLOP rate", "floor, ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for part in result["parts"]:
+        table.add_row(
+            part["name"],
+            f"{1e3 * part['seconds']:.3f}",
+            f"{100 * part['share']:.1f}",
+            f"{part['calls']:.0f}",
+            f"{part['bytes'] / 1e6:.2f}",
+            f"{part['flops'] / 1e9:.3f}",
+            f"{100 * part['bandwidth_share']:.0f}",
+            f"{100 * part['rate_share']:.0f}",
+            f"{1e3 * part['floor_seconds']:.3f}",
+        )
+    console.print(table)
+    copies, rates = result["ceilings"]["copies"], result["ceilings"]["rates"]
+    speeds = ", ".join(f"{rate / 1e9:,.0f} GB/s moving {moved / 2**20:g} MiB" for moved, rate in copies)
+    console.print(f"measured ceilings: copy {speeds}", highlight=False)
+    console.print(
+        "matrix multiplication " + ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in rates.items()),
+        highlight=False,
+    )

@@ -1,0 +1,244 @@
+"""From a profiler's trace to seconds by part.
+
+Works on the trace in Chrome's format that torch.profiler exports. On a GPU the work is what its streams did; on a CPU
+it is the innermost operation running at each moment. A piece of work belongs to the part
+
+- in whose range (`part: NAME`, entered by `engine.parts`) its operation was issued, or
+- for a backward operation outside such ranges, to the part of the forward operation that made its autograd node
+  (both carry the same sequence number).
+
+Gaps are the times between the first work of a step and the first of the next at which no work is on record.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from .traffic import OTHER, backward_part
+
+PART_PREFIX, STEP_RANGE = "part: ", "step"
+GAPS = "gaps"
+_DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+_HOST_CALLS = ("cuda_runtime", "cuda_driver")
+_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+_BACKWARD = "autograd::engine::evaluate_function"
+_MICROSECOND = 1e-6
+
+
+# The profiler's library prints its inner life, and an error for a missing GPU, unless told not to.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def recorded_trace(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """The profiler's trace of `run`, which has to wait for the device itself, in Chrome's format."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return trace
+
+
+def _timed_events(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in trace["traceEvents"] if each.get("ph") == "X" and "dur" in each]
+
+
+@dataclass(slots=True)
+class Host:
+    """Something that ran on a thread of the host: an operation, a range, or a call of the CUDA runtime."""
+
+    event: dict[str, Any]
+    start: float
+    end: float
+    """Microseconds, as in the trace."""
+    outer: "Host | None"
+    part: str = OTHER
+    leaf: bool = True
+    """No operation ran inside it."""
+
+    @property
+    def is_operation(self) -> bool:
+        """Ranges only name what runs in them."""
+        return bool(self.event["cat"] == "cpu_op")
+
+    @property
+    def is_backward(self) -> bool:
+        """One node of the autograd graph at work."""
+        return str(self.event["name"]).startswith(_BACKWARD)
+
+    def ancestors(self) -> Iterable["Host"]:
+        """Itself and everything around it, innermost first."""
+        each: Host | None = self
+        while each is not None:
+            yield each
+            each = each.outer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that took time, in microseconds."""
+
+    start: float
+    end: float
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """One step."""
+
+    seconds: float
+    """From its first work to the first of the next step."""
+    parts: dict[str, float]
+    """Seconds of each part and of the gaps."""
+    calls: Counter[str]
+    """Kernels, or on a CPU operations that call no other, of each part."""
+
+
+def nested(events: Sequence[dict[str, Any]]) -> list[Host]:
+    """Host events of one thread with what is around each."""
+    found: list[Host] = []
+    around: list[Host] = []
+    for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
+        start, end = float(event["ts"]), float(event["ts"]) + float(event["dur"])
+        while around and around[-1].end <= start:
+            around.pop()
+        host = Host(event, start, end, around[-1] if around else None)
+        if host.is_operation:
+            for each in around:
+                each.leaf = False
+        found.append(host)
+        around.append(host)
+    return found
+
+
+def _range_part(host: Host) -> str | None:
+    """The innermost part range around `host`, within its backward node if it is in one."""
+    for each in host.ancestors():
+        name = str(each.event["name"])
+        if name.startswith(PART_PREFIX):
+            return name.removeprefix(PART_PREFIX)
+        if each.is_backward:
+            return None
+    return None
+
+
+def _sequence_number(host: Host) -> int | None:
+    number = host.event.get("args", {}).get("Sequence number")
+    return None if number is None else int(number)
+
+
+def assign_parts(hosts: Sequence[Host]) -> None:
+    """Give each host event of one step its part."""
+    made_by: dict[int, str] = {}
+    waiting: list[tuple[Host, int | None]] = []
+    for host in sorted(hosts, key=lambda each: each.start):
+        named, number = _range_part(host), _sequence_number(host)
+        backward = next((each for each in host.ancestors() if each.is_backward), None)
+        if named is not None:
+            host.part = named
+            if number is not None and backward is None and host.is_operation:
+                made_by[number] = named
+        elif backward is not None:
+            waiting.append((host, _sequence_number(backward)))
+    for host, number in waiting:
+        host.part = backward_part(made_by[number]) if number in made_by else OTHER
+
+
+def _split_by_step(hosts: Sequence[Host], steps: Sequence[Host]) -> list[list[Host]]:
+    """Host events, of all threads, that began while each step was being issued."""
+    return [[each for each in hosts if step.start <= each.start < step.end] for step in steps]
+
+
+def device_work(hosts: Sequence[Host], events: Sequence[dict[str, Any]]) -> list[Work]:
+    """What the GPU did for the calls among `hosts`; a kernel carries the correlation number of its launch."""
+    launched = {host.event["args"]["correlation"]: host.part for host in hosts if host.event["cat"] in _HOST_CALLS}
+    return [
+        Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), launched[each["args"]["correlation"]])
+        for each in events
+        if each["args"].get("correlation") in launched
+    ]
+
+
+def host_work(hosts: Sequence[Host]) -> list[Work]:
+    """The operations as work; where they are nested, `covered` gives the time to the innermost."""
+    return [Work(each.start, each.end, each.part) for each in hosts if each.is_operation]
+
+
+def covered(work: Sequence[Work], start: float, end: float) -> tuple[dict[str, float], float]:
+    """Seconds of each part between `start` and `end`, and of the gaps; of overlapping work the latest begun counts."""
+    boundaries = sorted({start, end, *(t for each in work for t in (each.start, each.end) if start < t < end)})
+    begins = sorted(work, key=lambda each: (each.start, -each.end))
+    parts: defaultdict[str, float] = defaultdict(float)
+    gaps, active, index = 0.0, list[Work](), 0
+    for left, right in itertools.pairwise(boundaries):
+        while index < len(begins) and begins[index].start <= left:
+            active.append(begins[index])
+            index += 1
+        while active and active[-1].end <= left:
+            active.pop()
+        running = next((each for each in reversed(active) if each.end > left), None)
+        if running is None:
+            gaps += (right - left) * _MICROSECOND
+        else:
+            parts[running.part] += (right - left) * _MICROSECOND
+    return dict(parts), gaps
+
+
+def step_parts(trace: dict[str, Any]) -> list[StepParts]:
+    """All steps of a trace but the last, whose end no further step marks.
+
+    Args:
+        trace: as torch.profiler exports it, with ranges `step` around the steps and `part: NAME` inside them.
+    """
+    events = _timed_events(trace)
+    threads: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") in ("cpu_op", "user_annotation", *_HOST_CALLS):
+            threads[event["pid"], event["tid"]].append(event)
+    hosts = [host for thread in threads.values() for host in nested(thread)]
+    device = [each for each in events if each.get("cat") in _DEVICE_WORK]
+    ranges = [each for each in hosts if each.event["name"] == STEP_RANGE]
+    by_step: list[tuple[list[Work], Counter[str]]] = []
+    for of_step in _split_by_step(hosts, sorted(ranges, key=lambda each: each.start)):
+        assign_parts(of_step)
+        if device:
+            work = device_work(of_step, device)
+            calls = Counter(each.part for each in work)
+        else:
+            work = host_work(of_step)
+            calls = Counter(each.part for each in of_step if each.is_operation and each.leaf)
+        by_step.append((work, calls))
+    return _windows(by_step)
+
+
+def launches_and_idle_seconds(trace: dict[str, Any]) -> tuple[int, float]:
+    """Kernels and graphs launched, and seconds between the GPU's first and last work in which it did none."""
+    events = _timed_events(trace)
+    work = [
+        Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), OTHER)
+        for each in events
+        if each.get("cat") in _DEVICE_WORK
+    ]
+    _, idle = covered(work, min(each.start for each in work), max(each.end for each in work))
+    return sum(each["name"] in _LAUNCHES for each in events if each.get("cat") in _HOST_CALLS), idle
+
+
+def _windows(by_step: Sequence[tuple[list[Work], Counter[str]]]) -> list[StepParts]:
+    firsts = [min(each.start for each in work) for work, _ in by_step]
+    found = []
+    for (work, calls), start, end in zip(by_step, firsts, firsts[1:], strict=False):
+        parts, gaps = covered(work, start, end)
+        found.append(StepParts((end - start) * _MICROSECOND, parts | {GAPS: gaps}, calls))
+    return found

@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from speedyresnet.bench.cases import OPERATIONS, cases_of, random_state
+from speedyresnet.bench.kernel_times import cases_report
+from speedyresnet.bench.traffic import traffic_of
+from speedyresnet.engine import recipe
+from speedyresnet.engine.nets import forward_flops_per_image
+
+TINY = ["batch_size=16", "width_multiplier=0.25", "dtype=float32"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_cases():
+    return cases_of(recipe("airbench94", TINY), torch.float32)
+
+
+def case_named(cases, operation, layer, direction):
+    (found,) = [each for each in cases if (each.operation, each.layer, each.direction) == (operation, layer, direction)]
+    return found
+
+
+def test_every_operation_has_cases_with_names_of_their_own(tiny_cases):
+    names = [case.name for case in tiny_cases]
+    assert len(set(names)) == len(names) == 44
+    assert {case.operation for case in tiny_cases} == set(OPERATIONS)
+
+
+def test_bytes_are_inputs_and_results_once(tiny_cases):
+    """A convolution 6 of 24 -> 16 channels on 31 x 31; its width is a quarter of airbench94's 64."""
+    image, weight, result = 16 * 24 * 31 * 31 * 4, 16 * 24 * 9 * 4, 16 * 16 * 31 * 31 * 4
+    for direction in ("forward", "dgrad", "wgrad"):
+        case = case_named(tiny_cases, "convolution", "group1.1", direction)
+        assert case.shape == (16, 24, 31, 31)
+        assert case.bytes == image + weight + result
+    pooled = 16 * 16 * 15 * 15 * 4
+    assert case_named(tiny_cases, "pool", "group1", "forward").bytes == result + pooled
+    assert case_named(tiny_cases, "pool", "group1", "backward").bytes == result + pooled
+    norm = case_named(tiny_cases, "batch_norm_act", "group1.1", "forward")
+    assert norm.bytes == 2 * pooled + 16 * 4
+    assert case_named(tiny_cases, "batch_norm_act", "group1.1", "backward").bytes == 3 * pooled + 2 * 16 * 4
+    augmented = case_named(tiny_cases, "augment", "", "forward")
+    assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4)
+
+
+def test_flops_leave_out_taps_in_the_padding(tiny_cases):
+    """Along a side of 31 pixels 91 of the 93 taps of a 3-tap filter meet a pixel."""
+    for direction in ("forward", "dgrad", "wgrad"):
+        case = case_named(tiny_cases, "convolution", "group1.1", direction)
+        assert case.flops == round(2 * 16 * 16 * 24 * 9 * 31 * 31 * (91 / 93) ** 2)
+
+
+def test_flops_of_a_step_are_those_of_its_convolutions_and_head():
+    made = recipe("airbench94", TINY)
+    (step,) = [case for case in cases_of(made, torch.float32) if case.operation == "step"]
+    forward = 16 * forward_flops_per_image(made, classes=10, channels=3, height=32, width=32)
+    assert 2.2 * forward < step.flops < 3 * forward
+
+
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "pocket"])
+def test_every_case_runs(name):
+    made = recipe(name, TINY)
+    cases = cases_of(made, torch.float32)
+    state = random_state(made, torch.float32, CPU)
+    for case in cases:
+        work = case.make(state)
+        work.call()
+        assert case.bytes > 0
+        counted = traffic_of(work.call)
+        assert counted.flops == case.flops  # on paper and in the flesh
+
+
+def test_gradient_cases_compute_what_autograd_does(tiny_cases):
+    torch.manual_seed(0)
+    state = random_state(recipe("airbench94", TINY), torch.float32, CPU)
+    for direction, index in (("dgrad", 0), ("wgrad", 1)):
+        work = case_named(tiny_cases, "convolution", "group2.1", direction).make(state)
+        (found,) = work.call()
+        assert found.shape == work.writes[0].shape
+        assert work.reads[1].shape != work.writes[0].shape or index == 1
+        assert found.abs().sum() > 0
+
+
+def test_cases_are_timed(tiny_cases):
+    made = recipe("airbench94", TINY)
+    pools = [case for case in tiny_cases if case.operation == "pool"]
+    result = cases_report(made, torch.float32, CPU, pools, rounds=3)
+    assert [row["name"] for row in result["cases"]] == [case.name for case in pools]
+    for row in result["cases"]:
+        assert 0 < row["low"] <= row["seconds"] <= row["high"] < 1
+        assert row["rounds"] == 3
+        assert row["floor_share"] == pytest.approx(row["floor_seconds"] / row["seconds"])
+        assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
+
+
+def run(*options):
+    command = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "kernels"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_lists_without_measuring(tmp_path):
+    settings = [word for each in TINY for word in ("--set", each)]
+    done = run("--recipe", "pocket", *settings, "--device", "cpu", "--operation", "pool", "--list", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {row["operation"] for row in result["cases"]} == {"pool"}
+    assert "seconds" not in result["cases"][0]
+
+
+def test_an_unknown_operation_is_one_line():
+    done = run("--operation", "pooling")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "batch_norm_act" in done.stderr
+
+
+@pytest.mark.gpu
+def test_every_case_is_timed_on_the_gpu():
+    made = recipe("airbench94", ["batch_size=64"])
+    result = cases_report(made, torch.float16, torch.device("cuda"), cases_of(made, torch.float16), rounds=3)
+    assert all(0 < row["seconds"] < 1 for row in result["cases"])
