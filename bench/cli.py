@@ -30,7 +30,7 @@ from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, cases_of
-from .gpu_suite import run_gpu_suite
+from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
@@ -232,15 +232,28 @@ def kernels_command(
 @bench_app.command("gpu-suite")
 def gpu_suite_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="Stop starting new work after this.")] = 9.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="Never longer.")] = 9.0,
+    recipe: Annotated[str, typer.Option("--recipe", help="A name, or my_file.py:function.")] = "airbench94",
+    settings: SetOption = None,
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
-    settings: SetOption = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Full runs; those that the time allows.")] = 20,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="NAME=PATH, as for versus, which comes last.")
+    ] = None,
 ) -> None:
-    """GPU tests, time of a step and full runs, each saved as it ends."""
-    check_writable(out / "environment.json")
-    place = pick_device(device)
-    run_gpu_suite(load_data(data or "cifar10"), place, minutes, out, settings or ())
+    """GPU tests, steps, full runs, a profile, kernels, peers: each saved as it ends, never past the minutes."""
+    check_writable(out / "suite.json")
+    place, source = pick_device(device), data or "cifar10"
+    parse_peers(list(peers or ()))
+    recipe_called(recipe, settings or ())
+    load_data(source)
+    parts = stages(recipe, settings or (), source, str(place), runs, peers or ())
+    results = run_gpu_suite(parts, place, minutes, out)
+    failed = [each for each in results if each.exit_code not in (0, None)]
+    for each in failed:
+        print(f"{each.name}: {each.output.strip().splitlines()[-1] if each.output.strip() else 'printed nothing'}")
+    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> None:

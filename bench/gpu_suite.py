@@ -1,100 +1,137 @@
 """Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
 
-environment.json, tests.json (the GPU tests), steps.json (time of a step by recipe and backend) and runs.jsonl (as
-many full airbench94 runs as fit; compiled steps come after them). A suite that is cut off leaves what it measured
-before.
+Every part is a process of its own, so that one which crashes or hangs takes nothing else with it, and which is killed
+when the minutes are over. At most eight files: suite.json (the machine, and how each part ended), steps.json,
+runs.jsonl, profile.json, profile.trace.json.gz, kernels.json, versus.json.
 """
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from speedyresnet.engine.backends import BACKENDS
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.files import write_text
-from speedyresnet.engine.recipe import recipe
-from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer
-
-from .step_time import measure_steps
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+_COMMAND = ("-c", "from speedyresnet.bench.cli import main; main()", "bench")
+_OUTPUT_CHARACTERS = 6000
 
 
-def run_gpu_suite(pack: Pack, device: torch.device, minutes: float, out: Path, settings: Sequence[str] = ()) -> None:
-    """Measure on `device` for `minutes` and save the parts in the folder `out`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One part of the suite."""
 
-    Tests get at most a third of the time, full runs what is left of two thirds, compiled steps the rest; a measurement
-    or run that has begun is finished. `settings` are applied to every recipe.
-    """
-    started, seconds = time.monotonic(), 60 * minutes
-    about = environment(device)
-    _save(out / "environment.json", about)
-    _save(out / "tests.json", _gpu_tests(seconds / 3))
-    steps: list[dict[str, Any]] = []
-
-    def measure_steps(backend: str) -> None:
-        for row in _step_times(pack, device, backend, started + seconds, settings):
-            steps.append(row)
-            _save(out / "steps.json", {"environment": about, "data": pack.name, "steps": steps})
-
-    measure_steps("eager")
-    _full_runs(pack, device, started + seconds * 2 / 3, out / "runs.jsonl", settings)
-    for backend in BACKENDS[1:]:
-        measure_steps(backend)
+    name: str
+    arguments: tuple[str, ...]
+    """For Python; `{}` stands for a scratch folder that each part has to itself."""
+    share: float
+    """Of the suite's time at most; what earlier parts left over comes on top."""
+    files: tuple[str, ...] = ()
+    """To keep from the scratch folder, whether the part came to its end or not."""
 
 
-def _save(path: Path, document: Any) -> None:
-    write_text(path, json.dumps(document, indent=1) + "\n")
-    print(f"saved {path}", flush=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """How a part ended."""
+
+    name: str
+    exit_code: int | None
+    """None: its time was over."""
+    seconds: float
+    output: str
+    """The end of what it printed."""
 
 
-def _gpu_tests(seconds: float) -> dict[str, Any]:
-    """The tests marked gpu, in a process of their own; an installed wheel has none."""
-    if not (_CHECKOUT / "tests").is_dir():
-        return {"exit_code": None, "output": "no tests beside the installed package"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
-    try:
-        done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"exit_code": None, "output": f"not finished after {seconds:.0f} s"}
-    return {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-8000:]}
+def stages(
+    recipe: str, settings: Sequence[str], data: str, device: str, runs: int, peers: Sequence[str]
+) -> list[Stage]:
+    """The parts in the order of their value."""
+    chosen = ["--recipe", recipe, "--device", device, *(word for each in settings for word in ("--set", each))]
+
+    def bench(*words: str) -> tuple[str, ...]:
+        return (*_COMMAND, *words, *chosen)
+
+    of_data = ("--data", data)
+    found = [
+        Stage(name="steps, eager", share=0.1, files=("steps.json",),
+              arguments=bench("step", *of_data, "--backend", "eager", "--out", "{}/steps.json")),
+        Stage(name="runs", share=0.25, files=("runs.jsonl",),
+              arguments=bench("record", *of_data, "--runs", str(runs), "--out", "{}/runs.jsonl")),
+        Stage(name="profile", share=0.1, files=("profile.json", "profile.trace.json.gz"),
+              arguments=bench("profile", *of_data, "--out", "{}/profile.json")),
+        Stage(name="kernels", share=0.1, files=("kernels.json",),
+              arguments=bench("kernels", "--out", "{}/kernels.json")),
+        Stage(name="steps of all backends", share=0.2, files=("steps.json",),
+              arguments=bench("step", *of_data, "--out", "{}/steps.json")),
+    ]  # fmt: skip
+    if (_CHECKOUT / "tests").is_dir():  # an installed wheel has none
+        tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_CHECKOUT / "tests"))
+        found.insert(0, Stage(name="tests", share=0.25, arguments=tests))
+    if peers:
+        named = [word for each in peers for word in ("--peer", each)]
+        words = ("versus", *of_data, *named, "--rounds", "2", "--out", "{}/versus.json")
+        found.append(Stage(name="versus", share=1.0, files=("versus.json",), arguments=bench(*words)))
+    return found
 
 
-def _step_times(
-    pack: Pack, device: torch.device, backend: str, deadline: float, settings: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """Time of a step of each recipe, airbench94 first."""
-    steps = 10 if device.type == "cuda" else 1
-    for name in sorted(registered_recipes(), key=lambda each: (each != "airbench94", each)):
-        if time.monotonic() >= deadline:
-            return
-        row: dict[str, Any] = {"recipe": name, "backend": backend}
+def run_stage(stage: Stage, seconds: float, out: Path) -> StageResult:
+    """Run a part for at most `seconds`, and move the files it leaves to `out`."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as output:
+        command = [sys.executable, *(word.replace("{}", scratch) for word in stage.arguments)]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            yield row | asdict(measure_steps(recipe(name, settings), pack, device, [backend], rounds=5, steps=steps)[0])
-        except Exception:  # one failing combination is a result; the others are still wanted
-            yield row | {"error": traceback.format_exc()[-4000:]}
+            code: int | None = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # after Ctrl-C too; compilers' worker processes are in the session
+            _kill_session(process)
+        for name in stage.files:
+            if (Path(scratch) / name).exists():
+                shutil.copyfile(Path(scratch) / name, out / name)
+        output.seek(0)
+        text = output.read().decode(errors="replace")[-_OUTPUT_CHARACTERS:]
+    return StageResult(name=stage.name, exit_code=code, seconds=time.monotonic() - started, output=text)
 
 
-def _full_runs(pack: Pack, device: torch.device, deadline: float, out: Path, settings: Sequence[str]) -> None:
-    """Whole airbench94 runs with seeds 0, 1, ... as long as the next one still fits."""
-    trainer, seed, longest = Trainer(recipe("airbench94", settings), pack, device, "eager"), 0, 0.0
-    with out.open("a", encoding="utf-8") as file:
-        while time.monotonic() + longest < deadline:
-            started = time.monotonic()
-            record = trainer.run(seed)
-            file.write(record.to_json(indent=None) + "\n")
-            file.flush()
-            print(f"seed {seed}: {record.accuracy}, {record.seconds}", flush=True)
-            longest, seed = max(longest, time.monotonic() - started), seed + 1
-            if record.status == "interrupted":
-                raise KeyboardInterrupt
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # all of it has ended
+        return
+    process.wait()
+
+
+def run_gpu_suite(parts: Sequence[Stage], device: torch.device, minutes: float, out: Path) -> list[StageResult]:
+    """Run `parts` in their order for `minutes` altogether, and save what they leave in the folder `out`.
+
+    Returns:
+        How each part ended that was begun.
+    """
+    began, whole = time.monotonic(), 60 * minutes
+    about: dict[str, Any] = {"environment": environment(device), "minutes": minutes}
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[StageResult] = []
+    allowed = 0.0
+    for stage in parts:
+        allowed = min(allowed + stage.share * whole, whole)
+        left = allowed - (time.monotonic() - began)
+        if left <= 0:
+            continue
+        results.append(run_stage(stage, left, out))
+        write_text(out / "suite.json", json.dumps(about | {"parts": [asdict(each) for each in results]}, indent=1))
+        code = results[-1].exit_code
+        ended = "cut off" if code is None else f"exit code {code}"
+        print(f"{stage.name}: {ended} after {results[-1].seconds:.0f} s", flush=True)
+    return results

@@ -163,18 +163,3 @@ def test_interruption_writes_the_record_and_exits_with_130(pack_file, tmp_path):
     stored = json.loads(record.read_text())
     assert stored["status"] == "interrupted"
     assert len(stored["history"]) >= 2
-
-
-@pytest.mark.slow
-def test_gpu_suite_saves_every_part_on_a_cpu_too(pack_file, tmp_path):
-    out = tmp_path / "out"
-    done = run("bench", "gpu-suite", "--minutes", "1.5", "--out", out, "--data", pack_file, *TINY, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((out / "environment.json").read_text())["torch"]
-    assert "skipped" in json.loads((out / "tests.json").read_text())["output"]
-    steps = json.loads((out / "steps.json").read_text())["steps"]
-    assert [row["recipe"] for row in steps[:4]] == ["airbench94", "hlb-v0.4", "hlb-v0.7", "pocket"]
-    assert all(row["milliseconds"] > 0 for row in steps), steps
-    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert [each["seed"] for each in runs] == list(range(len(runs)))
-    assert {each["status"] for each in runs} == {"finished"}
