@@ -21,10 +21,10 @@ from .record import Clock
 RUN_COUNT = re.compile(rb"for run(?:_num)? in range\((\d+)\)")
 """The one place in a script that says how often it trains."""
 
-TABLE_ROW = re.compile(r"\| *(warmup|\d*) *\| *(\d+|eval) *\|[^|\n]*\|[^|\n]*\|([^|\n]*)\|([^|\n]*)\|")
+TABLE_ROW = re.compile(r"\| *(warmup|\d*) *\| *(?:\d+|eval) *\|[^|\n]*\|[^|\n]*\| *([\d.]*) *\| *([\d.]*) *\|")
 """Of airbench and hiverge: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds."""
 
-HLB_LAST_ROW = re.compile(r"^\| *\d+ *\|(?:[^|\n]*\|){4}([^|\n]*)\|([^|\n]*)\|\n-", re.MULTILINE)
+HLB_LAST_ROW = re.compile(r"^\| *\d+ *\|(?:[^|\n]*\|){4} *([\d.]+) *\| *([\d.]+) *\|\n-", re.MULTILINE)
 """The row under which hlb draws a line: epoch, four more, ema_val_acc, total_time_seconds."""
 
 E1_TRIAL = re.compile(r"^\[trial [^\]]*\] train=[\d.]+s honest=([\d.]+)s acc=([\d.]+)", re.MULTILINE)
@@ -102,9 +102,9 @@ def write_hlb(pack: Pack, folder: Path, device: torch.device) -> None:
 def read_table(text: str) -> list[PeerRun]:
     """Runs in the table of airbench and hiverge; the one called warmup is not for counting."""
     runs, name = [], ""
-    for run, epoch, accuracy, seconds in TABLE_ROW.findall(text):
-        name = run or name  # airbench names a run only in its first row
-        if epoch == "eval" and name != "warmup":
+    for run, accuracy, seconds in TABLE_ROW.findall(text):
+        name = run or name  # airbench names a run only in its first row, and has this accuracy only in its last
+        if name != "warmup" and accuracy and seconds:
             runs.append(PeerRun(float(seconds), float(accuracy)))
     return runs
 

@@ -304,7 +304,7 @@ def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, An
 def print_versus(console: Console, result: dict[str, Any]) -> None:
     """The result as one table, and below it what each clock contains."""
     recipe, ours = result["recipe"]["name"], result["ours"]
-    table = Table(title=f"{recipe} against its peers, {result['rounds']} rounds of {result['runs']} runs")
+    table = Table(title=f"{recipe} against its peers; rounds: {result['rounds']}, runs a process: {result['runs']}")
     table.add_column("", no_wrap=True)
     for column in ("theirs", "ours", "ratio", "95 %"):
         table.add_column(column, justify="right", no_wrap=True)
