@@ -110,7 +110,7 @@ def train_command(
     place = pick_device(device)
     made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
-    pick_kernels(made)
+    pick_kernels(made, place, pick_dtype(made, place))
     for path in (out, save):
         if path is not None:
             check_writable(path)

@@ -7,28 +7,21 @@ takes nothing from the host and tells it nothing; losses go to a log on the devi
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.augment import (
-    Transforms,
-    augment,
-    augmentation_draws,
-    cutmix_partners,
-    normalisation,
-    pasted,
-)
-from ..kernels.random import permuted
+from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
 from .nets import BatchNorm, SpeedyResNet
 from .optim import ParameterGroup, mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-_SHUFFLE_STREAM = 0
+REFERENCE_KERNELS = {"augment": "reference"}
+"""Every operation that has a kernel, by the plain PyTorch that is its reference."""
 
 
 class TrainingState:
@@ -43,6 +36,7 @@ class TrainingState:
         mean: of the training pixels scaled to [0, 1], one a channel.
         std: likewise.
         dtype: of the activations.
+        kernels: the provider of each operation; none: all by the reference.
     """
 
     def __init__(
@@ -55,7 +49,9 @@ class TrainingState:
         mean: Sequence[float],
         std: Sequence[float],
         dtype: torch.dtype,
+        kernels: Mapping[str, str] | None = None,
     ) -> None:
+        self.kernels = kernels or REFERENCE_KERNELS
         device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
         self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
@@ -144,26 +140,21 @@ def _transforms(recipe: Recipe, cutmix: bool) -> Transforms:
     )
 
 
-def training_batch(state: TrainingState, *, cutmix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images [B, C, H, W] of this step, their labels [B], and with cutmix the labels [B] of what was pasted in."""
-    plan, size = state.plan, state.recipe.batch_size
-    count, height, width = state.images.shape[:3]
-    dtype = state.dtype
-    transforms = _transforms(state.recipe, cutmix)
-    epoch = state.counter // plan.steps_per_epoch
-    positions = state.counter % plan.steps_per_epoch * size + torch.arange(size, device=state.counter.device)
-    ids = permuted(positions, count, state.seed, epoch, _SHUFFLE_STREAM)
-
-    draws = augmentation_draws(state.seed, epoch, ids, transforms, height, width)
-    images = augment(state.images, ids, draws, state.scale, state.shift, transforms, dtype)
-    labels = state.labels.index_select(0, ids)
-    if not transforms.cutmix:
-        return images, labels, None
-    partners = cutmix_partners(state.seed, epoch, ids, count)
-    partner_draws = augmentation_draws(state.seed, epoch, partners, transforms, height, width)
-    others = augment(state.images, partners, partner_draws, state.scale, state.shift, transforms, dtype)
-    images = pasted(images, others, draws, transforms.cutmix)
-    return images, labels, state.labels.index_select(0, partners)
+def training_batch(state: TrainingState, *, cutmix: bool) -> Batch:
+    """The batch of this step."""
+    return augmented_batch(
+        state.images,
+        state.labels,
+        state.seed,
+        state.counter,
+        state.scale,
+        state.shift,
+        _transforms(state.recipe, cutmix),
+        batch_size=state.recipe.batch_size,
+        steps_per_epoch=state.plan.steps_per_epoch,
+        dtype=state.dtype,
+        provider=state.kernels["augment"],
+    )
 
 
 def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -> None:

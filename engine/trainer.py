@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.language import AVAILABLE, INTERPRETED
 from .backends import Variant, check_backend, make_step, most_common_variant, variant_of_step
 from .data import Pack
 from .errors import UserError
@@ -27,7 +28,7 @@ from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, make_
 from .recipe import Augmentation, Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import plan
-from .step import TrainingState
+from .step import REFERENCE_KERNELS, TrainingState
 
 DTYPES = {
     "float16": torch.float16,
@@ -101,11 +102,24 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if recipe.optimizer.master_weights and fast else torch.float32
 
 
-def pick_kernels(recipe: Recipe) -> dict[str, str]:
-    """Provider of each operation."""
-    if recipe.kernels == "triton":
-        raise UserError("kernels=triton: no operation has a Triton kernel yet; use kernels=auto")
-    return {"augment": "reference"}
+def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch.
+
+    Raises:
+        UserError: kernels=triton where they cannot run.
+    """
+    if not AVAILABLE:
+        obstacle = "needs Triton, which is not installed here"
+    elif device.type != "cuda" and not INTERPRETED:
+        obstacle = "needs a CUDA GPU"
+    elif dtype == torch.float64:
+        obstacle = "takes no float64"
+    else:
+        obstacle = None
+    if recipe.kernels == "triton" and obstacle:
+        raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
+    chosen = recipe.kernels == "triton" or (recipe.kernels == "auto" and device.type == "cuda")
+    return dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
 
 
 def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:
@@ -179,8 +193,8 @@ class Trainer:
         check_image_size(recipe.net, height, width)
         check_augmentation(recipe.augmentation, height, width)
         self.recipe, self.pack, self.device, self.backend = recipe, pack, device, backend
-        self.kernels = pick_kernels(recipe)
         self.dtype = pick_dtype(recipe, device)
+        self.kernels = pick_kernels(recipe, device, self.dtype)
         self.plan = plan(recipe, len(pack.train_labels))
         net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         self.state = TrainingState(
@@ -192,6 +206,7 @@ class Trainer:
             pack.mean,
             pack.std,
             self.dtype,
+            self.kernels,
         )
         self._steps = {variant: make_step(self.state, backend, variant) for variant in self._variants()}
         evaluated_at_once = min(recipe.evaluation.batch_size, len(pack.test_labels))

@@ -1,8 +1,9 @@
 """Random numbers without state: a value is a function of (seed, epoch, image, stream), whatever the batch order.
 
 `philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), `permuted` a keyed
-bijection. Everything is int64 arithmetic on tensors that hold unsigned 32-bit words, so it runs on any device,
-compiles, never synchronises, and gives the same bits everywhere.
+bijection. In PyTorch everything is int64 arithmetic on tensors that hold unsigned 32-bit words, so it runs on any
+device, compiles, never synchronises, and gives the same bits everywhere. The device functions, for use in kernels, give
+those bits too, in uint32 arithmetic.
 """
 
 import math
@@ -10,10 +11,59 @@ import math
 import torch
 from torch import Tensor
 
+from .language import tl, triton
+
 _WORD = 0xFFFFFFFF
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _GOLDEN_RATIO = 0x9E3779B9
+
+
+@triton.jit
+def scrambled_device(words):
+    """`_scrambled` of uint32 words."""
+    words = (words ^ (words >> 16)) * 0x7FEB352D
+    words = (words ^ (words >> 15)) * 0x846CA68B
+    return words ^ (words >> 16)
+
+
+@triton.jit
+def below_device(words, COUNT: tl.constexpr):
+    """`below` of uint32 words."""
+    return tl.umulhi(words, tl.full((), COUNT, tl.uint32))
+
+
+@triton.jit
+def random_words_device(seed, epoch, image, STREAM: tl.constexpr):
+    """`random_words` of an int64 seed, and of a uint32 epoch and image."""
+    return tl.philox(seed, image, tl.zeros_like(image), epoch, tl.full((), STREAM, tl.uint32))
+
+
+@triton.jit
+def permuted_device(
+    position, seed, epoch, STREAM: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """`permuted` of a uint32 position; `shuffle_rectangle` gives ROWS and COLUMNS. COUNT is below 2**31."""
+    low, high = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    key = scrambled_device(epoch ^ tl.full((), STREAM << 24, tl.uint32))
+    key = scrambled_device(low ^ scrambled_device(high ^ key))
+    for _ in tl.static_range(2):
+        key = scrambled_device(key + 0x9E3779B9)
+        position = (position + below_device(key, COUNT)) % COUNT
+        row, column = position // COLUMNS, position % COLUMNS
+        for _ in tl.static_range(2):
+            key = scrambled_device(key + 0x9E3779B9)
+            row = (row + scrambled_device(column ^ key) % ROWS) % ROWS  # reduced first: the sum must fit 32 bits
+            key = scrambled_device(key + 0x9E3779B9)
+            column = (column + scrambled_device(row ^ key) % COLUMNS) % COLUMNS
+        position = tl.where(position < ROWS * COLUMNS, row * COLUMNS + column, position)
+    return position
+
+
+def shuffle_rectangle(count: int) -> tuple[int, int]:
+    """Rows and columns of the rectangle of nearly `count` cells that `permuted` works on."""
+    rows = math.isqrt(count)
+    return rows, count // rows
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -77,8 +127,7 @@ def permuted(position: Tensor, count: int, seed: Tensor, epoch: Tensor, stream: 
     Returns:
         int64 [N], values in [0, count).
     """
-    rows = math.isqrt(count)
-    columns = count // rows
+    rows, columns = shuffle_rectangle(count)
     key = _scrambled((seed & _WORD) ^ _scrambled((seed >> 32) & _WORD ^ _scrambled(epoch & _WORD ^ stream << 24)))
     for _ in range(2):
         key = _scrambled(key + _GOLDEN_RATIO & _WORD)

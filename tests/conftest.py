@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before any kernel is imported: without a GPU kernels run in Triton's interpreter, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.nets import make_net

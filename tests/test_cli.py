@@ -16,6 +16,8 @@ TINY = ["--set", "batch_size=64", "--set", "width_multiplier=0.125", "--set", "e
 
 def run(*arguments, timeout=300, **options):
     command = [*COMMAND, *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # as users have it
+    options = {"env": environment} | options
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
@@ -106,6 +108,7 @@ def test_pack_by_name_is_found_by_name(tmp_path):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
     monkeypatch.setattr(sys, "argv", ["speedyresnet", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from speedyresnet.engine import recipe, step
+from speedyresnet.engine import recipe
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, training_step
+from speedyresnet.kernels import augment
 from speedyresnet.kernels.augment import Draws
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
@@ -98,10 +99,12 @@ def settings_at_batch_16(name):
 def our_losses(name, steps, monkeypatch):
     golden = GOLDEN[name]
     monkeypatch.setattr(
-        step, "permuted", lambda position, count, seed, epoch, stream: shuffled(epoch_order(epoch, 0))[position]
+        augment, "permuted", lambda position, count, seed, epoch, stream: shuffled(epoch_order(epoch, 0))[position]
     )
-    monkeypatch.setattr(step, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(epoch_order(epoch, 4))[ids])
-    monkeypatch.setattr(step, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb)
+    monkeypatch.setattr(
+        augment, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(epoch_order(epoch, 4))[ids]
+    )
+    monkeypatch.setattr(augment, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb)
     settings = settings_at_batch_16(name)
     net = make_net(settings, classes=10, channels=3, dtype=torch.float64, device="cpu").train()
     fill_weights(net)

@@ -1,0 +1,206 @@
+"""The augmentation kernel against its reference: in Triton's interpreter without a GPU, on the GPU with one."""
+
+import pytest
+import torch
+
+from speedyresnet.engine.init import whitening_filters
+from speedyresnet.engine.step import training_step
+from speedyresnet.kernels.augment import Augmentation, Transforms, augmented_batch, normalisation
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Memory that the kernel forgets to write holds NaN, or a label that none has."""
+    empty = torch.empty
+
+    def poisoned(*arguments, **options):
+        made = empty(*arguments, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -99)
+
+    monkeypatch.setattr("speedyresnet.kernels.augment.torch.empty", poisoned)
+
+
+def one(value):
+    return torch.tensor([value], dtype=torch.int64, device=DEVICE)
+
+
+def inputs(count=37, height=8, width=8, channels=3):
+    generator = torch.Generator().manual_seed(count + width)
+    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+    labels = torch.randperm(count, generator=generator)
+    mean, std = [0.3 + 0.1 * c for c in range(channels)], [0.2 + 0.05 * c for c in range(channels)]
+    return images.to(DEVICE), labels.to(DEVICE), *normalisation(mean, std, torch.float32, DEVICE)
+
+
+def both(data, transforms, *, seed=3, counter=0, batch_size=9, dtype=torch.float32):
+    images, labels, scale, shift = data
+    sizes = {"batch_size": batch_size, "steps_per_epoch": len(images) // batch_size, "dtype": dtype}
+    arguments = images, labels, one(seed), one(counter), scale, shift, transforms
+    return [augmented_batch(*arguments, **sizes, provider=provider) for provider in ("triton", "reference")]
+
+
+def assert_same(found, expected):
+    """Geometry bit for bit; values to one rounding of their type, since a kernel may fuse multiply and add."""
+    assert torch.equal(found.labels, expected.labels)
+    assert (found.pasted_labels is None) == (expected.pasted_labels is None)
+    if found.pasted_labels is not None:
+        assert torch.equal(found.pasted_labels, expected.pasted_labels)
+    assert found.images.shape == expected.images.shape
+    assert found.images.dtype == expected.images.dtype
+    assert found.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.images == 0, expected.images == 0)  # padding and cutout
+    torch.testing.assert_close(found.images, expected.images, rtol=torch.finfo(found.images.dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        Transforms(),
+        Transforms(padding=2),
+        Transforms(padding=7, padding_mode="reflect"),
+        Transforms(padding=3, padding_mode="zero"),
+        Transforms(flip="random"),
+        Transforms(flip="alternating"),
+        Transforms(cutout=3),
+        Transforms(cutmix=3),
+        Transforms(crop=5),
+        Transforms(crop=11, padding=2),
+        EVERYTHING,
+        Transforms(crop=6, padding=1, padding_mode="zero", flip="random", cutout=2, cutmix=5),
+    ],
+)
+def test_every_transform(transforms):
+    data = inputs()
+    for counter in (0, 3, 4, 9):  # both ends of an epoch, odd and even epochs
+        assert_same(*both(data, transforms, counter=counter))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 8, 8, 3),  # a data set of one image
+        (2, 5, 9, 1),
+        (12, 33, 33, 3),  # several blocks of rows, ragged
+        (5, 4, 90, 3),  # several blocks of a row's values, ragged
+        (7, 3, 260, 1),
+        (49, 6, 7, 4),
+        (50, 7, 6, 2),
+    ],
+)
+def test_every_shape(shape):
+    data = inputs(*shape)
+    transforms = Transforms(padding=2, flip="random", cutmix=3)
+    for seed in (0, -1, 2**40 + 5):
+        assert_same(*both(data, transforms, seed=seed, counter=2, batch_size=min(shape[0], 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_dtype(dtype):
+    assert_same(*both(inputs(), EVERYTHING, dtype=dtype, counter=5))
+
+
+def test_offsets_beyond_2_to_the_31():
+    """Windows of 8 x 8 pixels out of 50 images of 55 million bytes each."""
+    size = 7400 * 7400
+    pattern = torch.randint(0, 256, (1_000_003,), dtype=torch.uint8, device=DEVICE)  # a prime: no offset is another's
+    images = pattern.repeat(50 * size // len(pattern) + 1)[: 50 * size].view(50, 7400, 7400, 1)
+    data = images, torch.arange(50, device=DEVICE), torch.ones(1, device=DEVICE), torch.zeros(1, device=DEVICE)
+    found, expected = both(data, Transforms(crop=8), counter=1, batch_size=25)
+    assert (found.labels * size > 2**31).sum() >= 3
+    assert_same(found, expected)
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
+    images, labels, *_ = inputs(count=20)
+    make = Augmentation(images, labels, 5, Transforms(), mean=(0.5,) * 3, std=(0.25,) * 3, dtype=torch.float32)
+    epochs = [torch.cat([make().labels for _ in range(4)]) for _ in range(2)]
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, torch.arange(20, device=DEVICE))
+    assert not torch.equal(*epochs)
+    assert int(make.counter) == 8
+    assert set(make.state_dict()) == {"seed", "counter"}
+
+
+def test_the_operator_passes_pytorchs_checks():
+    images, labels, scale, shift = inputs()
+    transforms = (0, 2, "reflect", "alternating", 3, 4)
+    arguments = images, labels, one(1), one(2), scale, shift, 9, 4, torch.float16, *transforms
+    torch.library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
+    torch.library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0))
+
+
+def test_a_graph_with_the_operator_gives_the_same():
+    images, labels, scale, shift = inputs()
+
+    def double(counter):
+        batch = augmented_batch(
+            images, labels, one(1), counter, scale, shift, EVERYTHING, batch_size=9, steps_per_epoch=4,
+            dtype=torch.float32,
+        )  # fmt: skip
+        return batch.images * 2, batch.labels
+
+    compiled = torch.compile(double, fullgraph=True, backend="aot_eager")
+    for counter in (0, 3, 6):
+        for found, expected in zip(compiled(one(counter)), double(one(counter)), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": lambda x: x.float()}, "contiguous uint8"),
+        ({"images": lambda x: x.permute(0, 3, 1, 2)}, "contiguous uint8"),
+        ({"images": lambda x: x[0]}, "contiguous uint8"),
+        ({"labels": lambda x: x.int()}, r"int64 \[37\]"),
+        ({"labels": lambda x: x[:5]}, r"int64 \[37\]"),
+        ({"scale": lambda x: x.double()}, r"float32 \[3\]"),
+        ({"scale": lambda x: x[:2]}, r"float32 \[3\]"),
+        ({"scale": lambda x: x.to("meta")}, "images are on"),
+        ({"dtype": lambda _: torch.float64}, "float16, bfloat16 or float32"),
+        ({"transforms": lambda _: Transforms(padding=8)}, "cannot be reflected"),
+        ({"transforms": lambda _: Transforms(crop=13, padding=2)}, "exceeds images"),
+        ({"transforms": lambda _: Transforms(cutout=9)}, "exceeds a window"),
+        ({"transforms": lambda _: Transforms(crop=4, cutmix=5)}, "exceeds a window"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(change, message):
+    images, labels, scale, shift = inputs()
+    arguments = {
+        "images": images, "labels": labels, "seed": one(0), "counter": one(0), "scale": scale, "shift": shift,
+        "transforms": Transforms(), "batch_size": 9, "steps_per_epoch": 4, "dtype": torch.float32,
+    }  # fmt: skip
+    ((name, function),) = change.items()
+    with pytest.raises(ValueError, match=message):
+        augmented_batch(**(arguments | {name: function(arguments[name])}))
+
+
+def test_a_step_of_pocket_gives_the_same_loss_and_weights_both_ways(make_state):
+    states = [make_state("pocket", "batch_size=8", device=DEVICE) for _ in range(2)]
+    states[1].kernels = {"augment": "triton"}
+    for state in states:
+        with torch.no_grad():
+            pixels = (state.images.float() * state.scale + state.shift).permute(0, 3, 1, 2)
+            state.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.recipe.net))
+        training_step(state, whitening_bias=False, cutmix=False)
+    torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
+    for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
+        torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_draws_anew():
+    images, labels, *_ = inputs(count=40)
+    make = Augmentation(images, labels, 8, EVERYTHING, mean=(0.5,) * 3, std=(0.25,) * 3, seed=1)
+    expected = [make() for _ in range(3)]
+    make.counter.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch = make()
+    make.counter.zero_()
+    for each in expected:
+        graph.replay()
+        assert torch.equal(batch.images, each.images)
+        assert torch.equal(batch.labels, each.labels)
