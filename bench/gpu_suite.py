@@ -6,9 +6,7 @@ runs.jsonl, profile.json, profile.trace.json.gz, kernels.json, versus.json.
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,8 @@ import torch
 
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.record import environment
+
+from .processes import exit_code_within
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _COMMAND = ("-c", "from speedyresnet.bench.cli import main; main()", "bench")
@@ -90,27 +90,13 @@ def run_stage(stage: Stage, seconds: float, out: Path) -> StageResult:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as output:
         command = [sys.executable, *(word.replace("{}", scratch) for word in stage.arguments)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code: int | None = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # after Ctrl-C too; compilers' worker processes are in the session
-            _kill_session(process)
+        code = exit_code_within(seconds, command, stdout=output, stderr=subprocess.STDOUT)
         for name in stage.files:
             if (Path(scratch) / name).exists():
                 shutil.copyfile(Path(scratch) / name, out / name)
         output.seek(0)
         text = output.read().decode(errors="replace")[-_OUTPUT_CHARACTERS:]
     return StageResult(name=stage.name, exit_code=code, seconds=time.monotonic() - started, output=text)
-
-
-def _kill_session(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # all of it has ended
-        return
-    process.wait()
 
 
 def run_gpu_suite(parts: Sequence[Stage], device: torch.device, minutes: float, out: Path) -> list[StageResult]:

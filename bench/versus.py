@@ -9,8 +9,6 @@ one before.
 import dataclasses
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +28,7 @@ from speedyresnet.engine.record import environment
 
 from .peers import PEERS, Peer, install, start_words
 from .pool import read_pool
+from .processes import exit_code_within
 from .record import CLOCKS, VIEWS, clock_seconds
 from .smoke import FIRST_STEP
 from .statistics import paired_ratio, summary
@@ -90,7 +89,9 @@ def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
     command = [sys.executable, "-u", *contestant.words(number)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         started = time.perf_counter()
-        code = _exit_code(command, contestant, timeout, stdout=stdout, stderr=stderr)
+        variables = os.environ | contestant.environment
+        streams = {"stdout": stdout, "stderr": stderr}
+        code = exit_code_within(timeout, command, cwd=contestant.starts_in, env=variables, **streams)
         wall_seconds = time.perf_counter() - started
     lines = [line for line in err.read_text(errors="replace").splitlines() if line.strip()]
     measures = contestant.read(number, out.read_text(errors="replace"))
@@ -104,22 +105,6 @@ def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
         error=error,
         last_lines=lines[-LAST_LINES:] if error else [],
     )
-
-
-def _exit_code(command: list[str], contestant: Contestant, timeout: float, **streams: Any) -> int | None:
-    environment = os.environ | contestant.environment
-    # A group of its own, because a script's helpers must not go on when it is ended.
-    process = subprocess.Popen(
-        command, cwd=contestant.starts_in, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **streams
-    )
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def _error(code: int | None, lines: list[str], counts: set[int], runs: int, timeout: float) -> str | None:
