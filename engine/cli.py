@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..kernels import resources
+from ..kernels.resources import dumped_code
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import BACKENDS, check_backend
@@ -196,6 +198,61 @@ def recipes_command(
         _print_recipes(rows)
     else:
         _print_recipe(rows[0])
+
+
+@app.command("kernels")
+def kernels_command(
+    name: Annotated[str | None, typer.Argument(help="A kernel or its file; none: all.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if one got worse than resources.json.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Make these the limits in resources.json.")] = False,
+    dump: Annotated[str | None, typer.Option("--dump", help="Print its code: ttir, ptx or sass.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Print how it differs from that git revision.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the Triton kernels need, compiled here for every target; no GPU is needed."""
+    try:
+        if dump is not None:
+            print(dumped_code(name, dump, against), end="")
+            return
+        if update and name is not None:
+            raise UserError("--update takes no name: the limits of a version of Triton are of all its kernels")
+        rows = resources.all_resources(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if update:
+        write_text(resources.BUDGET_FILE, resources.budget_with(rows))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        _print_kernels(rows)
+    if check:
+        raise typer.Exit(_checked(rows))
+
+
+def _checked(rows: list[resources.Resources]) -> int:
+    """Exit code of `kernels --check`; says on standard error what is wrong."""
+    version = resources.triton_minor_version()
+    if resources.budget() is None:
+        print(f"resources.json has no limits for Triton {version}: nothing is held to them", file=sys.stderr)
+    for row in rows:
+        for problem in row.problems:
+            print(f"{row.kernel}, {row.shape}, {row.target}: {problem}", file=sys.stderr)
+    return 1 if any(row.problems for row in rows) else 0
+
+
+def _print_kernels(rows: list[resources.Resources]) -> None:
+    table = Table(title=f"Triton {resources.triton_minor_version()}")
+    for column in ("kernel", "shape", "target"):
+        table.add_column(column, no_wrap=column != "shape")
+    for column in ("registers", "spills", "shared, B", "16-byte loads", "stores", "MB", "floor on an H200, us"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        floor = "" if row.floor_seconds is None else f"{1e6 * row.floor_seconds:.2f}"
+        numbers = (row.registers, row.spills, row.shared_bytes, row.vector_loads, row.vector_stores)
+        table.add_row(row.kernel, row.shape, row.target, *map(str, numbers), f"{row.bytes / 1e6:.2f}", floor)
+    notes_console().print(table)
 
 
 def _claim(row: dict[str, Any]) -> str:

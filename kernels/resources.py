@@ -1,0 +1,311 @@
+"""What every kernel costs on every target, found by compiling it: no GPU is needed.
+
+Registers, spills, shared memory and wide loads are a regression check for machines without a GPU. They depend on the
+compiler, so the committed budget (resources.json) is kept by Triton's minor version.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .language import AVAILABLE, INTERPRETED, triton
+
+KERNEL_FILES = ("augment",)
+TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
+"""The first gets every shape, the others the first shape of each kernel."""
+BUDGET_FILE = Path(__file__).with_name("resources.json")
+_LIMITED = ("registers", "spills", "shared_bytes")
+"""Growth of these is a regression; of vector loads, their loss."""
+H200_BYTES_PER_SECOND, H200_FLOPS_PER_SECOND = 4.3e12, 790e12
+"""What floors assume on sm_90: an H200's copies and bfloat16 products. `bench kernels` measures a machine's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCase:
+    """One kernel with everything that its code depends on."""
+
+    shape: str
+    """What it is for, in words and numbers."""
+    function: Any
+    """The `@triton.jit` function."""
+    arguments: dict[str, str]
+    """Triton type of each argument that is no constant, such as `*fp16`; pointers are aligned to 16 bytes."""
+    constants: dict[str, Any]
+    warps: int
+    bytes: int
+    """Moved by a launch."""
+    flops: int = 0
+    wide_loads: bool = False
+    """The layout allows loads of 16 bytes."""
+
+    @property
+    def kernel(self) -> str:
+        """Name of the device function."""
+        return str(self.function.__name__)
+
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """Equal for cases that compile to the same code."""
+        return (self.kernel, tuple(self.arguments.items()), tuple(self.constants.items()), self.warps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Of one kernel, shape and target."""
+
+    kernel: str
+    shape: str
+    target: str
+    registers: int
+    """A thread; on AMD vector registers."""
+    spills: int
+    """Bytes a thread on NVIDIA, registers on AMD."""
+    shared_bytes: int
+    """A program."""
+    vector_loads: int
+    """Loads of 16 bytes from global memory in the code."""
+    vector_stores: int
+    bytes: int
+    flops: int
+    floor_seconds: float | None
+    """max(bytes / bandwidth, FLOPs / rate) of an H200; none for other targets."""
+    problems: list[str] = field(default_factory=list)
+
+
+def check_compiler() -> None:
+    """Raise ValueError where kernels cannot be compiled."""
+    if not AVAILABLE:
+        raise ValueError("kernels need Triton, which is not installed here (Linux: pip install triton)")
+    if INTERPRETED:
+        raise ValueError("TRITON_INTERPRET=1 runs kernels in the interpreter, which compiles nothing; unset it")
+
+
+def compile_cases(name: str | None = None) -> list[CompileCase]:
+    """Cases of the kernel or kernel file `name`, or of all.
+
+    Raises:
+        ValueError: no kernel of that name.
+    """
+    files = {file: importlib.import_module(f".{file}", __package__) for file in KERNEL_FILES}
+    found = [(file, case) for file, module in files.items() for case in module.COMPILE_CASES]
+    names = dict.fromkeys(known for file, case in found for known in (file, case.kernel))
+    if name is not None and name not in names:
+        raise ValueError(f"no kernel {name}: choose {', '.join(names)}")
+    return [case for file, case in found if name in (None, file, case.kernel)]
+
+
+def _gpu_target(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if target.startswith("sm_"):
+        return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    return GPUTarget("hip", target, 64)
+
+
+def compiled(case: CompileCase, target: str) -> Any:
+    """The compiled kernel, from Triton's cache where it has it; `asm` has its code at every stage."""
+    from triton.compiler import ASTSource
+
+    check_compiler()
+    names = [*case.arguments, *case.constants]
+    if names != case.function.arg_names:
+        raise ValueError(f"{case.kernel} takes {case.function.arg_names}, its case gives {names}")
+    source = ASTSource(
+        case.function,
+        case.arguments | dict.fromkeys(case.constants, "constexpr"),
+        {(names.index(name),): value for name, value in case.constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name, kind in case.arguments.items() if kind[0] == "*"},
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+        return triton.compile(source, target=_gpu_target(target), options={"num_warps": case.warps})
+
+
+def _nvidia_tool(name: str, code: bytes, *options: str) -> str:
+    """What one of the tools in Triton's wheel prints of a cubin."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        return subprocess.run([str(tool), *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _nvidia_usage(asm: dict[str, Any]) -> dict[str, Any]:
+    usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage")
+    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    wide = re.findall(r"\b(ld|st)\.global[.\w:]*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bf]16)", asm["ptx"])
+    return {
+        "registers": numbers["REG"],
+        "spills": numbers["STACK"] + numbers["LOCAL"],
+        "vector_loads": wide.count("ld"),
+        "vector_stores": wide.count("st"),
+    }
+
+
+def _amd_usage(asm: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: int(value) for name, value in re.findall(r"\.([sv]gpr_\w*count):\s*(\d+)", asm["amdgcn"])}
+    wide = re.findall(r"\b(?:global|buffer)_(load|store)_dwordx4", asm["amdgcn"])
+    return {
+        "registers": numbers["vgpr_count"],
+        "spills": numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"],
+        "vector_loads": wide.count("load"),
+        "vector_stores": wide.count("store"),
+    }
+
+
+def resources(case: CompileCase, target: str) -> Resources:
+    """Compile a case and read what it uses."""
+    made = compiled(case, target)
+    usage = _nvidia_usage(made.asm) if "cubin" in made.asm else _amd_usage(made.asm)
+    floor = max(case.bytes / H200_BYTES_PER_SECOND, case.flops / H200_FLOPS_PER_SECOND)
+    return Resources(
+        kernel=case.kernel,
+        shape=case.shape,
+        target=target,
+        shared_bytes=made.metadata.shared,
+        bytes=case.bytes,
+        flops=case.flops,
+        floor_seconds=floor if target == "sm_90" else None,
+        **usage,
+    )
+
+
+def cases_by_target(cases: Sequence[CompileCase]) -> Iterator[tuple[CompileCase, str]]:
+    """Every case for the first target, the first of each kernel for the others."""
+    yield from ((case, TARGETS[0]) for case in cases)
+    firsts = {case.kernel: case for case in reversed(cases)}
+    for case in reversed(firsts.values()):
+        yield from ((case, target) for target in TARGETS[1:])
+
+
+def all_resources(name: str | None = None) -> list[Resources]:
+    """Rows for the cases of `name` (none: all), each with its problems; same code is compiled once.
+
+    Raises:
+        ValueError: no such kernel, or no compiler.
+    """
+    check_compiler()
+    seen: dict[tuple[Any, ...], Resources] = {}
+    rows = []
+    for case, target in cases_by_target(compile_cases(name)):
+        key = case.code, target
+        if key not in seen:
+            seen[key] = resources(case, target)
+        own = dataclasses.replace(seen[key], shape=case.shape, bytes=case.bytes, flops=case.flops)
+        floor = max(case.bytes / H200_BYTES_PER_SECOND, case.flops / H200_FLOPS_PER_SECOND)
+        own = dataclasses.replace(own, floor_seconds=floor if target == "sm_90" else None)
+        rows.append(dataclasses.replace(own, problems=problems(own, case, budget())))
+    return rows
+
+
+def triton_minor_version() -> str:
+    """For example 3.6."""
+    return ".".join(triton.__version__.split(".")[:2])
+
+
+@functools.cache
+def budget() -> dict[str, dict[str, int]] | None:
+    """The limits by kernel, shape and target for this version of Triton; none where it is not known."""
+    stored: dict[str, dict[str, dict[str, int]]] = json.loads(BUDGET_FILE.read_text(encoding="utf-8"))
+    return stored.get(triton_minor_version())
+
+
+def budget_key(row: Resources) -> str:
+    """How a row is called in the budget."""
+    return f"{row.kernel}, {row.shape}, {row.target}"
+
+
+def problems(row: Resources, case: CompileCase, limits: dict[str, dict[str, int]] | None) -> list[str]:
+    """What is wrong with a row, in words."""
+    found = []
+    if row.target == "sm_90" and row.spills:
+        found.append(f"spills {row.spills} bytes")
+    if case.wide_loads and not row.vector_loads:
+        found.append("no loads of 16 bytes")
+    if limits is None:
+        return found
+    limit = limits.get(budget_key(row))
+    if limit is None:
+        return [*found, "not in resources.json"]
+    found += [f"{key} {limit[key]} -> {getattr(row, key)}" for key in _LIMITED if getattr(row, key) > limit[key]]
+    for key in ("vector_loads", "vector_stores"):
+        if getattr(row, key) < limit[key]:
+            found.append(f"{key} {limit[key]} -> {getattr(row, key)}")
+    return found
+
+
+def budget_with(rows: Sequence[Resources]) -> str:
+    """The text of resources.json with `rows` as the limits of this version of Triton."""
+    stored = json.loads(BUDGET_FILE.read_text(encoding="utf-8")) if BUDGET_FILE.exists() else {}
+    keys = (*_LIMITED, "vector_loads", "vector_stores")
+    stored[triton_minor_version()] = {budget_key(row): {key: getattr(row, key) for key in keys} for row in rows}
+    return json.dumps(dict(sorted(stored.items())), indent=1) + "\n"
+
+
+STAGES = ("ttir", "ptx", "sass")
+
+
+def code(case: CompileCase, stage: str) -> str:
+    """The code of a case for sm_90 at one of STAGES."""
+    asm = compiled(case, TARGETS[0]).asm
+    return _nvidia_tool("cuobjdump", asm["cubin"], "--dump-sass") if stage == "sass" else str(asm[stage])
+
+
+def dumped_code(name: str | None, stage: str, revision: str | None = None) -> str:
+    """The code of the first case of a kernel, or how it differs from that of a git revision.
+
+    Raises:
+        ValueError: an unknown kernel, stage or revision, no name, or no compiler.
+    """
+    if name is None or stage not in STAGES:
+        raise ValueError(f"--dump: give a kernel and one of {', '.join(STAGES)}")
+    check_compiler()
+    case = compile_cases(name)[0]
+    here = code(case, stage)
+    if revision is None:
+        return here
+    there = _code_at(revision, name, stage)
+    lines = difflib.unified_diff(
+        there.splitlines(keepends=True), here.splitlines(keepends=True), f"{case.kernel} at {revision}", case.kernel
+    )
+    return "".join(lines)
+
+
+def _code_at(revision: str, name: str, stage: str) -> str:
+    """`dumped_code` of another git revision of the checkout that runs, in a process of its own."""
+    checkout = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "-C", str(checkout), "archive", revision, "kernels"], capture_output=True, check=False
+        )
+        if archive.returncode:
+            raise ValueError(f"--against {revision}: {archive.stderr.decode().strip().splitlines()[-1]}")
+        (Path(folder) / "speedyresnet").mkdir()
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(Path(folder) / "speedyresnet", filter="data")
+        program = (
+            "import sys; from speedyresnet.kernels.resources import dumped_code; print(dumped_code(*sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, name, stage],
+            capture_output=True, text=True, check=False, cwd=folder, env=os.environ | {"PYTHONPATH": folder},
+        )  # fmt: skip
+    if done.returncode:
+        raise ValueError(f"--against {revision}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.removesuffix("\n")

@@ -1,0 +1,165 @@
+"""Kernels compiled ahead of time; in processes of their own, where no interpreter is on."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.step import _transforms
+from speedyresnet.kernels import resources
+from speedyresnet.kernels.augment import COMPILE_CASES, augment_constants
+from speedyresnet.kernels.resources import TARGETS, Resources, compile_cases, problems
+
+COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "kernels"]
+
+
+def run(*arguments, **options):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, env=environment, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def rows():
+    done = run("--check", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_one_row_a_kernel_shape_and_target(rows):
+    keys = [(row["kernel"], row["shape"], row["target"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert {row["target"] for row in rows} == set(TARGETS)
+    for kernel in {row["kernel"] for row in rows}:
+        own = [row for row in rows if row["kernel"] == kernel]
+        shapes = {case.shape for case in compile_cases(kernel)}
+        assert {row["shape"] for row in own if row["target"] == "sm_90"} == shapes
+        assert all(sum(row["target"] == target for row in own) == 1 for target in TARGETS[1:])
+
+
+def test_no_spills_on_hopper_and_wide_stores(rows):
+    for row in rows:
+        assert 16 <= row["registers"] <= 255
+        assert row["vector_stores"] >= 1
+        if row["target"] == "sm_90":
+            assert row["spills"] == 0
+            assert row["floor_seconds"] == pytest.approx(row["bytes"] / 4.3e12)
+        else:
+            assert row["floor_seconds"] is None
+
+
+def test_an_image_is_read_once_and_written_once(rows):
+    (first,) = [row for row in rows if row["target"] == "gfx942" and row["kernel"] == "augment_kernel"]
+    assert first["bytes"] == 1024 * (32 * 32 * 3 * (1 + 2) + 2 * 8)
+
+
+def test_every_shape_of_the_shipped_recipes_is_compiled():
+    compiled = [case.constants for case in COMPILE_CASES]
+    for name in registered_recipes():
+        made = recipe(name)
+        for cutmix in {False, made.augmentation.cutmix > 0}:
+            assert augment_constants(50_000, 32, 32, 3, _transforms(made, cutmix)) in compiled
+
+
+def test_this_version_of_triton_has_limits():
+    """The oldest and the newest version that are supported."""
+    assert {"3.6", "3.9"} <= set(json.loads(resources.BUDGET_FILE.read_text()))
+
+
+def a_row(**changes):
+    row = Resources(
+        kernel="k", shape="s", target="sm_90", registers=40, spills=0, shared_bytes=512, vector_loads=2,
+        vector_stores=4, bytes=1, flops=0, floor_seconds=None,
+    )  # fmt: skip
+    return dataclasses.replace(row, **changes)
+
+
+LIMITS = {"k, s, sm_90": {"registers": 40, "spills": 0, "shared_bytes": 512, "vector_loads": 2, "vector_stores": 4}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"registers": 39, "shared_bytes": 0, "vector_loads": 3}, []),
+        ({"registers": 41}, ["registers 40 -> 41"]),
+        ({"shared_bytes": 1024}, ["shared_bytes 512 -> 1024"]),
+        ({"vector_loads": 1}, ["vector_loads 2 -> 1"]),
+        ({"vector_stores": 0}, ["vector_stores 4 -> 0"]),
+        ({"spills": 8}, ["spills 8 bytes", "spills 0 -> 8"]),
+        ({"shape": "new"}, ["not in resources.json"]),
+    ],
+)
+def test_growth_is_a_problem(changes, expected):
+    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    assert problems(a_row(**changes), case, LIMITS) == expected
+
+
+def test_without_limits_only_what_is_wrong_in_itself_is_a_problem():
+    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    assert problems(a_row(registers=200), case, None) == []
+    assert problems(a_row(spills=8, vector_loads=0), case, None) == ["spills 8 bytes", "no loads of 16 bytes"]
+
+
+def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(tmp_path):
+    """In a copy of the budget whose limits are one register lower, or are for no version at all."""
+    stored = json.loads(resources.BUDGET_FILE.read_text())
+    lower = {
+        version: {key: limit | {"registers": limit["registers"] - 1} for key, limit in limits.items()}
+        for version, limits in stored.items()
+    }
+    for text, code, words in ((lower, 1, "registers"), ({"2.0": {}}, 0, "no limits for Triton")):
+        path = tmp_path / "resources.json"
+        path.write_text(json.dumps(text))
+        program = (
+            "import pathlib, sys; from speedyresnet.kernels import resources; "
+            f"resources.BUDGET_FILE = pathlib.Path({str(path)!r}); {COMMAND[2]}"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, "kernels", "augment", "--check", "--json"],
+            capture_output=True, text=True, timeout=300, check=False, env=environment,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert words in done.stderr
+
+
+def test_code_is_dumped_and_compared():
+    ptx = run("augment_kernel", "--dump", "ptx")
+    assert ".entry augment_kernel" in ptx.stdout
+    assert "st.global.v4" in ptx.stdout
+    assert "STG" in run("augment", "--dump", "sass").stdout
+    ttir = run("augment", "--dump", "ttir").stdout
+    assert "tt.func public @augment_kernel" in ttir
+    assert "i64" in ttir
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch"], "choose augment"),
+        (["augment", "--dump", "llir"], "ttir, ptx, sass"),
+        (["--dump", "ptx"], "give a kernel"),
+        (["augment", "--dump", "ttir", "--against", "nosuch"], "nosuch"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
+def test_the_interpreter_compiles_nothing():
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET" in done.stderr
