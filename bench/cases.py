@@ -4,6 +4,7 @@
 them. A new operation is one function under `@operation`; a new way to do an old one is another provider in it.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from speedyresnet.engine.nets import BatchNorm, Convolution, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, average_, batch_losses, optimize_, training_batch
-from speedyresnet.kernels.activations import ACTIVATIONS
+from speedyresnet.engine.trainer import pick_kernels
 
 from .traffic import Traffic, tensor_bytes, traffic_of
 
 Direction = Literal["forward", "backward", "dgrad", "wgrad", "step"]
 REFERENCE = "reference"
 """The provider that is plain PyTorch, as in `--set kernels=reference`."""
+TRITON = "triton"
+"""The provider that is our kernel; only on a GPU."""
 
 
 class Work(NamedTuple):
@@ -83,7 +86,8 @@ def random_state(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> Tr
     net = make_net(recipe, classes=10, channels=3, dtype=dtype, device=device).train()
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (50_000,), device=device)
-    state = TrainingState(net, recipe, plan(recipe, 50_000), images, labels, (0.5,) * 3, (0.25,) * 3, dtype)
+    kernels = pick_kernels(recipe, device, dtype)
+    state = TrainingState(net, recipe, plan(recipe, 50_000), images, labels, (0.5,) * 3, (0.25,) * 3, dtype, kernels)
     if device.type != "meta":
         reset_parameters(net, recipe.net, seed=0)
         state.restart(seed=0)
@@ -105,10 +109,11 @@ def operation(name: str) -> Callable[[Cases], Cases]:
     return register
 
 
-def cases_of(recipe: Recipe, dtype: torch.dtype) -> list[Case]:
-    """All cases of `recipe` with activations of `dtype`, in the order of the step; nothing is computed."""
+def cases_of(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> list[Case]:
+    """All cases of `recipe` with activations of `dtype` on `device`, in the order of the step; nothing is computed."""
     paper = random_state(recipe, dtype, torch.device("meta"))
-    return [case for function in OPERATIONS.values() for case in function(paper)]
+    found = [case for function in OPERATIONS.values() for case in function(paper)]
+    return [case for case in found if case.provider != TRITON or device.type == "cuda"]
 
 
 def _case(operation: str, paper: TrainingState, make: Callable[[TrainingState], Work], **settings: object) -> Case:
@@ -182,11 +187,15 @@ def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str,
 def _augment(paper: TrainingState) -> Iterator[Case]:
     """Shuffle, random draws, and a batch from uint8 to normalised images."""
 
-    def make(state: TrainingState) -> Work:
-        images, labels, _ = training_batch(state, cutmix=False)
-        return Work(lambda: training_batch(state, cutmix=False), [state.images[: len(labels)].clone()], [images])
+    def make(provider: str, state: TrainingState) -> Work:
+        own = copy.copy(state)
+        own.kernels = {**state.kernels, "augment": provider}
+        images, labels, _ = training_batch(own, cutmix=False)
+        pixels = images.permute(0, 2, 3, 1).to(torch.uint8)  # as many as are read
+        return Work(lambda: training_batch(own, cutmix=False), [pixels], [images, labels])
 
-    yield _case("augment", paper, make, direction="forward")
+    for provider in (REFERENCE, TRITON):
+        yield _case("augment", paper, functools.partial(make, provider), direction="forward", provider=provider)
 
 
 @operation("stem")
@@ -231,19 +240,21 @@ def _pools(paper: TrainingState) -> Iterator[Case]:
         yield from _passes("pool", paper, subject, {"backward": ([0], [])}, shape=shape, layer=layer)
 
 
-def _norm_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
-    norm, activation = state.net.get_submodule(path), ACTIVATIONS[state.recipe.net.activation]
-    bias = norm.get_parameter("bias")
-    return Subject(lambda x, _: activation(norm(x)), [_random_like(shape, state), bias])
+def _norm_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
+    norm = copy.copy(state.net.get_submodule(path))
+    norm.provider = provider  # type: ignore[assignment]
+    return Subject(lambda x, _: norm(x), [_random_like(shape, state), norm.get_parameter("bias")])
 
 
 @operation("batch_norm_act")
 def _norms(paper: TrainingState) -> Iterator[Case]:
     """Batch norm with float32 statistics and the activation after it."""
+    gradients: Gradients = {"backward": ([0, 1], [0, 1])}
     for path, shape, layer in _modules(paper, BatchNorm):
-        subject = functools.partial(_norm_subject, path, shape)
-        gradients: Gradients = {"backward": ([0, 1], [0, 1])}
-        yield from _passes("batch_norm_act", paper, subject, gradients, shape=shape, layer=layer)
+        for provider in (REFERENCE, TRITON):
+            subject = functools.partial(_norm_subject, path, shape, provider)
+            where = {"shape": shape, "layer": layer, "provider": provider}
+            yield from _passes("batch_norm_act", paper, subject, gradients, **where)
 
 
 @operation("head+loss")

@@ -218,7 +218,7 @@ def kernels_command(
     if out is not None:
         check_writable(out)
     dtype = pick_dtype(made, place)
-    cases = [case for case in cases_of(made, dtype) if not only or case.operation in only]
+    cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
     result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
     text = json.dumps(result, indent=1)
     if out is not None:

@@ -35,8 +35,7 @@ def _chosen(config: pytest.Config) -> tuple[Recipe, torch.dtype, torch.device]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a case."""
     if "case" in metafunc.fixturenames:
-        made, dtype, _ = _chosen(metafunc.config)
-        cases = cases_of(made, dtype)
+        cases = cases_of(*_chosen(metafunc.config))
         metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 
 

@@ -150,7 +150,7 @@ def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -
     alone = [timed_round(trainer, 1)[0] for _ in range(steps)]
     trace = trace_of_steps(trainer, steps)
     kept = middle_half(step_parts(trace))
-    traffic = step_traffic(recipe, pack, trainer.dtype, trainer.main_variant)
+    traffic = step_traffic(recipe, pack, trainer.dtype, trainer.main_variant, trainer.kernels)
     result = {
         "recipe": {"name": recipe.name, "hash": recipe.hash, "batch_size": recipe.batch_size},
         "data": {"name": pack.name, "sha256": pack.sha256},
@@ -158,6 +158,7 @@ def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -
         "device": str(device),
         "backend": trainer.backend,
         "dtype": str(trainer.dtype).removeprefix("torch."),
+        "kernels": trainer.kernels,
         "variant": trainer.main_variant._asdict(),
         "step_seconds": statistics.fmean(step.seconds for step in kept),
         "unprofiled_step_seconds": statistics.median(alone),

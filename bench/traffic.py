@@ -7,7 +7,7 @@ the operations as they are have to do, not what a kernel that fuses them would.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,8 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
         gradient, image, weight = inputs[:3]
         wants_input, wants_weight = arguments[-1][:2]
         inputs = [gradient, *([image] if wants_weight else []), *([weight] if wants_input else [])]
+    if name.startswith("speedyresnet.augment"):  # reads a byte for every value it writes
+        inputs = [written[0].new_empty(written[0].shape, dtype=torch.uint8)]
     if name.startswith("index_copy_"):  # writes as much as it is given, not the whole table
         inputs, changed = inputs[1:], inputs[2:]
     count = flop_registry.get(function._overloadpacket)
@@ -176,12 +178,15 @@ def traffic_of(function: Callable[[], object]) -> Traffic:
     return Traffic([operation for part in counter.traffic.values() for operation in part.operations])
 
 
-def step_traffic(recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant) -> dict[str, Traffic]:
+def step_traffic(
+    recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None = None
+) -> dict[str, Traffic]:
     """Traffic by part of one step of `recipe` on data like `pack`, with convolutions split as `net_parts` does."""
     net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").train()
     images = torch.empty(pack.train_images.shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(len(pack.train_labels), dtype=torch.int64, device="meta")
-    state = TrainingState(net, recipe, plan(recipe, len(labels)), images, labels, pack.mean, pack.std, dtype)
+    schedule = plan(recipe, len(labels))
+    state = TrainingState(net, recipe, schedule, images, labels, pack.mean, pack.std, dtype, kernels)
     counter = _Counter()
     with listening(counter.part), parts_of_net(net, whitening_bias=variant.whitening_bias), counter:
         make_step(state, "eager", variant)()

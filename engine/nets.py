@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.activations import ACTIVATIONS
+from ..kernels.batch_norm import ResidualPlace, batch_norm_act, with_activation
 from .errors import UserError
 from .recipe import Net, Recipe
 
 
 class BatchNorm(nn.Module):
-    """Batch norm whose scale stays 1 and whose parameters and statistics are never below float32.
+    """Batch norm and activation; its scale stays 1, and parameters and statistics are never below float32.
 
     Takes and returns the dtype of its input; with half-precision input the arithmetic is float32 all the same.
     """
@@ -24,27 +25,30 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, momentum: float, epsilon: float) -> None:
+    def __init__(self, channels: int, net: Net) -> None:
         super().__init__()
-        self.momentum = momentum
-        self.epsilon = epsilon
+        self.momentum = net.batch_norm_momentum
+        self.epsilon = net.batch_norm_epsilon
+        self.activation = net.activation
+        self.provider = "reference"
+        """Who does it in training; `triton` is the fused kernel."""
         self.weight = nn.Parameter(torch.ones(channels), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.epsilon,
+    def forward(self, x: Tensor, residual: Tensor | None = None, residual_place: ResidualPlace = "none") -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]; `residual`, of that shape too, is added before or after the activation."""
+        statistics = self.running_mean, self.running_var
+        if self.training and self.provider == "triton":
+            return batch_norm_act(
+                x, self.weight, self.bias, *statistics, activation=self.activation, residual=residual,
+                residual_place=residual_place, momentum=self.momentum, epsilon=self.epsilon,
+            )  # fmt: skip
+        u = F.batch_norm(
+            x, *statistics, self.weight, self.bias, training=self.training, momentum=self.momentum, eps=self.epsilon
         )
+        return with_activation(u, residual, self.activation, residual_place)
 
 
 class Convolution(nn.Conv2d):
@@ -76,23 +80,20 @@ class ConvolutionGroup(nn.Module):
         super().__init__()
         widths = [inputs] + [outputs] * net.group_convolutions
         self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(
-            BatchNorm(outputs, net.batch_norm_momentum, net.batch_norm_epsilon) for _ in self.convolutions
-        )
+        self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.MaxPool2d(2)
-        self.activation = ACTIVATIONS[net.activation]
         self.residual = net.residual
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
-        first = x = self.activation(self.norms[0](self.pool(self.convolutions[0](x))))
+        first = x = self.norms[0](self.pool(self.convolutions[0](x)))
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
-            x = self.norms[index](self.convolutions[index](x))
-            if index == last and self.residual == "before_activation":
-                x = x + first
-            x = self.activation(x)
-        return x + first if self.residual == "after_activation" and last > 0 else x
+            ends = index == last and self.residual != "none"
+            x = self.norms[index](
+                self.convolutions[index](x), first if ends else None, self.residual if ends else "none"
+            )
+        return x
 
 
 class Stem(nn.Module):
@@ -106,7 +107,7 @@ class Stem(nn.Module):
         )
         self.whitening.weight.requires_grad_(False)
         self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
-        self.norm = BatchNorm(project_width, net.batch_norm_momentum, net.batch_norm_epsilon) if project_width else None
+        self.norm = BatchNorm(project_width, net) if project_width else None
         self.activation = ACTIVATIONS[net.activation]
         self.outputs = project_width or filters
 
@@ -114,7 +115,7 @@ class Stem(nn.Module):
         """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H - kernel) // stride + 1."""
         x = self.whitening(x)
         if self.projection is not None and self.norm is not None:
-            x = self.norm(self.projection(x))
+            return self.norm(self.projection(x))  # type: ignore[no-any-return]
         return self.activation(x)
 
 

@@ -20,7 +20,7 @@ from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-REFERENCE_KERNELS = {"augment": "reference"}
+REFERENCE_KERNELS = {"augment": "reference", "batch_norm_act": "reference"}
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
 
 
@@ -51,10 +51,10 @@ class TrainingState:
         dtype: torch.dtype,
         kernels: Mapping[str, str] | None = None,
     ) -> None:
-        self.kernels = kernels or REFERENCE_KERNELS
         device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
         self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
+        self.use_kernels(kernels or REFERENCE_KERNELS)
         self.images, self.labels = images, labels
         self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
@@ -76,6 +76,13 @@ class TrainingState:
         # One list a dtype: a foreach operation takes its fast path only then.
         self.live = [[v for v in live if v.dtype == kind] for kind in dict.fromkeys(v.dtype for v in live)]
         self.average = [[torch.empty_like(v, requires_grad=False) for v in part] for part in self.live]
+
+    def use_kernels(self, kernels: Mapping[str, str]) -> None:
+        """From now on let the named providers do the operations."""
+        self.kernels = kernels
+        for module in self.net.modules():
+            if isinstance(module, BatchNorm):
+                module.provider = kernels["batch_norm_act"]
 
     def _parameter_groups(self) -> tuple[ParameterGroup, ParameterGroup]:
         """Weights with the whitening bias last (it is frozen first), and batch-norm biases."""

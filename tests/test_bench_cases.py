@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tiny_cases():
-    return cases_of(recipe("airbench94", TINY), torch.float32)
+    return cases_of(recipe("airbench94", TINY), torch.float32, CPU)
 
 
 def case_named(cases, operation, layer, direction):
@@ -45,7 +45,7 @@ def test_bytes_are_inputs_and_results_once(tiny_cases):
     assert norm.bytes == 2 * pooled + 16 * 4
     assert case_named(tiny_cases, "batch_norm_act", "group1.1", "backward").bytes == 3 * pooled + 2 * 16 * 4
     augmented = case_named(tiny_cases, "augment", "", "forward")
-    assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4)
+    assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4) + 16 * 8
 
 
 def test_flops_leave_out_taps_in_the_padding(tiny_cases):
@@ -57,7 +57,7 @@ def test_flops_leave_out_taps_in_the_padding(tiny_cases):
 
 def test_flops_of_a_step_are_those_of_its_convolutions_and_head():
     made = recipe("airbench94", TINY)
-    (step,) = [case for case in cases_of(made, torch.float32) if case.operation == "step"]
+    (step,) = [case for case in cases_of(made, torch.float32, CPU) if case.operation == "step"]
     forward = 16 * forward_flops_per_image(made, classes=10, channels=3, height=32, width=32)
     assert 2.2 * forward < step.flops < 3 * forward
 
@@ -65,7 +65,7 @@ def test_flops_of_a_step_are_those_of_its_convolutions_and_head():
 @pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "pocket"])
 def test_every_case_runs(name):
     made = recipe(name, TINY)
-    cases = cases_of(made, torch.float32)
+    cases = cases_of(made, torch.float32, CPU)
     state = random_state(made, torch.float32, CPU)
     for case in cases:
         work = case.make(state)
@@ -122,5 +122,8 @@ def test_an_unknown_operation_is_one_line():
 @pytest.mark.gpu
 def test_every_case_is_timed_on_the_gpu():
     made = recipe("airbench94", ["batch_size=64"])
-    result = cases_report(made, torch.float16, torch.device("cuda"), cases_of(made, torch.float16), rounds=3)
+    device = torch.device("cuda")
+    cases = cases_of(made, torch.float16, device)
+    assert {case.provider for case in cases if case.operation == "augment"} == {"reference", "triton"}
+    result = cases_report(made, torch.float16, device, cases, rounds=3)
     assert all(0 < row["seconds"] < 1 for row in result["cases"])

@@ -14,7 +14,7 @@ from speedyresnet.bench.traffic import Operation, Traffic, step_traffic, traffic
 from speedyresnet.engine import parts, recipe
 from speedyresnet.engine.backends import Variant
 from speedyresnet.engine.data import save_pack
-from speedyresnet.engine.step import training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
 CPU = torch.device("cpu")
@@ -159,6 +159,13 @@ def test_traffic_is_what_operations_read_and_write():
     row = torch.empty(1, 6, device="meta")
     assert counted(lambda: row.expand(50, 6).exp()) == (50 * 6 * 4 + 6 * 4, 0)
     assert traffic_of(lambda: table.view(6, 1000).t()).operations == []
+
+
+def test_the_augmentation_kernel_reads_as_many_bytes_as_it_writes_values(small_pack):
+    made, kernels = recipe("airbench94", TINY), REFERENCE_KERNELS | {"augment": "triton"}
+    variant = Variant(whitening_bias=True, cutmix=False)
+    (operation,) = step_traffic(made, small_pack, torch.float32, variant, kernels)["augment"].operations
+    assert operation.bytes == 64 * 32 * 32 * 3 * (1 + 4) + 64 * 8
 
 
 def test_gradients_of_a_convolution_read_only_what_they_need():

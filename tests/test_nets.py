@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,9 +60,14 @@ def test_a_group_is_what_its_description_says(residual, convolutions):
     net = net_of("airbench94", f"net.residual={residual}", f"net.group_convolutions={convolutions}").eval()
     group = net.groups[1]
     x = torch.randn(2, 64, 9, 9)
-    expected = first = F.gelu(group.norms[0](F.max_pool2d(group.convolutions[0](x), 2)))
+
+    def normalised(index, x):
+        norm = group.norms[index]
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.epsilon)
+
+    expected = first = F.gelu(normalised(0, F.max_pool2d(group.convolutions[0](x), 2)))
     for index in range(1, convolutions):
-        expected = group.norms[index](group.convolutions[index](expected))
+        expected = normalised(index, group.convolutions[index](expected))
         if residual == "before_activation" and index == convolutions - 1:
             expected = expected + first
         expected = F.gelu(expected)
@@ -75,7 +82,8 @@ def test_batch_norm_is_float32_inside_half_precision_nets(dtype):
     norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
     assert {t.dtype for norm in norms for t in (norm.weight, norm.bias, norm.running_mean)} == {torch.float32}
     assert net.head.weight.dtype == dtype
-    norm, x = BatchNorm(8, 0.4, 1e-12), torch.randn(64, 8, 5, 5).to(dtype)
+    settings = dataclasses.replace(recipe("airbench94").net, batch_norm_momentum=0.4)
+    norm, x = BatchNorm(8, settings), torch.randn(64, 8, 5, 5).to(dtype)
     result = norm(x)
     assert result.dtype == dtype
     torch.testing.assert_close(norm.running_mean, 0.4 * x.float().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
-from speedyresnet.engine.step import training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
 VARIANTS = [
     ("airbench94", True, False),
@@ -203,3 +204,35 @@ def test_a_step_on_the_gpu_never_synchronises(make_state):
         training_step(state, whitening_bias=True, cutmix=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["pocket", "hlb-v0.4", "hlb-v0.7"])
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    states = [make_state(name, "batch_size=8", device=device) for _ in range(2)]
+    states[1].use_kernels(dict.fromkeys(REFERENCE_KERNELS, "triton"))
+    for state in states:
+        with torch.no_grad():
+            pixels = (state.images.float() * state.scale + state.shift).permute(0, 3, 1, 2)
+            state.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.recipe.net))
+        training_step(state, whitening_bias=False, cutmix=state.recipe.augmentation.cutmix > 0)
+    torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
+    for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
+        torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "whitening_bias", "cutmix"), VARIANTS)
+def test_a_step_with_kernels_runs_on_the_meta_device_and_is_one_graph(make_state, name, whitening_bias, cutmix):
+    kernels = dict.fromkeys(REFERENCE_KERNELS, "triton")
+    on_paper = make_state(name, device="meta")
+    on_paper.use_kernels(kernels)
+    training_step(on_paper, whitening_bias=whitening_bias, cutmix=cutmix)
+    torch._dynamo.config.trace_autograd_ops = True
+    eager, compiled = make_state(name, "batch_size=8"), make_state(name, "batch_size=8")
+    step = torch.compile(training_step, fullgraph=True, backend="aot_eager")
+    for state, function in ((eager, training_step), (compiled, step)):
+        state.use_kernels(kernels)
+        function(state, whitening_bias=whitening_bias, cutmix=cutmix)
+    torch.testing.assert_close(eager.loss_log[0], compiled.loss_log[0], rtol=1e-5, atol=0)
+    for one, other in zip(eager.net.parameters(), compiled.net.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

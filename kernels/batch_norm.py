@@ -1,0 +1,709 @@
+"""Training-mode batch norm with float32 statistics, fused with what stands around it: residual and activation.
+
+Legend: N images, C channels, H x W pixels, R = N * H * W / groups rows of a group.
+
+    z = (x - mean) / sqrt(variance + epsilon),  u = weight * z + bias,  statistics over the R rows of the image's group
+    y = activation(u)                          without a residual
+    y = activation(u + residual)               residual before the activation
+    y = activation(u) + residual               residual after it
+
+Layout: [N, C, H, W] in channels_last, so a row of C values is one pixel. With `groups` > 1 (ghost batch norm, as
+cifar10-fast's) image n is in group n % groups.
+
+Passes over the tensor: forward two reads and a write, backward four reads and a write; plain PyTorch makes three reads
+and two writes forward (norm, activation) and five reads and two writes backward, and rounds to the half type between
+norm and activation. Both directions reduce in two deterministic stages: every program leaves one row of partial
+results, one small program combines them. Statistics are merged by Chan's formula, never as E[x^2] - E[x]^2, which
+cancels where the mean is large.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
+from .language import AVAILABLE, INTERPRETED, tl, triton
+from .resources import CompileCase
+
+ResidualPlace = Literal["none", "before_activation", "after_activation"]
+WARPS = 4
+_MOST_PROGRAMS = 512
+"""Of the first stage for a block of channels: a few for each multiprocessor, few enough to combine quickly."""
+
+
+# -- device code
+
+
+@triton.jit
+def _tile_device(tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS):
+    """Offsets of a tile of a group's rows and of channels, and which of them exist."""
+    rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    places = rows.to(tl.int64)
+    if GROUPS > 1:  # image n of a group is image n * GROUPS + group of the batch
+        places = (places // PIXELS * GROUPS + group) * PIXELS + places % PIXELS
+    return places[:, None] * CHANNELS + channels[None, :], (rows < ROWS)[:, None] & (channels < CHANNELS)[None, :]
+
+
+@triton.jit
+def _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS):
+    """The first row of a group; sums are of distances to it, since sums of large values lose the spread."""
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    return tl.load(x_ptr + group * PIXELS * CHANNELS + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=("ROWS", "tiles_each"))
+def statistics_kernel(
+    x_ptr,  # [N, H, W, CHANNELS]
+    means_ptr,  # float32 [programs, GROUPS, CHANNELS], less the pivot
+    squares_ptr,  # float32, likewise: sums of squared deviations from those means
+    ROWS,
+    tiles_each,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Mean and squared deviations of the rows that one program reads."""
+    program, first_channel, group = tl.program_id(0), tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
+    pivot = _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS)
+    mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    seen = 0.0
+    for tile in range(program * tiles_each, tl.minimum((program + 1) * tiles_each, tl.cdiv(ROWS, BLOCK_ROWS))):
+        places, mask = _tile_device(
+            tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
+        )
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        distances = tl.where(mask, x - pivot[None, :], 0.0)
+        count = tl.minimum(ROWS - tile * BLOCK_ROWS, BLOCK_ROWS).to(tl.float32)
+        tile_mean = tl.sum(distances, 0) / count
+        deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)
+        step = tile_mean - mean
+        mean += step * (count / (seen + count))
+        squares += tl.sum(deviations * deviations, 0) + step * step * (count * (seen / (seen + count)))
+        seen += count
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    place = (program * GROUPS + group) * CHANNELS + channels
+    tl.store(means_ptr + place, mean, mask=channels < CHANNELS)
+    tl.store(squares_ptr + place, squares, mask=channels < CHANNELS)
+
+
+@triton.jit(do_not_specialize=("ROWS", "rows_each", "programs"))
+def combine_statistics_kernel(
+    x_ptr,  # [N, H, W, CHANNELS]
+    means_ptr,  # float32 [programs, GROUPS, CHANNELS], less the pivot
+    squares_ptr,  # likewise
+    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    inverse_deviation_ptr,  # likewise
+    running_mean_ptr,  # float32 [CHANNELS]
+    running_variance_ptr,  # likewise
+    ROWS,
+    rows_each,
+    programs,
+    momentum,
+    epsilon,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_PROGRAMS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Statistics of each group from those of its programs; running statistics move towards their mean over groups."""
+    first_channel = tl.program_id(0) * BLOCK_CHANNELS
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    program = tl.arange(0, BLOCK_PROGRAMS)
+    counts = tl.maximum(tl.minimum(ROWS - program * rows_each, rows_each), 0).to(tl.float32)[:, None]
+    mask = (program < programs)[:, None] & exists[None, :]
+    batch_mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    batch_variance = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    for group in range(GROUPS):
+        places = ((program * GROUPS + group) * CHANNELS)[:, None] + channels[None, :]
+        means = tl.load(means_ptr + places, mask=mask, other=0.0)
+        distance = tl.sum(means * counts, 0) / ROWS
+        steps = means - distance[None, :]
+        squares = tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)
+        mean = distance + _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS)
+        tl.store(mean_ptr + group * CHANNELS + channels, mean, mask=exists)
+        inverse_deviation = 1.0 / tl.sqrt_rn(squares / ROWS + epsilon)
+        tl.store(inverse_deviation_ptr + group * CHANNELS + channels, inverse_deviation, mask=exists)
+        batch_mean += mean / GROUPS
+        batch_variance += squares / tl.maximum(ROWS - 1, 1) / GROUPS
+    old_mean = tl.load(running_mean_ptr + channels, mask=exists)
+    old_variance = tl.load(running_variance_ptr + channels, mask=exists)
+    tl.store(running_mean_ptr + channels, old_mean + momentum * (batch_mean - old_mean), mask=exists)
+    tl.store(running_variance_ptr + channels, old_variance + momentum * (batch_variance - old_variance), mask=exists)
+
+
+@triton.jit
+def _normalised_device(
+    x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
+):
+    """(x - mean) / deviation, what the activation gets of it, and weight / deviation, in float32."""
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    mean = tl.load(mean_ptr + group * CHANNELS + channels, mask=exists, other=0.0)
+    inverse_deviation = tl.load(inverse_deviation_ptr + group * CHANNELS + channels, mask=exists, other=0.0)
+    weight = tl.load(weight_ptr + channels, mask=exists, other=0.0)
+    bias = tl.load(bias_ptr + channels, mask=exists, other=0.0)
+    z = (x - mean[None, :]) * inverse_deviation[None, :]
+    return z, z * weight[None, :] + bias[None, :], (weight * inverse_deviation)[None, :]
+
+
+@triton.jit(do_not_specialize=("ROWS",))
+def apply_kernel(
+    x_ptr,  # [N, H, W, CHANNELS]
+    residual_ptr,  # likewise; not read without a residual
+    y_ptr,  # likewise
+    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    inverse_deviation_ptr,  # likewise
+    weight_ptr,  # float32 [CHANNELS]
+    bias_ptr,  # likewise
+    ROWS,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """One tile of the result."""
+    first_channel, group = tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
+    places, mask = _tile_device(
+        tl.program_id(0), first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
+    )
+    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    _, u, _ = _normalised_device(
+        x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
+    )
+    if RESIDUAL == "before_activation":
+        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    y = activated_device(u, ACTIVATION, ALPHA)
+    if RESIDUAL == "after_activation":
+        y += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=("ROWS", "tiles_each"))
+def gradient_sums_kernel(
+    gradient_ptr,  # of y: [N, H, W, CHANNELS]
+    x_ptr,  # likewise
+    residual_ptr,  # likewise; only read where it stands before the activation
+    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    inverse_deviation_ptr,  # likewise
+    weight_ptr,  # float32 [CHANNELS]
+    bias_ptr,  # likewise
+    bias_sums_ptr,  # float32 [programs, GROUPS, CHANNELS]
+    weight_sums_ptr,  # likewise
+    ROWS,
+    tiles_each,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Sums of du and of du * z over the rows that one program reads; du is the gradient before the activation."""
+    program, first_channel, group = tl.program_id(0), tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
+    bias_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    weight_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    for tile in range(program * tiles_each, tl.minimum((program + 1) * tiles_each, tl.cdiv(ROWS, BLOCK_ROWS))):
+        places, mask = _tile_device(
+            tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
+        )
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        z, u, _ = _normalised_device(
+            x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
+        )
+        if RESIDUAL == "before_activation":
+            u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        du = tl.where(mask, gradient * activation_slope_device(u, ACTIVATION, ALPHA), 0.0)
+        bias_sum += tl.sum(du, 0)
+        weight_sum += tl.sum(tl.where(mask, du * z, 0.0), 0)
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    place = (program * GROUPS + group) * CHANNELS + channels
+    tl.store(bias_sums_ptr + place, bias_sum, mask=channels < CHANNELS)
+    tl.store(weight_sums_ptr + place, weight_sum, mask=channels < CHANNELS)
+
+
+@triton.jit(do_not_specialize=("programs",))
+def combine_gradient_sums_kernel(
+    bias_sums_ptr,  # float32 [programs, GROUPS, CHANNELS]
+    weight_sums_ptr,  # likewise
+    bias_sum_ptr,  # float32 [GROUPS, CHANNELS]
+    weight_sum_ptr,  # likewise
+    programs,
+    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_PROGRAMS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Sums over the programs of each group."""
+    group = tl.program_id(1)
+    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    program = tl.arange(0, BLOCK_PROGRAMS)
+    places = ((program * GROUPS + group) * CHANNELS)[:, None] + channels[None, :]
+    mask = (program < programs)[:, None] & (channels < CHANNELS)[None, :]
+    bias_sum = tl.sum(tl.load(bias_sums_ptr + places, mask=mask, other=0.0), 0)
+    weight_sum = tl.sum(tl.load(weight_sums_ptr + places, mask=mask, other=0.0), 0)
+    tl.store(bias_sum_ptr + group * CHANNELS + channels, bias_sum, mask=channels < CHANNELS)
+    tl.store(weight_sum_ptr + group * CHANNELS + channels, weight_sum, mask=channels < CHANNELS)
+
+
+@triton.jit(do_not_specialize=("ROWS",))
+def input_gradient_kernel(
+    gradient_ptr,  # of y: [N, H, W, CHANNELS]
+    x_ptr,  # likewise
+    residual_ptr,  # likewise; only read where it stands before the activation
+    x_gradient_ptr,  # likewise
+    residual_gradient_ptr,  # likewise; only written where it stands before the activation
+    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    inverse_deviation_ptr,  # likewise
+    weight_ptr,  # float32 [CHANNELS]
+    bias_ptr,  # likewise
+    bias_sum_ptr,  # float32 [GROUPS, CHANNELS]
+    weight_sum_ptr,  # likewise
+    ROWS,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """One tile of dx = weight / deviation * (du - mean(du) - z * mean(du * z))."""
+    first_channel, group = tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
+    places, mask = _tile_device(
+        tl.program_id(0), first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
+    )
+    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    z, u, slope = _normalised_device(
+        x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
+    )
+    if RESIDUAL == "before_activation":
+        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    du = gradient * activation_slope_device(u, ACTIVATION, ALPHA)
+    if RESIDUAL == "before_activation":
+        tl.store(residual_gradient_ptr + places, du.to(residual_gradient_ptr.dtype.element_ty), mask=mask)
+    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    bias_mean = tl.load(bias_sum_ptr + group * CHANNELS + channels, mask=exists, other=0.0) / ROWS
+    weight_mean = tl.load(weight_sum_ptr + group * CHANNELS + channels, mask=exists, other=0.0) / ROWS
+    x_gradient = slope * (du - bias_mean[None, :] - z * weight_mean[None, :])
+    tl.store(x_gradient_ptr + places, x_gradient.to(x_gradient_ptr.dtype.element_ty), mask=mask)
+
+
+# -- launchers
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def _rows(x: Tensor, groups: int) -> int:
+    return x.numel() // x.shape[1] // groups
+
+
+def _blocks(x: Tensor, groups: int) -> dict[str, int]:
+    """Constants that follow from the shape: 2048 values a tile, runs of channels first."""
+    block_channels = min(max(_next_power_of_two(x.shape[1]), 8), 64)
+    return {
+        "CHANNELS": x.shape[1],
+        "PIXELS": x.shape[2] * x.shape[3],
+        "GROUPS": groups,
+        "BLOCK_ROWS": 2048 // block_channels,
+        "BLOCK_CHANNELS": block_channels,
+    }
+
+
+def _tiles(x: Tensor, groups: int) -> tuple[int, int, int]:
+    """Tiles of a group's rows, how many a program of the first stages reads, and how many programs there are."""
+    blocks = _blocks(x, groups)
+    tiles = -(-_rows(x, groups) // blocks["BLOCK_ROWS"])
+    each = -(-tiles // _MOST_PROGRAMS)
+    return tiles, each, -(-tiles // each)
+
+
+def _combining(x: Tensor, programs: int) -> dict[str, int]:
+    """Constants of the second stages: 16 channels a program, all rows of partial results at once."""
+    return {"BLOCK_PROGRAMS": _next_power_of_two(programs), "BLOCK_CHANNELS": 16}
+
+
+def batch_norm_act_triton(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor, residual: Tensor | None,
+    activation: str, residual_place: str, momentum: float, epsilon: float, groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Result, mean and inverse deviation [groups, C]; running statistics are changed in place."""
+    blocks, rows, (tiles, each, programs) = _blocks(x, groups), _rows(x, groups), _tiles(x, groups)
+    channel_blocks = -(-x.shape[1] // blocks["BLOCK_CHANNELS"])
+    means, squares = (torch.empty(programs, groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, inverse_deviation = (torch.empty(groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    y = torch.empty_like(x)
+    statistics_kernel[programs, channel_blocks, groups](x, means, squares, rows, each, **blocks, num_warps=WARPS)
+    combine_statistics_kernel[(-(-x.shape[1] // 16),)](
+        x, means, squares, mean, inverse_deviation, running_mean, running_variance,
+        rows, each * blocks["BLOCK_ROWS"], programs, momentum, epsilon,
+        CHANNELS=blocks["CHANNELS"], PIXELS=blocks["PIXELS"], GROUPS=groups, **_combining(x, programs),
+        num_warps=WARPS,
+    )  # fmt: skip
+    apply_kernel[tiles, channel_blocks, groups](
+        x, x if residual is None else residual, y, mean, inverse_deviation, weight, bias, rows,
+        ACTIVATION=activation, ALPHA=CELU_ALPHA, RESIDUAL=residual_place, **blocks, num_warps=WARPS,
+    )  # fmt: skip
+    return y, mean, inverse_deviation
+
+
+def batch_norm_act_backward_triton(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor,
+    inverse_deviation: Tensor, activation: str, residual_place: str, groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, weight, bias and of a residual before the activation (else an empty tensor)."""
+    blocks, rows, (tiles, each, programs) = _blocks(x, groups), _rows(x, groups), _tiles(x, groups)
+    channel_blocks = -(-x.shape[1] // blocks["BLOCK_CHANNELS"])
+    bias_sums, weight_sums = (
+        torch.empty(programs, groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2)
+    )
+    bias_sum, weight_sum = (torch.empty(groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    x_gradient = torch.empty_like(x)
+    before = residual is not None and residual_place == "before_activation"
+    residual_gradient = torch.empty_like(x) if before else x.new_empty(0)
+    source = x if residual is None else residual
+    options = {"ACTIVATION": activation, "ALPHA": CELU_ALPHA, "RESIDUAL": residual_place}
+    gradient_sums_kernel[programs, channel_blocks, groups](
+        gradient, x, source, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, rows, each,
+        **options, **blocks, num_warps=WARPS,
+    )  # fmt: skip
+    combine_gradient_sums_kernel[-(-x.shape[1] // 16), groups](
+        bias_sums, weight_sums, bias_sum, weight_sum, programs,
+        CHANNELS=blocks["CHANNELS"], GROUPS=groups, **_combining(x, programs), num_warps=WARPS,
+    )  # fmt: skip
+    input_gradient_kernel[tiles, channel_blocks, groups](
+        gradient, x, source, x_gradient, residual_gradient, mean, inverse_deviation, weight, bias, bias_sum,
+        weight_sum, rows, **options, **blocks, num_warps=WARPS,
+    )  # fmt: skip
+    return x_gradient, weight_sum.sum(0), bias_sum.sum(0), residual_gradient
+
+
+# -- reference
+
+
+def batch_norm_act_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor, residual: Tensor | None,
+    activation: str, residual_place: str, momentum: float, epsilon: float, groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`batch_norm_act_triton` in plain PyTorch, in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(wide).reshape(-1, groups, *x.shape[1:])
+    variance, mean = torch.var_mean(grouped, dim=(0, 3, 4), correction=0)
+    inverse_deviation = (variance + epsilon).rsqrt()
+    count = grouped.numel() // groups // x.shape[1]
+    running_mean.lerp_(mean.mean(0).to(running_mean.dtype), momentum)
+    running_variance.lerp_((variance.mean(0) * (count / max(count - 1, 1))).to(running_variance.dtype), momentum)
+    z = (grouped - mean[:, :, None, None]) * inverse_deviation[:, :, None, None]
+    u = (z * weight[:, None, None] + bias[:, None, None]).reshape(x.shape)
+    y = with_activation(u, residual, activation, residual_place).to(x.dtype)
+    return y.contiguous(memory_format=torch.channels_last), mean, inverse_deviation
+
+
+def with_activation(u: Tensor, residual: Tensor | None, activation: str, residual_place: str) -> Tensor:
+    """Activation and residual in plain PyTorch."""
+    if residual is not None and residual_place == "before_activation":
+        u = u + residual
+    y = u if activation == "none" else ACTIVATIONS[activation](u)
+    return y + residual if residual is not None and residual_place == "after_activation" else y
+
+
+def batch_norm_act_backward_reference(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor,
+    inverse_deviation: Tensor, activation: str, residual_place: str, groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`batch_norm_act_backward_triton` in plain PyTorch, by the formulas of the kernels."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(wide).reshape(-1, groups, *x.shape[1:])
+    z = (grouped - mean[:, :, None, None]) * inverse_deviation[:, :, None, None]
+    with torch.enable_grad():
+        u = (z * weight[:, None, None] + bias[:, None, None]).reshape(x.shape).detach().requires_grad_()
+        own = residual if residual_place == "before_activation" else None
+        y = with_activation(u, own, activation, residual_place)
+        (du,) = torch.autograd.grad(y, u, gradient.to(wide))
+    du_grouped = du.reshape(grouped.shape)
+    bias_sum, weight_sum = du_grouped.sum((0, 3, 4)), (du_grouped * z).sum((0, 3, 4))
+    count = grouped.numel() // groups // x.shape[1]
+    centred = du_grouped - (bias_sum / count)[:, :, None, None] - z * (weight_sum / count)[:, :, None, None]
+    x_gradient = ((weight * inverse_deviation)[:, :, None, None] * centred).reshape(x.shape).to(x.dtype)
+    before = residual is not None and residual_place == "before_activation"
+    residual_gradient = du.to(x.dtype).contiguous(memory_format=torch.channels_last) if before else x.new_empty(0)
+    x_gradient = x_gradient.contiguous(memory_format=torch.channels_last)
+    return x_gradient, weight_sum.sum(0), bias_sum.sum(0), residual_gradient
+
+
+# -- registration
+
+_LIBRARY = torch.library.Library("speedyresnet", "FRAGMENT")
+_LIBRARY.define(
+    "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_variance, "
+    "Tensor? residual, str activation, str residual_place, float momentum, float epsilon, int groups) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "batch_norm_act_backward(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, "
+    "Tensor inverse_deviation, str activation, str residual_place, int groups) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+for _name, _kernel, _plain in (
+    ("batch_norm_act", batch_norm_act_triton, batch_norm_act_reference),
+    ("batch_norm_act_backward", batch_norm_act_backward_triton, batch_norm_act_backward_reference),
+):
+    _LIBRARY.impl(_name, _kernel, "CUDA")
+    _LIBRARY.impl(_name, _kernel if INTERPRETED else _plain, "CPU")
+
+
+@torch.library.register_fake("speedyresnet::batch_norm_act", lib=_LIBRARY)
+def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean, inverse_deviation = (x.new_empty((arguments[-1], x.shape[1]), dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.channels_last), mean, inverse_deviation
+
+
+@torch.library.register_fake("speedyresnet::batch_norm_act_backward", lib=_LIBRARY)
+def _backward_fake(gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
+                   mean: Tensor, inverse_deviation: Tensor, activation: str, residual_place: str,
+                   groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    like_x = torch.empty_like(x, memory_format=torch.channels_last)
+    before = residual is not None and residual_place == "before_activation"
+    residual_gradient = torch.empty_like(like_x) if before else x.new_empty(0)
+    return like_x, torch.empty_like(weight), torch.empty_like(bias), residual_gradient
+
+
+# -- autograd
+
+
+class _BatchNormAct(torch.autograd.Function):
+    """The operators as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, running_mean: Tensor,
+        running_variance: Tensor, activation: str, residual_place: str, momentum: float, epsilon: float, groups: int,
+    ) -> Tensor:  # fmt: skip
+        result: Tensor
+        result, mean, inverse_deviation = torch.ops.speedyresnet.batch_norm_act(
+            x, weight, bias, running_mean, running_variance, residual, activation, residual_place, momentum, epsilon,
+            groups,
+        )  # fmt: skip
+        own = residual if residual_place == "before_activation" else None  # the other place needs no residual later
+        ctx.save_for_backward(x, weight, bias, own, mean, inverse_deviation)
+        ctx.settings = activation, residual_place, groups
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, residual, mean, inverse_deviation = ctx.saved_tensors
+        activation, residual_place, groups = ctx.settings
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # autograd promises no layout
+        place = "none" if residual is None else residual_place
+        x_gradient, weight_gradient, bias_gradient, residual_gradient = torch.ops.speedyresnet.batch_norm_act_backward(
+            gradient, x, weight, bias, residual, mean, inverse_deviation, activation, place, groups
+        )
+        after = residual_place == "after_activation"
+        return (
+            x_gradient if ctx.needs_input_grad[0] else None,
+            weight_gradient if ctx.needs_input_grad[1] else None,
+            bias_gradient if ctx.needs_input_grad[2] else None,
+            (gradient if after else residual_gradient) if ctx.needs_input_grad[3] else None,
+            *(None,) * 7,
+        )
+
+
+# -- public
+
+
+def _check_layout(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape != x.shape or tensor.dtype != x.dtype or tensor.device != x.device:
+        raise ValueError(
+            f"{name} has to be {x.dtype} {list(x.shape)} on {x.device}, not {tensor.dtype} {list(tensor.shape)} "
+            f"on {tensor.device}"
+        )
+    # The strides of convolutions on the meta device are not those of real ones.
+    if tensor.device.type != "meta" and not tensor.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(
+            f"{name} has to be in channels_last, its strides are {list(tensor.stride())}: "
+            f"use .to(memory_format=torch.channels_last)"
+        )
+
+
+def _check(
+    x: Tensor, vectors: dict[str, Tensor], residual: Tensor | None, place: str, activation: str, groups: int
+) -> None:
+    """Raise ValueError for what the kernels do not take."""
+    if x.dim() != 4 or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"x has to be float16, bfloat16 or float32 [N, C, H, W], not {x.dtype} {list(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x is empty: {list(x.shape)}")
+    _check_layout("x", x, x)
+    for name, vector in vectors.items():
+        if vector.dtype != torch.float32 or vector.shape != x.shape[1:2] or vector.device != x.device:
+            raise ValueError(
+                f"{name} has to be float32 [{x.shape[1]}] on {x.device}, not {vector.dtype} {list(vector.shape)} "
+                f"on {vector.device}"
+            )
+    if (residual is None) != (place == "none"):
+        raise ValueError(f"residual_place is {place!r} but there is {'no' if residual is None else 'a'} residual")
+    if residual is not None:
+        _check_layout("residual", residual, x)
+    if activation != "none" and activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: choose none, {', '.join(ACTIVATIONS)}")
+    if groups < 1 or x.shape[0] % groups:
+        raise ValueError(f"{x.shape[0]} images do not make {groups} equal groups")
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_place: ResidualPlace = "none",
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+    groups: int = 1,
+) -> Tensor:
+    """Batch norm with the batch's own statistics, and what stands behind it; running statistics change in place.
+
+    Args:
+        x: float16, bfloat16 or float32 [N, C, H, W] in channels_last.
+        weight: float32 [C], as the other vectors; frozen where it wants no gradient.
+        bias: likewise.
+        running_mean: moves by `momentum` towards the batch's mean (with groups: towards their mean).
+        running_variance: likewise, towards the unbiased variance.
+        activation: none, gelu, gelu_tanh, silu, relu or celu.
+        residual: like x.
+        residual_place: before or after the activation.
+        momentum: 1 keeps nothing of the old running statistics.
+        epsilon: added to the variance.
+        groups: of ghost batch norm; image n is in group n % groups.
+
+    Returns:
+        Like x.
+
+    Raises:
+        ValueError: another layout, dtype, shape or device.
+    """
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance}
+    _check(x, vectors, residual, residual_place, activation, groups)
+    result: Tensor = _BatchNormAct.apply(
+        x, weight, bias, residual, running_mean, running_variance, activation, residual_place, momentum, epsilon, groups
+    )
+    return result
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d with float32 parameters and statistics, fused with the activation and residual behind it.
+
+    Args:
+        channels: C.
+        activation: none, gelu, gelu_tanh, silu, relu or celu.
+        residual_place: where a residual given to `forward` is added.
+        groups: of ghost batch norm.
+        eps: as nn.BatchNorm2d.
+        momentum: likewise.
+        freeze_weight: the scale stays 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        activation: str = "gelu",
+        *,
+        residual_place: ResidualPlace = "before_activation",
+        groups: int = 1,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        freeze_weight: bool = False,
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum, dtype=torch.float32)
+        self.activation, self.residual_place, self.groups = activation, residual_place, groups
+        self.weight.requires_grad_(not freeze_weight)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[N, C, H, W] in channels_last -> the same; a running average of the statistics serves in evaluation."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        place = "none" if residual is None else self.residual_place
+        if not self.training:
+            u = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return with_activation(u, residual, self.activation, place)
+        return batch_norm_act(
+            x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
+            residual=residual, residual_place=place, momentum=float(self.momentum or 0.0), epsilon=self.eps,
+            groups=self.groups,
+        )  # fmt: skip
+
+
+def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
+    """All kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
+    x = torch.empty(shape, dtype=torch.float16, device="meta")
+    blocks, (_, _, programs) = _blocks(x, 1), _tiles(x, 1)
+    combining = {key: value for key, value in blocks.items() if not key.startswith("BLOCK")} | _combining(x, programs)
+    options = {"ACTIVATION": "gelu", "ALPHA": CELU_ALPHA, "RESIDUAL": "none"}
+    tiled = {key: blocks[key] for key in ("CHANNELS", "PIXELS", "GROUPS")} | options
+    tiled |= {key: blocks[key] for key in ("BLOCK_ROWS", "BLOCK_CHANNELS")}
+    size, partial = 2 * x.numel(), 4 * programs * shape[1]
+    without_pixels = {key: value for key, value in combining.items() if key != "PIXELS"}
+    found = []
+    for function, constants, moved, wide in (
+        (statistics_kernel, blocks, size + 2 * partial, True),
+        (combine_statistics_kernel, combining, 2 * partial, False),
+        (apply_kernel, tiled, 2 * size, True),
+        (gradient_sums_kernel, tiled, 2 * size + 2 * partial, True),
+        (combine_gradient_sums_kernel, without_pixels, 2 * partial, False),
+        (input_gradient_kernel, tiled, 3 * size, True),
+    ):
+        names = getattr(function, "arg_names", [])
+        arguments = {name: _argument_type(name) for name in names if name not in constants}
+        found.append(
+            CompileCase(
+                shape="x".join(map(str, shape)) + ", float16, gelu", function=function, arguments=arguments,
+                constants=constants, warps=WARPS, bytes=moved, wide_loads=wide and shape[1] % 8 == 0,
+            )
+        )  # fmt: skip
+    return found
+
+
+_HALF_TENSORS = ("x_ptr", "y_ptr", "residual_ptr", "gradient_ptr", "x_gradient_ptr", "residual_gradient_ptr")
+
+
+def _argument_type(name: str) -> str:
+    if name in _HALF_TENSORS:
+        return "*fp16"
+    if name.endswith("_ptr"):
+        return "*fp32"
+    return "fp32" if name in ("momentum", "epsilon") else "i32"
+
+
+def _shipped_shapes() -> list[tuple[int, int, int, int]]:
+    """[N, C, H, W] of the norms of hlb-v0.4, hlb-v0.7, airbench94 and pocket."""
+    shapes = [(1024, 32, 31, 31)]
+    for batch_size, widths in (
+        (1024, (64, 256, 256)), (1024, (128, 256, 512)), (1024, (64, 256, 512)), (256, (32, 128, 128)),
+    ):  # fmt: skip
+        shapes += [(batch_size, width, side, side) for width, side in zip(widths, (15, 7, 3), strict=True)]
+    return list(dict.fromkeys(shapes))
+
+
+COMPILE_CASES = [case for shape in _shipped_shapes() for case in _compile_cases(shape)] if AVAILABLE else []

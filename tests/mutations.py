@@ -1,0 +1,124 @@
+"""Plants mistakes in the kernels, one at a time, and sees whether the tests catch them.
+
+    python tests/mutations.py [kernels/augment.py ...]
+
+Each mistake is a line of a kernel file and what it is replaced with. The files are put back whatever happens. Ends with
+1 and a list if a mistake went unseen.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MUTATIONS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
+    "kernels/augment.py": (
+        ["tests/test_augment_kernel.py"],
+        [
+            ("mask = (rows < WINDOW_HEIGHT)[:, None] & in_row[None, :]", "mask = in_row[None, :] & (rows >= 0)[:, None]"),
+            ("in_row = values < WINDOW_WIDTH * CHANNELS", "in_row = values < WINDOW_WIDTH * CHANNELS - 1"),
+            ("return tl.where(index >= SIZE, 2 * (SIZE - 1) - index, index)",
+             "return tl.where(index >= SIZE, 2 * SIZE - 1 - index, index)"),
+            ("tl.where(mirror != 0, WINDOW_WIDTH - 1 - columns, columns)",
+             "tl.where(mirror != 0, WINDOW_WIDTH - columns, columns)"),
+            ("words[2] & 1", "words[3] & 1"),
+            ("(random_words_device(seed, tl.zeros_like(epoch), image, 1)[0] ^ epoch) & 1",
+             "random_words_device(seed, tl.zeros_like(epoch), image, 1)[0] & 1"),
+            ("(rows >= row) & (rows < row + SIDE)", "(rows > row) & (rows < row + SIDE)"),
+            ("partner = permuted_device(image, seed, epoch, 3, COUNT, ROWS, COLUMNS)",
+             "partner = permuted_device(position, seed, epoch, 3, COUNT, ROWS, COLUMNS)"),
+            ("inside = tl.where(from_partner, partner_inside, inside)", "inside = inside"),
+            ("hidden = tl.where(from_partner, partner_hidden, hidden)", "hidden = hidden"),
+            ("image_start = image.to(tl.int64) * (HEIGHT * WIDTH * CHANNELS)",
+             "image_start = (image.to(tl.int32) * (HEIGHT * WIDTH * CHANNELS)).to(tl.int64)"),
+            ("(counter % steps_per_epoch * batch_size + in_batch)", "(counter * batch_size + in_batch)"),
+            ("(source_row == place_row)[:, None] & (source_column == place_column)[None, :]",
+             "(source_row == place_row)[:, None] & (source_column == source_column)[None, :]"),
+            ("tl.load(labels_ptr + partner)", "tl.load(labels_ptr + image)"),
+            ("values % CHANNELS", "values % 3"),
+            (".to(tl.float32) * scale + shift", ".to(tl.float16).to(tl.float32) * scale.to(tl.float16) + shift"),
+        ],
+    ),
+    "kernels/batch_norm.py": (
+        ["tests/test_batch_norm_kernel.py"],
+        [
+            ("(rows < ROWS)[:, None] & (channels < CHANNELS)[None, :]", "(rows >= 0)[:, None] & (channels < CHANNELS)[None, :]"),
+            ("(rows < ROWS)[:, None] & (channels < CHANNELS)[None, :]", "(rows < ROWS - 1)[:, None] & (channels < CHANNELS)[None, :]"),
+            ("(places // PIXELS * GROUPS + group) * PIXELS", "(places // PIXELS + group * (ROWS // PIXELS)) * PIXELS"),
+            ("distances = tl.where(mask, x - pivot[None, :], 0.0)", "distances = x - pivot[None, :]"),
+            ("deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)", "deviations = distances - tile_mean[None, :]"),
+            ("step * step * (count * (seen / (seen + count)))", "step * step * count"),
+            ("tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)",
+             "tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0), 0)"),
+            ("tl.load(x_ptr + group * PIXELS * CHANNELS + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)",
+             "tl.load(x_ptr + group * PIXELS * CHANNELS + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32) * 0.0"),
+            ("tl.sqrt_rn(squares / ROWS + epsilon)", "tl.sqrt_rn(squares / ROWS) + epsilon"),
+            ("batch_variance += squares / tl.maximum(ROWS - 1, 1) / GROUPS", "batch_variance += squares / ROWS / GROUPS"),
+            ("old_mean + momentum * (batch_mean - old_mean)", "batch_mean + momentum * (old_mean - batch_mean)"),
+            ("z * weight[None, :] + bias[None, :], (weight * inverse_deviation)[None, :]",
+             "z * weight[None, :] + bias[None, :], inverse_deviation[None, :]"),
+            ("weight_sum += tl.sum(tl.where(mask, du * z, 0.0), 0)", "weight_sum += tl.sum(tl.where(mask, du * x, 0.0), 0)"),
+            ("du - bias_mean[None, :] - z * weight_mean[None, :]", "du - bias_mean[None, :] + z * weight_mean[None, :]"),
+            ("x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)\n        distances",
+             "x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float16).to(tl.float32)\n        distances"),
+            ("range(program * tiles_each, tl.minimum((program + 1) * tiles_each, tl.cdiv(ROWS, BLOCK_ROWS)))",
+             "range(program * tiles_each, (program + 1) * tiles_each)"),
+            ("(gradient if after else residual_gradient)", "residual_gradient"),
+        ],
+    ),
+    "kernels/activations.py": (
+        ["tests/test_batch_norm_kernel.py"],
+        [
+            ("x = tl.where(x < 0.0, 0.0, x)", "x = tl.maximum(x, -0.01)"),
+            ("ALPHA * (tl.exp(x / ALPHA) - 1.0)", "tl.exp(x) - 1.0"),
+            ("slope = tl.where(x <= 0.0, tl.exp(x / ALPHA), 1.0)", "slope = tl.where(x <= 0.0, tl.exp(x), 1.0)"),
+            ("+ x * density", "+ density"),
+            ("gate * (1.0 + x * (1.0 - gate))", "gate"),
+            ("(1.0 + 3.0 * 0.044715 * x * x)", "(1.0 + 0.044715 * x * x)"),
+        ],
+    ),
+    "kernels/random.py": (
+        ["tests/test_augment_kernel.py"],
+        [
+            ("for _ in tl.static_range(2):\n        key", "for _ in tl.static_range(1):\n        key"),
+            ("row = (row + scrambled_device(column ^ key) % ROWS) % ROWS", "row = (row + scrambled_device(column ^ key)) % ROWS"),
+            ("tl.where(position < ROWS * COLUMNS, row * COLUMNS + column, position)", "row * COLUMNS + column"),
+            ("scrambled_device(low ^ scrambled_device(high ^ key))", "scrambled_device(low ^ scrambled_device(key))"),
+        ],
+    ),
+}  # fmt: skip
+
+
+def caught(path: Path, tests: list[str], original: str, old: str, new: str) -> bool:
+    """Whether `tests` fail with `old` replaced by `new` in the file `path`."""
+    if original.count(old) < 1 or old == new:
+        raise SystemExit(f"{path.name}: no such line any more: {old}")
+    path.write_text(original.replace(old, new, 1))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:benchmark", *tests]
+    command += ["-o", "addopts="]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
+    finally:
+        path.write_text(original)
+    return done.returncode == 1
+
+
+def main(chosen: list[str]) -> int:
+    """Plant all mistakes of the chosen files (none: all); 1 if one was not seen."""
+    missed = []
+    for name, (tests, mutations) in MUTATIONS.items():
+        if chosen and name not in chosen:
+            continue
+        path = ROOT / name
+        original = path.read_text()
+        for old, new in mutations:
+            seen = caught(path, tests, original, old, new)
+            print("caught" if seen else "MISSED", name, new, sep="\t", flush=True)
+            missed += [] if seen else [new]
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,310 @@
+"""The batch-norm kernels against float64: in Triton's interpreter without a GPU, on the GPU with one."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speedyresnet.kernels.activations import ACTIVATIONS
+from speedyresnet.kernels.batch_norm import (
+    COMPILE_CASES,
+    BatchNormAct2d,
+    batch_norm_act,
+    batch_norm_act_reference,
+    with_activation,
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPSILON = 1e-5
+INTERPRETER_TRUNCATES = DEVICE.type == "cpu"
+"""Triton's interpreter rounds bfloat16 towards zero, a GPU to nearest."""
+
+
+@contextmanager
+def poisoned_memory():
+    """Within, memory that is only allocated holds NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *a, **o: empty(*a, **o).fill_(torch.nan))
+        patch.setattr(torch, "empty_like", lambda *a, **o: empty_like(*a, **o).fill_(torch.nan))
+        yield
+
+
+def error(found, expected):
+    """Root mean square of the difference over that of the expected values."""
+    difference = found.double() - expected.double()
+    return float(difference.square().mean().sqrt() / expected.double().square().mean().sqrt().clamp_min(1e-30))
+
+
+def errors(found, expected):
+    """Of everything; that of a mean is in deviations, since a mean may be nothing beside them."""
+    wrong = {name: error(value, expected[name]) for name, value in found.items()}
+    difference = found["running_mean"].double() - expected["running_mean"]
+    return wrong | {"running_mean": float((difference / expected["running_variance"].sqrt()).square().mean().sqrt())}
+
+
+def channels_last(*shape, dtype=torch.float32, mean=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(*shape, generator=generator, dtype=torch.float64) + mean
+    return made.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def vectors(channels, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.rand(channels, generator=generator) + 0.5).to(DEVICE).requires_grad_()
+    bias = torch.randn(channels, generator=generator).to(DEVICE).requires_grad_()
+    return weight, bias
+
+
+def results(function, x, weight, bias, residual, gradient):
+    """Everything a training step sees: result, running statistics, gradients."""
+    running_mean, running_variance = torch.zeros_like(bias), torch.ones_like(bias)
+    y = function(x, weight, bias, running_mean, running_variance, residual)
+    inputs = {"x": x, "weight": weight, "bias": bias} | ({} if residual is None else {"residual": residual})
+    gradients = torch.autograd.grad(y, list(inputs.values()), gradient.to(y.dtype))
+    found = {"y": y, "running_mean": running_mean, "running_variance": running_variance}
+    return found | dict(zip(inputs, gradients, strict=True))
+
+
+def three_ways(shape, activation="gelu", place="none", groups=1, dtype=torch.float32, mean=0.0):
+    """By the kernels, in float64, and by PyTorch's own operators in the same dtype."""
+    x, (weight, bias) = channels_last(*shape, dtype=dtype, mean=mean), vectors(shape[1])
+    residual = None if place == "none" else channels_last(*shape, dtype=dtype, seed=2)
+    gradient = channels_last(*shape, dtype=dtype, seed=3).detach()
+
+    def kernels(x, weight, bias, running_mean, running_variance, residual):
+        with poisoned_memory():
+            return batch_norm_act(
+                x, weight, bias, running_mean, running_variance, activation=activation, residual=residual,
+                residual_place=place, momentum=0.3, epsilon=EPSILON, groups=groups,
+            )  # fmt: skip
+
+    def exact(x, weight, bias, running_mean, running_variance, residual):
+        arguments = x, weight, bias, running_mean, running_variance, residual
+        return batch_norm_act_reference(*arguments, activation, place, 0.3, EPSILON, groups)[0]
+
+    def native(x, weight, bias, running_mean, running_variance, residual):
+        u = F.batch_norm(x, running_mean, running_variance, weight, bias, True, 0.3, EPSILON)
+        return with_activation(u, residual, activation, place)
+
+    wide = [None if each is None else each.detach().double().requires_grad_() for each in (x, weight, bias, residual)]
+    return (
+        results(kernels, x, weight, bias, residual, gradient),
+        results(exact, *wide, gradient),
+        results(native, x, weight, bias, residual, gradient) if groups == 1 else None,
+    )
+
+
+@pytest.mark.parametrize("activation", ["none", *ACTIVATIONS])
+@pytest.mark.parametrize("place", ["none", "before_activation", "after_activation"])
+def test_every_activation_and_residual(activation, place):
+    found, exact, _ = three_ways((4, 24, 9, 5), activation, place)
+    for name, wrong in errors(found, exact).items():
+        assert wrong < 2e-6, name
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 1, 2, 2), (2, 3, 31, 31), (5, 24, 7, 7), (3, 64, 15, 15), (2, 67, 9, 11), (2, 512, 3, 3), (1, 8, 1, 5),
+        (1, 200, 40, 3),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_shape_and_dtype_is_as_exact_as_pytorch(shape, dtype):
+    found, exact, native = three_ways(shape, dtype=dtype)
+    allowed = 2.5 if dtype == torch.bfloat16 and INTERPRETER_TRUNCATES else 1.1
+    natively = errors(native, exact)
+    for name, wrong in errors(found, exact).items():
+        assert found[name].dtype == native[name].dtype
+        assert wrong <= allowed * natively[name] + 1e-6, name
+    for name in ("y", "x"):
+        assert found[name].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1000.0), (torch.float32, -1000.0), (torch.float16, 10.0)])
+def test_a_large_mean_does_not_cancel(dtype, mean):
+    found, exact, native = three_ways((16, 24, 15, 15), "none", dtype=dtype, mean=mean)
+    for name in ("y", "x", "running_variance"):
+        assert error(found[name], exact[name]) <= max(5e-5, 1.1 * error(native[name], exact[name])), name
+    if dtype == torch.float32:
+        assert error(found["y"], exact["y"]) <= 5e-5
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("place", ["none", "before_activation"])
+def test_ghost_groups_are_batch_norms_of_every_nth_image(groups, place):
+    found, exact, _ = three_ways((6, 24, 5, 7), "celu", place, groups=groups)
+    for name, wrong in errors(found, exact).items():
+        assert wrong < 2e-6, name
+    x, (weight, bias) = channels_last(6, 24, 5, 7), vectors(24)
+    alone = F.celu(F.batch_norm(x[1::groups], None, None, weight, bias, True), alpha=0.3)
+    if place == "none":
+        torch.testing.assert_close(found["y"][1::groups], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_more_tiles_than_programs(monkeypatch):
+    """Three programs share the tiles, and the last gets fewer."""
+    monkeypatch.setattr("speedyresnet.kernels.batch_norm._MOST_PROGRAMS", 3)
+    found, exact, _ = three_ways((7, 64, 9, 9), mean=3.0)
+    for name, wrong in errors(found, exact).items():
+        assert wrong < 2e-6, name
+
+
+def test_constant_channels_nan_and_infinity_are_as_pytorchs():
+    x, (weight, bias) = channels_last(3, 8, 4, 4).detach(), vectors(8)
+    x[:, 1] = 5.0
+    x[0, 2, 0, 0] = torch.nan
+    x[0, 3, 1, 1] = torch.inf
+    statistics = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)
+    with poisoned_memory():
+        found = batch_norm_act(x, weight, bias, *statistics, activation="relu", epsilon=EPSILON)
+    expected = F.relu(F.batch_norm(x, None, None, weight, bias, True, eps=EPSILON))
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert statistics[0][2].isnan()
+    assert not statistics[0][[0, 1, 4]].isnan().any()
+
+
+def test_what_wants_no_gradient_gets_none():
+    x, (weight, bias) = channels_last(2, 8, 4, 4), vectors(8)
+    weight.requires_grad_(False)
+    y = batch_norm_act(x, weight, bias, torch.zeros_like(bias), torch.ones_like(bias), activation="gelu")
+    y.sum().backward()
+    assert weight.grad is None
+    assert x.grad is not None
+    assert bias.grad is not None
+
+
+def test_the_reference_has_the_gradients_of_its_function():
+    """gradcheck of the formulas that the kernels use, in float64."""
+    for activation, place in (("gelu", "before_activation"), ("celu", "none"), ("silu", "after_activation")):
+        x = channels_last(4, 3, 2, 3, dtype=torch.float64)
+        weight, bias = (each.detach().double().requires_grad_() for each in vectors(3))
+        residual = None if place == "none" else channels_last(4, 3, 2, 3, dtype=torch.float64, seed=5)
+        inputs = [x, weight, bias] + ([] if residual is None else [residual])
+
+        def forward(x, weight, bias, *residual, activation=activation, place=place):
+            running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+            given = residual[0] if residual else None
+            return batch_norm_act_reference(x, weight, bias, *running, given, activation, place, 0.1, 1e-5, 2)[0]
+
+        assert torch.autograd.gradcheck(forward, inputs)
+        y = forward(*inputs)
+        gradient = torch.randn_like(y)
+        expected = torch.autograd.grad(y, inputs, gradient)
+        variance, mean = torch.var_mean(x.detach().reshape(-1, 2, 3, 2, 3), dim=(0, 3, 4), correction=0)
+        from speedyresnet.kernels.batch_norm import batch_norm_act_backward_reference
+
+        found = batch_norm_act_backward_reference(
+            gradient, x.detach(), weight.detach(), bias.detach(), None if residual is None else residual.detach(),
+            mean, (variance + 1e-5).rsqrt(), activation, place, 2,
+        )  # fmt: skip
+        for one, other in zip(found[:3], expected[:3], strict=True):
+            torch.testing.assert_close(one, other)
+        if place == "before_activation":
+            torch.testing.assert_close(found[3], expected[3])
+
+
+def test_the_operators_pass_pytorchs_checks():
+    x, (weight, bias) = channels_last(2, 8, 4, 3).detach(), vectors(8)
+    weight, bias = weight.detach(), bias.detach()
+    residual = channels_last(2, 8, 4, 3, seed=4).detach()
+    for given, place in ((None, "none"), (residual, "before_activation")):
+        running = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)
+        arguments = x, weight, bias, *running, given, "gelu", place, 0.1, 1e-5, 2
+        torch.library.opcheck(torch.ops.speedyresnet.batch_norm_act.default, arguments)
+        _, mean, inverse = torch.ops.speedyresnet.batch_norm_act(*arguments)
+        backward = x, x, weight, bias, given, mean, inverse, "gelu", place, 2
+        torch.library.opcheck(torch.ops.speedyresnet.batch_norm_act_backward.default, backward)
+
+
+def test_a_graph_with_the_function_gives_the_same():
+    weight, bias = vectors(8)
+
+    def loss_and_gradients(x, running_mean, running_variance):
+        y = batch_norm_act(x * 2, weight, bias, running_mean, running_variance, activation="silu")
+        return torch.autograd.grad((y * y).sum(), [x, weight, bias])
+
+    torch._dynamo.config.trace_autograd_ops = True
+    compiled = torch.compile(loss_and_gradients, fullgraph=True, backend="aot_eager")
+    x = channels_last(2, 8, 4, 3)
+    statistics = [(torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)) for _ in range(2)]
+    found, expected = compiled(x, *statistics[0]), loss_and_gradients(x, *statistics[1])
+    for one, other in zip([*found, *statistics[0]], [*expected, *statistics[1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": lambda x: x.contiguous()}, "channels_last"),
+        ({"x": lambda x: x.double()}, "float16, bfloat16 or float32"),
+        ({"x": lambda x: x[0]}, r"\[N, C, H, W\]"),
+        ({"x": lambda x: x[:0]}, "empty"),
+        ({"weight": lambda w: w.half()}, r"weight has to be float32 \[8\]"),
+        ({"bias": lambda b: b[:3]}, r"bias has to be"),
+        ({"running_mean": lambda m: m.to("meta")}, "running_mean has to be"),
+        ({"residual": lambda r: r.half()}, "residual has to be"),
+        ({"residual": lambda r: r[:1]}, "residual has to be"),
+        ({"residual": lambda r: r.contiguous()}, "residual has to be in channels_last"),
+        ({"residual": lambda _: None}, "no residual"),
+        ({"residual_place": lambda _: "none"}, "a residual"),
+        ({"activation": lambda _: "tanh"}, "choose none, gelu"),
+        ({"groups": lambda _: 3}, "3 equal groups"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(change, message):
+    weight, bias = vectors(8)
+    arguments = {
+        "x": channels_last(2, 8, 4, 3).detach(), "weight": weight, "bias": bias,
+        "running_mean": torch.zeros(8, device=DEVICE), "running_variance": torch.ones(8, device=DEVICE),
+        "activation": "gelu", "residual": channels_last(2, 8, 4, 3).detach(), "residual_place": "before_activation",
+        "groups": 1,
+    }  # fmt: skip
+    ((name, function),) = change.items()
+    with pytest.raises(ValueError, match=message):
+        batch_norm_act(**(arguments | {name: function(arguments[name])}))
+
+
+def test_the_module_is_batch_norm_and_activation_in_training_and_evaluation():
+    ours, plain = BatchNormAct2d(8, "silu", eps=1e-3, momentum=0.2).to(DEVICE), torch.nn.BatchNorm2d(8, 1e-3, 0.2)
+    plain = plain.to(DEVICE)
+    with torch.no_grad():
+        for module in (ours, plain):
+            module.weight.copy_(vectors(8)[0])
+            module.bias.copy_(vectors(8)[1])
+    x, residual = channels_last(3, 8, 5, 4).detach(), channels_last(3, 8, 5, 4, seed=7).detach()
+    torch.testing.assert_close(ours(x, residual), F.silu(plain(x) + residual), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(x), F.silu(plain(x)), rtol=1e-5, atol=1e-5)
+    ours.eval(), plain.eval()
+    torch.testing.assert_close(ours(x, residual), F.silu(plain(x) + residual), rtol=1e-5, atol=1e-5)
+    assert not BatchNormAct2d(8, freeze_weight=True).weight.requires_grad
+
+
+def test_every_norm_of_the_shipped_recipes_is_compiled():
+    from speedyresnet.engine.nets import BatchNorm, make_net
+    from speedyresnet.engine.recipe import recipe
+    from speedyresnet.engine.recipes import registered_recipes
+
+    compiled = {case.shape.partition(",")[0] for case in COMPILE_CASES}
+    for name in registered_recipes():
+        made, shapes = recipe(name), []
+        net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
+        for module in net.modules():
+            if isinstance(module, BatchNorm):
+                module.register_forward_pre_hook(lambda _, given: shapes.append("x".join(map(str, given[0].shape))))  # noqa: B023
+        net(torch.empty(made.batch_size, 3, 32, 32, dtype=torch.float16, device="meta"))
+        assert made.net.activation == "gelu"
+        assert set(shapes) <= compiled
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_2_to_the_31():
+    x = torch.zeros(2100, 64, 128, 128, dtype=torch.float16, device="cuda").to(memory_format=torch.channels_last)
+    assert x.numel() > 2**31
+    x[-1].normal_()
+    weight, bias = torch.ones(64, device="cuda"), torch.zeros(64, device="cuda")
+    found = batch_norm_act(x, weight, bias, torch.zeros_like(bias), torch.ones_like(bias))
+    expected = F.batch_norm(x[-1:].float(), x.mean((0, 2, 3)).float(), x.float().var((0, 2, 3)), weight, bias)
+    assert error(found[-1:], expected) < 2e-3
