@@ -88,6 +88,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA GPUs")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels are launched on the current device, wherever their tensors are
     return device
 
 

@@ -147,7 +147,7 @@ def test_ghost_groups_are_batch_norms_of_every_nth_image(groups, place):
 def test_more_tiles_than_programs(monkeypatch):
     """Three programs share the tiles, and the last gets fewer."""
     monkeypatch.setattr("speedyresnet.kernels.batch_norm._MOST_PROGRAMS", 3)
-    found, exact, _ = three_ways((7, 64, 9, 9), mean=3.0)
+    found, exact, _ = three_ways((7, 64, 9, 10), mean=3.0)  # 20 tiles: 7, 7 and 6
     for name, wrong in errors(found, exact).items():
         assert wrong < 2e-6, name
 
