@@ -54,13 +54,13 @@ def _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS)
     return tl.load(x_ptr + group * PIXELS * CHANNELS + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=("ROWS", "tiles_each"))
+@triton.jit(do_not_specialize=("ROWS",))
 def statistics_kernel(
     x_ptr,  # [N, H, W, CHANNELS]
     means_ptr,  # float32 [programs, GROUPS, CHANNELS], less the pivot
     squares_ptr,  # float32, likewise: sums of squared deviations from those means
     ROWS,
-    tiles_each,
+    TILES_EACH: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -73,14 +73,15 @@ def statistics_kernel(
     mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     seen = 0.0
-    for tile in range(program * tiles_each, tl.minimum((program + 1) * tiles_each, tl.cdiv(ROWS, BLOCK_ROWS))):
+    for index in range(TILES_EACH):  # the last program may have tiles without rows
+        tile = program * TILES_EACH + index
         places, mask = _tile_device(
             tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
         )
         x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
         distances = tl.where(mask, x - pivot[None, :], 0.0)
-        count = tl.minimum(ROWS - tile * BLOCK_ROWS, BLOCK_ROWS).to(tl.float32)
-        tile_mean = tl.sum(distances, 0) / count
+        count = tl.maximum(tl.minimum(ROWS - tile * BLOCK_ROWS, BLOCK_ROWS), 0).to(tl.float32)
+        tile_mean = tl.sum(distances, 0) / tl.maximum(count, 1.0)
         deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)
         step = tile_mean - mean
         mean += step * (count / (seen + count))
@@ -190,7 +191,7 @@ def apply_kernel(
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("ROWS", "tiles_each"))
+@triton.jit(do_not_specialize=("ROWS",))
 def gradient_sums_kernel(
     gradient_ptr,  # of y: [N, H, W, CHANNELS]
     x_ptr,  # likewise
@@ -202,7 +203,7 @@ def gradient_sums_kernel(
     bias_sums_ptr,  # float32 [programs, GROUPS, CHANNELS]
     weight_sums_ptr,  # likewise
     ROWS,
-    tiles_each,
+    TILES_EACH: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -216,7 +217,8 @@ def gradient_sums_kernel(
     program, first_channel, group = tl.program_id(0), tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
     bias_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     weight_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    for tile in range(program * tiles_each, tl.minimum((program + 1) * tiles_each, tl.cdiv(ROWS, BLOCK_ROWS))):
+    for index in range(TILES_EACH):  # the last program may have tiles without rows
+        tile = program * TILES_EACH + index
         places, mask = _tile_device(
             tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
         )
@@ -352,7 +354,9 @@ def batch_norm_act_triton(
     means, squares = (torch.empty(programs, groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
     mean, inverse_deviation = (torch.empty(groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
     y = torch.empty_like(x)
-    statistics_kernel[programs, channel_blocks, groups](x, means, squares, rows, each, **blocks, num_warps=WARPS)
+    statistics_kernel[programs, channel_blocks, groups](
+        x, means, squares, rows, TILES_EACH=each, **blocks, num_warps=WARPS
+    )
     combine_statistics_kernel[(-(-x.shape[1] // 16),)](
         x, means, squares, mean, inverse_deviation, running_mean, running_variance,
         rows, each * blocks["BLOCK_ROWS"], programs, momentum, epsilon,
@@ -383,7 +387,7 @@ def batch_norm_act_backward_triton(
     source = x if residual is None else residual
     options = {"ACTIVATION": activation, "ALPHA": CELU_ALPHA, "RESIDUAL": residual_place}
     gradient_sums_kernel[programs, channel_blocks, groups](
-        gradient, x, source, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, rows, each,
+        gradient, x, source, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, rows, TILES_EACH=each,
         **options, **blocks, num_warps=WARPS,
     )  # fmt: skip
     combine_gradient_sums_kernel[-(-x.shape[1] // 16), groups](
@@ -658,7 +662,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
 def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
     """All kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
-    blocks, (_, _, programs) = _blocks(x, 1), _tiles(x, 1)
+    blocks, (_, each, programs) = _blocks(x, 1), _tiles(x, 1)
+    shared = {"TILES_EACH": each}
     combining = {key: value for key, value in blocks.items() if not key.startswith("BLOCK")} | _combining(x, programs)
     options = {"ACTIVATION": "gelu", "ALPHA": CELU_ALPHA, "RESIDUAL": "none"}
     tiled = {key: blocks[key] for key in ("CHANNELS", "PIXELS", "GROUPS")} | options
@@ -667,10 +672,10 @@ def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
     without_pixels = {key: value for key, value in combining.items() if key != "PIXELS"}
     found = []
     for function, constants, moved, wide in (
-        (statistics_kernel, blocks, size + 2 * partial, True),
+        (statistics_kernel, shared | blocks, size + 2 * partial, True),
         (combine_statistics_kernel, combining, 2 * partial, False),
         (apply_kernel, tiled, 2 * size, True),
-        (gradient_sums_kernel, tiled, 2 * size + 2 * partial, True),
+        (gradient_sums_kernel, shared | tiled, 2 * size + 2 * partial, True),
         (combine_gradient_sums_kernel, without_pixels, 2 * partial, False),
         (input_gradient_kernel, tiled, 3 * size, True),
     ):
