@@ -41,7 +41,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 def recorded_trace(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """The profiler's trace of `run`, which has to wait for the device itself, in Chrome's format."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:  # without it some versions warn
         run()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
