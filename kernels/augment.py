@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from .language import INTERPRETED, tl, triton
 from .random import below, below_device, permuted, permuted_device, random_words, random_words_device, shuffle_rectangle
@@ -484,7 +484,7 @@ def augmented_batch_reference(
 
 # -- registration
 
-_LIBRARY = torch.library.Library("speedyresnet", "FRAGMENT")
+_LIBRARY = library.Library("speedyresnet", "FRAGMENT")
 _LIBRARY.define(
     "augment(Tensor images, Tensor labels, Tensor seed, Tensor counter, Tensor scale, Tensor shift, int batch_size, "
     "int steps_per_epoch, ScalarType dtype, int crop, int padding, str padding_mode, str flip, int cutout, int cutmix)"
@@ -520,7 +520,7 @@ def _augment_fake(
 _TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton), "CUDA")
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton if INTERPRETED else augmented_batch_reference), "CPU")
-torch.library.register_fake("speedyresnet::augment", _augment_fake, lib=_LIBRARY)
+library.register_fake("speedyresnet::augment", _augment_fake, lib=_LIBRARY)
 
 
 # -- public

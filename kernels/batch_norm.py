@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .language import AVAILABLE, INTERPRETED, tl, triton
@@ -456,7 +456,7 @@ def batch_norm_act_backward_reference(
 
 # -- registration
 
-_LIBRARY = torch.library.Library("speedyresnet", "FRAGMENT")
+_LIBRARY = library.Library("speedyresnet", "FRAGMENT")
 _LIBRARY.define(
     "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_variance, "
     "Tensor? residual, str activation, str residual_place, float momentum, float epsilon, int groups) "
@@ -474,13 +474,13 @@ for _name, _kernel, _plain in (
     _LIBRARY.impl(_name, _kernel if INTERPRETED else _plain, "CPU")
 
 
-@torch.library.register_fake("speedyresnet::batch_norm_act", lib=_LIBRARY)
+@library.register_fake("speedyresnet::batch_norm_act", lib=_LIBRARY)
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, inverse_deviation = (x.new_empty((arguments[-1], x.shape[1]), dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x, memory_format=torch.channels_last), mean, inverse_deviation
 
 
-@torch.library.register_fake("speedyresnet::batch_norm_act_backward", lib=_LIBRARY)
+@library.register_fake("speedyresnet::batch_norm_act_backward", lib=_LIBRARY)
 def _backward_fake(gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
                    mean: Tensor, inverse_deviation: Tensor, activation: str, residual_place: str,
                    groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip

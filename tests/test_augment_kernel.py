@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import library
 
 from speedyresnet.kernels.augment import Augmentation, Transforms, augmented_batch, normalisation
 
@@ -135,8 +136,8 @@ def test_the_operator_passes_pytorchs_checks():
     images, labels, scale, shift = inputs()
     transforms = (0, 2, "reflect", "alternating", 3, 4)
     arguments = images, labels, one(1), one(2), scale, shift, 9, 4, torch.float16, *transforms
-    torch.library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
-    torch.library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0))
+    library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
+    library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0))
 
 
 def test_a_graph_with_the_operator_gives_the_same():

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import (
@@ -213,10 +214,10 @@ def test_the_operators_pass_pytorchs_checks():
     for given, place in ((None, "none"), (residual, "before_activation")):
         running = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE)
         arguments = x, weight, bias, *running, given, "gelu", place, 0.1, 1e-5, 2
-        torch.library.opcheck(torch.ops.speedyresnet.batch_norm_act.default, arguments)
+        library.opcheck(torch.ops.speedyresnet.batch_norm_act.default, arguments)
         _, mean, inverse = torch.ops.speedyresnet.batch_norm_act(*arguments)
         backward = x, x, weight, bias, given, mean, inverse, "gelu", place, 2
-        torch.library.opcheck(torch.ops.speedyresnet.batch_norm_act_backward.default, backward)
+        library.opcheck(torch.ops.speedyresnet.batch_norm_act_backward.default, backward)
 
 
 def test_a_graph_with_the_function_gives_the_same():
