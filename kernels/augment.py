@@ -1,13 +1,15 @@
-"""GPU-side augmentation: gather a batch of uint8 images, crop, mirror, cut out, mix and normalise it, shuffle included.
+"""GPU-side augmentation in one pass: gather uint8 images, crop, mirror, jitter, cut out, mix, scale and normalise them.
 
 Legend: N images in the data set, B in the batch, H x W pixels, C channels, h x w pixels of the window.
 
-    out[b, :, i, j] = image[id[b], r, c, :] * scale + shift,    r = |i + row[b] - padding| reflected into [0, H),
-                                                               c likewise from j, or from w - 1 - j if mirrored
+    window[b, :, i, j] = image[id[b], r, c, :] * scale + shift,    r = |i + row[b] - padding| reflected into [0, H),
+                                                                   c likewise from j, or from w - 1 - j if mirrored
     id[b] = shuffle of 0..N-1 at position (step of the epoch) * B + b
 
-Layout: images uint8 [N, H, W, C], batch [B, C, h, w] in channels_last, so both are rows of w * C values. Cutout and
-zero padding zero pixels after normalisation; cutmix takes a square from another image.
+then, each where it is on: zero padding, (window + brightness[b]) * contrast[b], a hole of zeros (cutout), a square of
+another image's window (cutmix), bilinear down-scaling of the whole.
+
+Layout: images uint8 [N, H, W, C], batch [B, C, h, w] in channels_last, so both are rows of w * C values.
 
 The Triton kernel makes one pass in one launch: it reads B*h*w*C bytes and writes B*h*w*C values, 9.2 kB an image of
 CIFAR-10 in float16. One program draws and writes one image. Where nothing is fused, PyTorch gathers, converts,
@@ -21,14 +23,25 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from .language import INTERPRETED, tl, triton
-from .random import below, below_device, permuted, permuted_device, random_words, random_words_device, shuffle_rectangle
+from .random import (
+    below,
+    below_device,
+    between_device,
+    between_minus_and_plus_one,
+    permuted,
+    permuted_device,
+    random_words,
+    random_words_device,
+    shuffle_rectangle,
+)
 from .resources import CompileCase
 
 # The independent random draws of an image; a new draw takes a new number, so that old runs keep theirs.
-_WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM = 0, 1, 2, 3
+_WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM, _JITTER_STREAM = 0, 1, 2, 3, 4
 _SHUFFLE_STREAM = 0  # of shuffles, which are drawn in another way than words
 
 
@@ -43,10 +56,20 @@ class Transforms:
     flip: Literal["none", "random", "alternating"] = "none"
     cutout: int = 0
     cutmix: int = 0
+    brightness: float = 0.0
+    """A number drawn from [-brightness, brightness) is added to an image, in normalised units."""
+    contrast: float = 0.0
+    """Then it is multiplied with one from [1 - contrast, 1 + contrast)."""
+    size: int = 0
+    """The whole window is scaled down to this side, bilinearly and without antialiasing; 0: not at all."""
 
     def window(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what comes out of images of `height` x `width` pixels."""
+        """Height and width of what is cut out of images of `height` x `width` pixels."""
         return (self.crop, self.crop) if self.crop else (height, width)
+
+    def result(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what comes out of images of `height` x `width` pixels."""
+        return (self.size, self.size) if self.size else self.window(height, width)
 
 
 class Batch(NamedTuple):
@@ -72,22 +95,72 @@ class Draws(NamedTuple):
     cutout_column: Tensor
     cutmix_row: Tensor
     cutmix_column: Tensor
+    brightness: Tensor
+    """float32 [B], added to the normalised image."""
+    contrast: Tensor
+    """float32 [B], what it is then multiplied with."""
 
 
-# -- device code
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConstants:
+    """What the device code is compiled for: `Transforms` and sizes, all of them known."""
+
+    count: int
+    shuffle_rows: int
+    shuffle_columns: int
+    height: int
+    width: int
+    channels: int
+    window_height: int
+    window_width: int
+    out_height: int
+    out_width: int
+    padding: int
+    zero_padding: bool
+    flip: str
+    cutout: int
+    cutmix: int
+    brightness: float
+    contrast: float
+
+
+# -- device code; `S` is an AugmentConstants
 
 
 @triton.jit
-def _window_device(image, seed, epoch, ROW_POSITIONS: tl.constexpr, COLUMN_POSITIONS: tl.constexpr, FLIP: tl.constexpr):
-    """First row and column of an image's window, and 1 where it is mirrored."""
+def _draws_device(image, seed, epoch, S: tl.constexpr):
+    """What `Draws` has, of one image."""
     words = random_words_device(seed, epoch, image, 0)  # _WINDOW_STREAM
-    row, column = below_device(words[0], ROW_POSITIONS), below_device(words[1], COLUMN_POSITIONS)
+    row = below_device(words[0], S.height + 2 * S.padding - S.window_height + 1).to(tl.int32)
+    column = below_device(words[1], S.width + 2 * S.padding - S.window_width + 1).to(tl.int32)
     mirror = tl.zeros_like(image)
-    if FLIP == "random":
+    if S.flip == "random":
         mirror = words[2] & 1
-    if FLIP == "alternating":
+    if S.flip == "alternating":
         mirror = (random_words_device(seed, tl.zeros_like(epoch), image, 1)[0] ^ epoch) & 1  # _COIN_STREAM
-    return row.to(tl.int32), column.to(tl.int32), mirror
+    squares = random_words_device(seed, epoch, image, 2)  # _SQUARE_STREAM; dropped where nothing uses it
+    cutout_row = below_device(squares[0], S.window_height - S.cutout + 1).to(tl.int32)
+    cutout_column = below_device(squares[1], S.window_width - S.cutout + 1).to(tl.int32)
+    cutmix_row = below_device(squares[2], S.window_height - S.cutmix + 1).to(tl.int32)
+    cutmix_column = below_device(squares[3], S.window_width - S.cutmix + 1).to(tl.int32)
+    jitter = random_words_device(seed, epoch, image, 4)  # _JITTER_STREAM
+    brightness, contrast = between_device(jitter[0]) * S.brightness, 1.0 + between_device(jitter[1]) * S.contrast
+    return row, column, mirror, cutout_row, cutout_column, cutmix_row, cutmix_column, brightness, contrast
+
+
+@triton.jit
+def drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, batch_size, S: tl.constexpr):
+    """The image at a place of the batch, its draws, the image that is pasted into it, and that one's draws."""
+    seed, counter = tl.load(seed_ptr), tl.load(counter_ptr)
+    epoch = (counter // steps_per_epoch).to(tl.uint32)
+    position = (counter % steps_per_epoch * batch_size + in_batch).to(tl.uint32)
+    image = permuted_device(position, seed, epoch, 0, S.count, S.shuffle_rows, S.shuffle_columns)  # _SHUFFLE_STREAM
+    draws = _draws_device(image, seed, epoch, S)
+    partner, partner_draws = image, draws
+    if S.cutmix > 0:
+        partner = permuted_device(image, seed, epoch, 3, S.count, S.shuffle_rows, S.shuffle_columns)  # _PARTNER_STREAM
+        partner_draws = _draws_device(partner, seed, epoch, S)
+    return image, draws, partner, partner_draws
 
 
 @triton.jit
@@ -97,126 +170,114 @@ def _reflected_device(index, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _places_device(
-    rows,
-    columns,
-    channels,
-    window,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WINDOW_WIDTH: tl.constexpr,
-    PADDING: tl.constexpr,
-):
-    """Offsets within an image that the rows x columns of a window show, and which of them are no padding."""
-    row, column, mirror = window
-    place_row = rows + (row - PADDING)
-    place_column = tl.where(mirror != 0, WINDOW_WIDTH - 1 - columns, columns) + (column - PADDING)
-    source_row, source_column = _reflected_device(place_row, HEIGHT), _reflected_device(place_column, WIDTH)
-    places = (source_row * (WIDTH * CHANNELS))[:, None] + (source_column * CHANNELS + channels)[None, :]
-    return places, (source_row == place_row)[:, None] & (source_column == place_column)[None, :]
-
-
-@triton.jit
 def _in_square_device(rows, columns, row, column, SIDE: tl.constexpr):
-    """Which of the rows x columns lie in the square whose first corner is (row, column)."""
-    row, column = row.to(tl.int32), column.to(tl.int32)
-    in_rows, in_columns = (rows >= row) & (rows < row + SIDE), (columns >= column) & (columns < column + SIDE)
-    return in_rows[:, None] & in_columns[None, :]
+    """Which rows and columns lie in the square whose first corner is (row, column)."""
+    return ((rows >= row) & (rows < row + SIDE)) & ((columns >= column) & (columns < column + SIDE))
 
 
 @triton.jit
-def _cut_out_device(
-    rows, columns, square, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, CUTOUT: tl.constexpr
-):
-    """Which of the rows x columns the cutout of an image hides, whose words are `square`."""
-    row, column = (
-        below_device(square[0], WINDOW_HEIGHT - CUTOUT + 1),
-        below_device(square[1], WINDOW_WIDTH - CUTOUT + 1),
-    )
-    return _in_square_device(rows, columns, row, column, CUTOUT)
+def _image_values_device(images_ptr, image, draws, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
+    """`_window_values_device` of one image, nothing pasted in."""
+    place_row = rows + (draws[0] - S.padding)
+    place_column = tl.where(draws[2] != 0, S.window_width - 1 - columns, columns) + (draws[1] - S.padding)
+    row, column = _reflected_device(place_row, S.height), _reflected_device(place_column, S.width)
+    start = images_ptr + image.to(tl.int64) * (S.height * S.width * S.channels)
+    pixels = tl.load(start + row * (S.width * S.channels) + (column * S.channels + channels), mask=mask, other=0)
+    values = pixels.to(tl.float32) * scale + shift
+    if S.zero_padding:
+        values = tl.where((row == place_row) & (column == place_column), values, 0.0)
+    if S.brightness > 0 or S.contrast > 0:
+        values = (values + draws[7]) * draws[8]
+    if S.cutout > 0:
+        values = tl.where(_in_square_device(rows, columns, draws[3], draws[4], S.cutout), 0.0, values)
+    return values
+
+
+@triton.jit
+def _window_values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
+    """`values_device` before scaling: (rows, columns) are of the window."""
+    image, draws, partner, partner_draws = drawn
+    if S.cutmix > 0:
+        pasted = _in_square_device(rows, columns, draws[5], draws[6], S.cutmix)
+        others = _image_values_device(
+            images_ptr, partner, partner_draws, rows, columns, channels, scale, shift, mask & pasted, S
+        )
+        own_mask = mask & (pasted == 0)
+        own = _image_values_device(images_ptr, image, draws, rows, columns, channels, scale, shift, own_mask, S)
+        values = tl.where(pasted, others, own)
+    else:
+        values = _image_values_device(images_ptr, image, draws, rows, columns, channels, scale, shift, mask, S)
+    return values
+
+
+@triton.jit
+def _taps_device(index, SIZE: tl.constexpr, OUT_SIZE: tl.constexpr):
+    """The two places that a scaled place lies between, and the weight of the second."""
+    place = (index.to(tl.float32) + 0.5) * (SIZE / OUT_SIZE) - 0.5
+    first = place.to(tl.int32)
+    return first, tl.minimum(first + 1, SIZE - 1), place - first.to(tl.float32)
+
+
+@triton.jit
+def values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
+    """Augmented and normalised float32 values of what `drawn_device` gives, at (rows, columns, channels) of the result.
+
+    Rows, columns, channels, scale and shift may have any shapes that broadcast to that of the mask.
+    """
+    if S.out_height == S.window_height and S.out_width == S.window_width:
+        values = _window_values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S)
+    else:
+        top, bottom, down = _taps_device(rows, S.window_height, S.out_height)
+        left, right, along = _taps_device(columns, S.window_width, S.out_width)
+        first = _window_values_device(images_ptr, drawn, top, left, channels, scale, shift, mask, S)
+        second = _window_values_device(images_ptr, drawn, top, right, channels, scale, shift, mask, S)
+        upper = first + along * (second - first)
+        first = _window_values_device(images_ptr, drawn, bottom, left, channels, scale, shift, mask, S)
+        second = _window_values_device(images_ptr, drawn, bottom, right, channels, scale, shift, mask, S)
+        values = upper + down * (first + along * (second - first) - upper)
+    return values
+
+
+@triton.jit
+def store_labels_device(labels_ptr, batch_labels_ptr, pasted_labels_ptr, drawn, in_batch, S: tl.constexpr):
+    """Write the label of an image and of what is pasted into it."""
+    tl.store(batch_labels_ptr + in_batch, tl.load(labels_ptr + drawn[0]))
+    if S.cutmix > 0:
+        tl.store(pasted_labels_ptr + in_batch, tl.load(labels_ptr + drawn[2]))
 
 
 @triton.jit(do_not_specialize=("steps_per_epoch",))
 def augment_kernel(
-    images_ptr,  # uint8 [COUNT, HEIGHT, WIDTH, CHANNELS]
-    labels_ptr,  # int64 [COUNT]
+    images_ptr,  # uint8 [count, height, width, channels]
+    labels_ptr,  # int64 [count]
     seed_ptr,  # int64 [1]
     counter_ptr,  # int64 [1]
-    scale_ptr,  # float32 [CHANNELS]
-    shift_ptr,  # float32 [CHANNELS]
-    batch_ptr,  # [B, WINDOW_HEIGHT, WINDOW_WIDTH, CHANNELS]
+    scale_ptr,  # float32 [channels]
+    shift_ptr,  # float32 [channels]
+    batch_ptr,  # [B, out_height, out_width, channels]
     batch_labels_ptr,  # int64 [B]
     pasted_labels_ptr,  # int64 [B], untouched without cutmix
     steps_per_epoch,
-    COUNT: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WINDOW_HEIGHT: tl.constexpr,
-    WINDOW_WIDTH: tl.constexpr,
-    PADDING: tl.constexpr,
-    ZERO_PADDING: tl.constexpr,
-    FLIP: tl.constexpr,
-    CUTOUT: tl.constexpr,
-    CUTMIX: tl.constexpr,
+    S: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
     """One program draws and writes one image, or where its rows are long, one block of their values."""
-    in_batch, batch_size = tl.program_id(0), tl.num_programs(0)
-    seed, counter = tl.load(seed_ptr), tl.load(counter_ptr)
-    epoch = (counter // steps_per_epoch).to(tl.uint32)
-    position = (counter % steps_per_epoch * batch_size + in_batch).to(tl.uint32)
-    image = permuted_device(position, seed, epoch, 0, COUNT, ROWS, COLUMNS)  # _SHUFFLE_STREAM
-    ROW_POSITIONS: tl.constexpr = HEIGHT + 2 * PADDING - WINDOW_HEIGHT + 1
-    COLUMN_POSITIONS: tl.constexpr = WIDTH + 2 * PADDING - WINDOW_WIDTH + 1
-    window = _window_device(image, seed, epoch, ROW_POSITIONS, COLUMN_POSITIONS, FLIP)
-    square = random_words_device(seed, epoch, image, 2)  # _SQUARE_STREAM; dropped where nothing uses it
-    partner, partner_window, partner_square = image, window, square
-    if CUTMIX > 0:
-        partner = permuted_device(image, seed, epoch, 3, COUNT, ROWS, COLUMNS)  # _PARTNER_STREAM
-        partner_window = _window_device(partner, seed, epoch, ROW_POSITIONS, COLUMN_POSITIONS, FLIP)
-        partner_square = random_words_device(seed, epoch, partner, 2)
+    in_batch = tl.program_id(0)
+    drawn = drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, tl.num_programs(0), S)
     if tl.program_id(1) == 0:
-        tl.store(batch_labels_ptr + in_batch, tl.load(labels_ptr + image))
-        if CUTMIX > 0:
-            tl.store(pasted_labels_ptr + in_batch, tl.load(labels_ptr + partner))
-
-    values = tl.program_id(1) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)  # of a row: column * CHANNELS + channel
-    columns, channels = values // CHANNELS, values % CHANNELS
-    in_row = values < WINDOW_WIDTH * CHANNELS  # not by columns: the compiler has to see runs of 8 for wide stores
+        store_labels_device(labels_ptr, batch_labels_ptr, pasted_labels_ptr, drawn, in_batch, S)
+    values = tl.program_id(1) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)  # of a row: column * channels + channel
+    columns, channels = (values // S.channels)[None, :], values % S.channels
+    in_row = values < S.out_width * S.channels  # not by columns: the compiler has to see runs of 8 for wide stores
     scale = tl.load(scale_ptr + channels, mask=in_row, other=0.0)[None, :]
     shift = tl.load(shift_ptr + channels, mask=in_row, other=0.0)[None, :]
-    image_start = image.to(tl.int64) * (HEIGHT * WIDTH * CHANNELS)
-    partner_start = partner.to(tl.int64) * (HEIGHT * WIDTH * CHANNELS)
-    batch_start = in_batch.to(tl.int64) * (WINDOW_HEIGHT * WINDOW_WIDTH * CHANNELS)
-    for first_row in range(0, WINDOW_HEIGHT, BLOCK_ROWS):
-        rows = first_row + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < WINDOW_HEIGHT)[:, None] & in_row[None, :]
-        places, inside = _places_device(rows, columns, channels, window, HEIGHT, WIDTH, CHANNELS, WINDOW_WIDTH, PADDING)
-        sources = images_ptr + image_start + places
-        if CUTMIX > 0:
-            corner_row = below_device(square[2], WINDOW_HEIGHT - CUTMIX + 1)
-            corner_column = below_device(square[3], WINDOW_WIDTH - CUTMIX + 1)
-            from_partner = _in_square_device(rows, columns, corner_row, corner_column, CUTMIX)
-            partner_places, partner_inside = _places_device(
-                rows, columns, channels, partner_window, HEIGHT, WIDTH, CHANNELS, WINDOW_WIDTH, PADDING
-            )
-            sources = tl.where(from_partner, images_ptr + partner_start + partner_places, sources)
-            inside = tl.where(from_partner, partner_inside, inside)
-        result = tl.load(sources, mask=mask, other=0).to(tl.float32) * scale + shift
-        if ZERO_PADDING:
-            result = tl.where(inside, result, 0.0)
-        if CUTOUT > 0:
-            hidden = _cut_out_device(rows, columns, square, WINDOW_HEIGHT, WINDOW_WIDTH, CUTOUT)
-            if CUTMIX > 0:  # what is pasted in has its own hole
-                partner_hidden = _cut_out_device(rows, columns, partner_square, WINDOW_HEIGHT, WINDOW_WIDTH, CUTOUT)
-                hidden = tl.where(from_partner, partner_hidden, hidden)
-            result = tl.where(hidden, 0.0, result)
-        targets = batch_ptr + batch_start + rows[:, None] * (WINDOW_WIDTH * CHANNELS) + values[None, :]
+    batch_start = batch_ptr + in_batch.to(tl.int64) * (S.out_height * S.out_width * S.channels)
+    for first_row in range(0, S.out_height, BLOCK_ROWS):
+        rows = (first_row + tl.arange(0, BLOCK_ROWS))[:, None]
+        mask = (rows < S.out_height) & in_row[None, :]
+        result = values_device(images_ptr, drawn, rows, columns, channels[None, :], scale, shift, mask, S)
+        targets = batch_start + rows * (S.out_width * S.channels) + values[None, :]
         tl.store(targets, result.to(batch_ptr.dtype.element_ty), mask=mask)
 
 
@@ -246,6 +307,8 @@ def _check_augment(images: Tensor, labels: Tensor, scale: Tensor, transforms: Tr
         raise ValueError(f"a crop of {transforms.crop} exceeds images of {height} x {width} padded by {room // 2}")
     if max(transforms.cutout, transforms.cutmix) > min(window):
         raise ValueError(f"cutout {transforms.cutout} or cutmix {transforms.cutmix} exceeds a window of {window}")
+    if transforms.size > min(window):
+        raise ValueError(f"size {transforms.size} exceeds a window of {window}: windows are only scaled down")
 
 
 def augmented_batch_triton(
@@ -262,18 +325,17 @@ def augmented_batch_triton(
 ) -> Batch:
     """`augmented_batch` as one launch of the kernel."""
     count, height, width, channels = images.shape
-    window_height, window_width = transforms.window(height, width)
-    shape = batch_size, window_height, window_width, channels
-    batch = torch.empty(shape, dtype=dtype, device=images.device)
+    out_height, out_width = transforms.result(height, width)
+    batch = torch.empty((batch_size, out_height, out_width, channels), dtype=dtype, device=images.device)
     batch_labels, pasted_labels = (
         torch.empty(size, dtype=torch.int64, device=images.device)
         for size in (batch_size, batch_size if transforms.cutmix else 0)
     )
-    constants = augment_constants(count, height, width, channels, transforms)
-    grid = batch_size, -(-window_width * channels // constants["BLOCK_VALUES"])
+    blocks = _blocks(out_width * channels)
+    grid = batch_size, -(-out_width * channels // blocks["BLOCK_VALUES"])
     augment_kernel[grid](
         images, labels, seed, counter, scale, shift, batch, batch_labels, pasted_labels, steps_per_epoch,
-        **constants, num_warps=AUGMENT_WARPS,
+        augment_constants(count, height, width, channels, transforms), **blocks, num_warps=AUGMENT_WARPS,
     )  # fmt: skip
     return Batch(batch.permute(0, 3, 1, 2), batch_labels, pasted_labels if transforms.cutmix else None)
 
@@ -282,33 +344,42 @@ AUGMENT_WARPS = 1
 """The draws of an image are the same work for every warp of its program."""
 
 
-def augment_constants(count: int, height: int, width: int, channels: int, transforms: Transforms) -> dict[str, Any]:
-    """The compile-time constants of the kernel for such images and transforms."""
+def augment_constants(count: int, height: int, width: int, channels: int, transforms: Transforms) -> AugmentConstants:
+    """What device code is compiled for with such images and transforms."""
     window_height, window_width = transforms.window(height, width)
+    out_height, out_width = transforms.result(height, width)
     rows, columns = shuffle_rectangle(count)
-    block_values = min(_next_power_of_two(window_width * channels), 256)
-    return {
-        "COUNT": count,
-        "ROWS": rows,
-        "COLUMNS": columns,
-        "HEIGHT": height,
-        "WIDTH": width,
-        "CHANNELS": channels,
-        "WINDOW_HEIGHT": window_height,
-        "WINDOW_WIDTH": window_width,
-        "PADDING": transforms.padding,
-        "ZERO_PADDING": transforms.padding_mode == "zero" and transforms.padding > 0,
-        "FLIP": transforms.flip,
-        "CUTOUT": transforms.cutout,
-        "CUTMIX": transforms.cutmix,
-        "BLOCK_ROWS": max(512 // block_values, 1),  # twice as many and cutmix spills with Triton 3.6
-        "BLOCK_VALUES": block_values,
-    }
+    return AugmentConstants(
+        count=count,
+        shuffle_rows=rows,
+        shuffle_columns=columns,
+        height=height,
+        width=width,
+        channels=channels,
+        window_height=window_height,
+        window_width=window_width,
+        out_height=out_height,
+        out_width=out_width,
+        padding=transforms.padding,
+        zero_padding=transforms.padding_mode == "zero" and transforms.padding > 0,
+        flip=transforms.flip,
+        cutout=transforms.cutout,
+        cutmix=transforms.cutmix,
+        brightness=transforms.brightness,
+        contrast=transforms.contrast,
+    )
+
+
+def _blocks(row_values: int) -> dict[str, int]:
+    """Sizes of a tile for rows of so many values."""
+    block_values = min(_next_power_of_two(row_values), 256)
+    # With twice as many values a tile, cutmix spills in Triton 3.6.
+    return {"BLOCK_ROWS": max(512 // block_values, 1), "BLOCK_VALUES": block_values}
 
 
 def _compile_case(batch_size: int, transforms: Transforms) -> CompileCase:
     """The kernel on CIFAR-10 in float16."""
-    pixels = 32 * 32 * 3
+    height, width = transforms.result(32, 32)
     written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
     return CompileCase(
         shape=f"{batch_size} of 50000x32x32x3, float16, {', '.join(written)}",
@@ -325,9 +396,9 @@ def _compile_case(batch_size: int, transforms: Transforms) -> CompileCase:
             "pasted_labels_ptr": "*i64",
             "steps_per_epoch": "i32",
         },
-        constants=augment_constants(50_000, 32, 32, 3, transforms),
+        constants={"S": augment_constants(50_000, 32, 32, 3, transforms)} | _blocks(width * 3),
         warps=AUGMENT_WARPS,
-        bytes=batch_size * (3 * pixels + 16),
+        bytes=batch_size * (3 * 32 * 32 + 2 * 3 * height * width + 16),
     )
 
 
@@ -344,8 +415,11 @@ def augmentation_draws(
     """The draws of images `ids` (int64 [B]) in `epoch` (int64 [1]) of the run `seed` (int64 [1])."""
     window_height, window_width = transforms.window(height, width)
     words = random_words(seed, epoch, ids, _WINDOW_STREAM)
+    none = [torch.zeros_like(ids)] * 4
     squares = transforms.cutout > 0 or transforms.cutmix > 0
-    square = random_words(seed, epoch, ids, _SQUARE_STREAM) if squares else [torch.zeros_like(ids)] * 4
+    square = random_words(seed, epoch, ids, _SQUARE_STREAM) if squares else none
+    jitters = transforms.brightness > 0 or transforms.contrast > 0
+    jitter = random_words(seed, epoch, ids, _JITTER_STREAM) if jitters else none
     return Draws(
         row=below(words[0], height + 2 * transforms.padding - window_height + 1),
         column=below(words[1], width + 2 * transforms.padding - window_width + 1),
@@ -354,6 +428,8 @@ def augmentation_draws(
         cutout_column=below(square[1], window_width - transforms.cutout + 1),
         cutmix_row=below(square[2], window_height - transforms.cutmix + 1),
         cutmix_column=below(square[3], window_width - transforms.cutmix + 1),
+        brightness=between_minus_and_plus_one(jitter[0]) * transforms.brightness,
+        contrast=1 + between_minus_and_plus_one(jitter[1]) * transforms.contrast,
     )
 
 
@@ -404,16 +480,8 @@ def normalisation(
     return (1 / (255 * spread)).to(device, dtype), (-center / spread).to(device, dtype)
 
 
-def augment(
-    images: Tensor,
-    ids: Tensor,
-    draws: Draws,
-    scale: Tensor,
-    shift: Tensor,
-    transforms: Transforms,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The augmented and normalised images `ids`, cutmix left out (see `pasted`).
+def augment(images: Tensor, ids: Tensor, draws: Draws, scale: Tensor, shift: Tensor, transforms: Transforms) -> Tensor:
+    """The augmented and normalised windows of the images `ids`, without cutmix (see `pasted`) and down-scaling.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
@@ -422,10 +490,9 @@ def augment(
         scale: [C], what a pixel value 0..255 is multiplied with, in float32 or float64.
         shift: [C], what is then added.
         transforms: which transforms are on.
-        dtype: of the result; the arithmetic is done in that of `scale`.
 
     Returns:
-        [B, C, h, w] in channels_last.
+        [B, C, h, w] in channels_last, in the dtype of `scale`.
     """
     height, width = images.shape[1:3]
     window_height, window_width = transforms.window(height, width)
@@ -435,10 +502,13 @@ def augment(
     column = column + draws.column[:, None] - transforms.padding
     source_row, source_column = _reflected(row, height), _reflected(column, width)
     pixels = images[ids[:, None, None], source_row[:, :, None], source_column[:, None, :]]
-    batch = (pixels.to(scale.dtype) * scale + shift).to(dtype)
+    batch = pixels.to(scale.dtype) * scale + shift
     if transforms.padding_mode == "zero" and transforms.padding > 0:
         inside = (row == source_row)[:, :, None] & (column == source_column)[:, None, :]
         batch = batch * inside.unsqueeze(-1)
+    if transforms.brightness > 0 or transforms.contrast > 0:
+        both = draws.brightness.to(scale.dtype), draws.contrast.to(scale.dtype)
+        batch = (batch + both[0][:, None, None, None]) * both[1][:, None, None, None]
     if transforms.cutout > 0:
         square = _square(draws.cutout_row, draws.cutout_column, transforms.cutout, window_height, window_width)
         batch = batch.masked_fill(square, 0.0)
@@ -472,14 +542,16 @@ def augmented_batch_reference(
     ids = permuted(positions, count, seed, epoch, _SHUFFLE_STREAM)
 
     draws = augmentation_draws(seed, epoch, ids, transforms, height, width)
-    batch = augment(images, ids, draws, scale, shift, transforms, dtype)
-    if not transforms.cutmix:
-        return Batch(batch, labels.index_select(0, ids), None)
-    partners = cutmix_partners(seed, epoch, ids, count)
-    partner_draws = augmentation_draws(seed, epoch, partners, transforms, height, width)
-    others = augment(images, partners, partner_draws, scale, shift, transforms, dtype)
-    batch = pasted(batch, others, draws, transforms.cutmix)
-    return Batch(batch, labels.index_select(0, ids), labels.index_select(0, partners))
+    batch, pasted_labels = augment(images, ids, draws, scale, shift, transforms), None
+    if transforms.cutmix:
+        partners = cutmix_partners(seed, epoch, ids, count)
+        partner_draws = augmentation_draws(seed, epoch, partners, transforms, height, width)
+        others = augment(images, partners, partner_draws, scale, shift, transforms)
+        batch, pasted_labels = pasted(batch, others, draws, transforms.cutmix), labels.index_select(0, partners)
+    if transforms.size:
+        batch = F.interpolate(batch, size=(transforms.size, transforms.size), mode="bilinear", align_corners=False)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    return Batch(batch.to(dtype), labels.index_select(0, ids), pasted_labels)
 
 
 # -- registration
@@ -487,8 +559,8 @@ def augmented_batch_reference(
 _LIBRARY = library.Library("speedyresnet", "FRAGMENT")
 _LIBRARY.define(
     "augment(Tensor images, Tensor labels, Tensor seed, Tensor counter, Tensor scale, Tensor shift, int batch_size, "
-    "int steps_per_epoch, ScalarType dtype, int crop, int padding, str padding_mode, str flip, int cutout, int cutmix)"
-    " -> (Tensor, Tensor, Tensor)"
+    "int steps_per_epoch, ScalarType dtype, int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
+    "float brightness, float contrast, int size) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -510,11 +582,12 @@ def _implementation(function: Callable[..., Batch]) -> Callable[..., tuple[Tenso
 
 def _augment_fake(
     images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
-    batch_size: int, steps_per_epoch: int, dtype: torch.dtype, crop: int, *others: Any,
+    batch_size: int, steps_per_epoch: int, dtype: torch.dtype, *transforms: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    height, width = (crop, crop) if crop else images.shape[1:3]
-    batch = images.new_empty((batch_size, height, width, images.shape[3]), dtype=dtype).permute(0, 3, 1, 2)
-    return batch, labels.new_empty(batch_size), labels.new_empty(batch_size if others[-1] else 0)
+    made = Transforms(**dict(zip(_TRANSFORM_NAMES, transforms, strict=True)))
+    shape = batch_size, *made.result(*images.shape[1:3]), images.shape[3]
+    batch = images.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2)
+    return batch, labels.new_empty(batch_size), labels.new_empty(batch_size if made.cutmix else 0)
 
 
 _TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
@@ -627,4 +700,5 @@ COMPILE_CASES = [
     _compile_case(1024, Transforms(padding=2, flip="random")),  # hlb-v0.4, hlb-v0.7
     _compile_case(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
     _compile_case(256, Transforms(padding=2, flip="alternating")),  # pocket
+    _compile_case(1024, Transforms(padding=2, flip="alternating", brightness=0.14, contrast=0.13, size=24)),
 ]

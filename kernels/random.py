@@ -34,6 +34,12 @@ def below_device(words, COUNT: tl.constexpr):
 
 
 @triton.jit
+def between_device(words):
+    """`between_minus_and_plus_one` of uint32 words."""
+    return (words >> 8).to(tl.float32) * (2.0 / 16777216.0) - 1.0
+
+
+@triton.jit
 def random_words_device(seed, epoch, image, STREAM: tl.constexpr):
     """`random_words` of an int64 seed, and of a uint32 epoch and image."""
     return tl.philox(seed, image, tl.zeros_like(image), epoch, tl.full((), STREAM, tl.uint32))
@@ -101,6 +107,11 @@ def random_words(seed: Tensor, epoch: Tensor, image: Tensor, stream: int) -> lis
 def below(words: Tensor, count: int) -> Tensor:
     """Integers in [0, count) from 32-bit words, int64; the bias is at most count / 2**32."""
     return (words * count) >> 32
+
+
+def between_minus_and_plus_one(words: Tensor) -> Tensor:
+    """float32 in [-1, 1) from 32-bit words; the upper 24 bits of each, which float32 holds exactly."""
+    return (words >> 8).to(torch.float32) * (2.0 / 16777216.0) - 1.0
 
 
 def _scrambled(words: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speedyresnet.kernels.augment import Draws, Transforms, augment, augmentation_draws, pasted
+from speedyresnet.kernels.augment import Draws, Transforms, augment, augmentation_draws, augmented_batch, pasted
 
 ONE, ZERO = torch.ones(3), torch.zeros(3)
 
@@ -41,7 +41,7 @@ def test_pixels_are_those_of_padding_cropping_and_mirroring_by_hand(mode, paddin
     transforms = Transforms(padding=padding, padding_mode=mode, flip="random", cutout=cutout)
     ids = torch.arange(40).flip(0)
     draws = augmentation_draws(one(1), one(0), ids, transforms, *shape)
-    result = augment(images, ids, draws, ONE, ZERO, transforms, torch.float32)
+    result = augment(images, ids, draws, ONE, ZERO, transforms)
     assert result.is_contiguous(memory_format=torch.channels_last)
     for index, image_id in enumerate(ids.tolist()):
         draw = {name: int(value[index]) for name, value in draws._asdict().items()}
@@ -53,16 +53,14 @@ def test_normalisation_multiplies_and_adds():
     scale, shift = torch.tensor([0.5, 2.0, 3.0]), torch.tensor([1.0, 0.0, -4.0])
     transforms = Transforms()
     draws = draws_of(transforms, images=3, size=8)
-    result = augment(images, ids, draws, scale, shift, transforms, torch.float32)
+    result = augment(images, ids, draws, scale, shift, transforms)
     assert torch.equal(result.permute(0, 2, 3, 1), images.float() * scale + shift)
-    half = augment(images, ids, draws, scale, shift, transforms, torch.float16)
-    assert torch.equal(half, result.half())
 
 
 def test_padding_with_zeros_pads_after_normalisation():
     transforms = Transforms(padding=2, padding_mode="zero")
     corner = Draws(*(torch.zeros(1, dtype=torch.int64) for _ in Draws._fields))._replace(mirror=torch.tensor([False]))
-    result = augment(random_images(1), one(0), corner, ONE, 7 * torch.ones(3), transforms, torch.float32)
+    result = augment(random_images(1), one(0), corner, ONE, 7 * torch.ones(3), transforms)
     assert (result[:, :, :2] == 0).all()
     assert (result[:, :, :, :2] == 0).all()
     assert (result[:, :, 2:, 2:] >= 7).all()
@@ -101,7 +99,7 @@ def test_cutout_stays_inside_and_reaches_every_corner():
         assert set(value.tolist()) == set(range(21))
     images = torch.full((200, 32, 32, 3), 9, dtype=torch.uint8)
     first = Draws(*(value[:200] for value in draws))
-    result = augment(images, torch.arange(200), first, ONE, ZERO, transforms, torch.float32)
+    result = augment(images, torch.arange(200), first, ONE, ZERO, transforms)
     assert torch.equal((result == 0).sum((1, 2, 3)), torch.full((200,), 12 * 12 * 3))
 
 
@@ -121,3 +119,35 @@ def test_cutmix_pastes_one_square_of_the_partner():
     assert torch.equal(result.sum((2, 3)), torch.full((50, 3), 9.0))
     row, column = int(draws.cutmix_row[4]), int(draws.cutmix_column[4])
     assert (result[4, :, row : row + 3, column : column + 3] == 1).all()
+
+
+def test_jitter_adds_and_multiplies_by_numbers_of_its_range():
+    transforms = Transforms(brightness=0.14, contrast=0.13)
+    draws = draws_of(transforms, images=5000)
+    for values, middle, reach in ((draws.brightness, 0.0, 0.14), (draws.contrast, 1.0, 0.13)):
+        assert abs(float(values.double().mean()) - middle) < 0.1 * reach
+        assert float(values.double().std()) == pytest.approx(reach / 3**0.5, rel=0.03)
+        assert middle - reach <= float(values.min()) < middle - 0.99 * reach
+        assert middle + 0.99 * reach < float(values.max()) <= middle + reach
+    images, ids = random_images(20), torch.arange(20)
+    first = Draws(*(each[:20] for each in draws))
+    plain, result = (augment(images, ids, first, ONE, ZERO, each) for each in (Transforms(), transforms))
+    brightness, contrast = (each[:, None, None, None] for each in (first.brightness, first.contrast))
+    torch.testing.assert_close(result, (plain + brightness) * contrast)
+    assert not torch.equal(draws.brightness, draws_of(transforms, epoch=1, images=5000).brightness)
+
+
+def test_scaling_down_takes_the_two_nearest_pixels_each_way():
+    images, labels = random_images(6, 32, 32), torch.arange(6)
+    arguments = images, labels, one(0), one(0), ONE, ZERO
+    sizes = {"batch_size": 6, "steps_per_epoch": 1, "dtype": torch.float32, "provider": "reference"}
+    whole = augmented_batch(*arguments, Transforms(), **sizes).images
+    small = augmented_batch(*arguments, Transforms(size=24), **sizes).images
+    assert small.shape == (6, 3, 24, 24)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.zeros(24, 32)  # period 3 into 4: (5/6, 1/6), (1/2, 1/2), (1/6, 5/6)
+    for index in range(24):
+        place, share = divmod(index, 3)
+        weights[index, 4 * place + share] = (5 - 2 * share) / 6
+        weights[index, 4 * place + share + 1] = (1 + 2 * share) / 6
+    torch.testing.assert_close(small, weights @ whole @ weights.T, rtol=1e-5, atol=1e-5)

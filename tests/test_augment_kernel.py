@@ -9,7 +9,7 @@ from torch import library
 from speedyresnet.kernels.augment import Augmentation, Transforms, augmented_batch, normalisation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4)
+EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4, brightness=0.14, contrast=0.13)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def assert_same(found, expected):
     assert found.images.shape == expected.images.shape
     assert found.images.dtype == expected.images.dtype
     assert found.images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found.images == 0, expected.images == 0)  # padding and cutout
+    assert torch.equal(found.images == 0, expected.images == 0)  # padding and holes
     torch.testing.assert_close(found.images, expected.images, rtol=torch.finfo(found.images.dtype).eps, atol=1e-6)
 
 
@@ -78,6 +78,10 @@ def assert_same(found, expected):
         Transforms(crop=11, padding=2),
         EVERYTHING,
         Transforms(crop=6, padding=1, padding_mode="zero", flip="random", cutout=2, cutmix=5),
+        Transforms(brightness=0.5),
+        Transforms(contrast=0.5, padding=1, padding_mode="zero"),
+        Transforms(size=6),
+        Transforms(size=7, padding=2, flip="random", cutmix=3, cutout=2, brightness=0.1),
     ],
 )
 def test_every_transform(transforms):
@@ -103,6 +107,11 @@ def test_every_shape(shape):
     transforms = Transforms(padding=2, flip="random", cutmix=3)
     for seed in (0, -1, 2**40 + 5):
         assert_same(*both(data, transforms, seed=seed, counter=2, batch_size=min(shape[0], 3)))
+
+
+def test_one_axis_is_scaled_down_and_the_other_kept():
+    assert_same(*both(inputs(9, 8, 13), Transforms(size=8, flip="random")))
+    assert_same(*both(inputs(9, 13, 8), Transforms(size=8, flip="random")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -134,10 +143,10 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
 
 def test_the_operator_passes_pytorchs_checks():
     images, labels, scale, shift = inputs()
-    transforms = (0, 2, "reflect", "alternating", 3, 4)
+    transforms = (0, 2, "reflect", "alternating", 3, 4, 0.1, 0.2, 5)
     arguments = images, labels, one(1), one(2), scale, shift, 9, 4, torch.float16, *transforms
     library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
-    library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0))
+    library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
 
 
 def test_a_graph_with_the_operator_gives_the_same():
@@ -172,6 +181,7 @@ def test_a_graph_with_the_operator_gives_the_same():
         ({"transforms": lambda _: Transforms(crop=13, padding=2)}, "exceeds images"),
         ({"transforms": lambda _: Transforms(cutout=9)}, "exceeds a window"),
         ({"transforms": lambda _: Transforms(crop=4, cutmix=5)}, "exceeds a window"),
+        ({"transforms": lambda _: Transforms(crop=4, size=5)}, "only scaled down"),
     ],
 )
 def test_what_it_does_not_take_is_refused(change, message):
