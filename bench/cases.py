@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speedyresnet.engine.backends import make_step, most_common_variant
 from speedyresnet.engine.init import reset_parameters
-from speedyresnet.engine.nets import BatchNorm, Convolution, make_net
+from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, average_, batch_losses, optimize_, training_batch
@@ -255,6 +255,33 @@ def _norms(paper: TrainingState) -> Iterator[Case]:
             subject = functools.partial(_norm_subject, path, shape, provider)
             where = {"shape": shape, "layer": layer, "provider": provider}
             yield from _passes("batch_norm_act", paper, subject, gradients, **where)
+
+
+def _pool_norm_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
+    group = state.net.get_submodule(path)
+    assert isinstance(group, ConvolutionGroup)
+    norm = copy.copy(group.norms[0])
+    norm.provider = REFERENCE  # type: ignore[assignment]
+
+    def apart(x: Tensor, _: Tensor) -> Tensor:
+        return norm(group.pool(x))  # type: ignore[no-any-return]
+
+    def fused(x: Tensor, _: Tensor) -> Tensor:
+        return norm.pooled(x)  # type: ignore[no-any-return, operator]
+
+    function = fused if provider == TRITON else apart
+    return Subject(function, [_random_like(shape, state), norm.get_parameter("bias")])
+
+
+@operation("pool_batch_norm_act")
+def _pool_norms(paper: TrainingState) -> Iterator[Case]:
+    """Max-pooling with the batch norm and the activation after it."""
+    gradients: Gradients = {"backward": ([0, 1], [0, 1])}
+    for path, shape, layer in _modules(paper, nn.MaxPool2d):
+        for provider in (REFERENCE, TRITON):
+            subject = functools.partial(_pool_norm_subject, path.removesuffix(".pool"), shape, provider)
+            where = {"shape": shape, "layer": layer, "provider": provider}
+            yield from _passes("pool_batch_norm_act", paper, subject, gradients, **where)
 
 
 @operation("head+loss")

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.activations import ACTIVATIONS
 from ..kernels.batch_norm import ResidualPlace, batch_norm_act, with_activation
+from ..kernels.pool_batch_norm import pool_batch_norm_act
 from .errors import UserError
 from .recipe import Net, Recipe
 
@@ -50,6 +51,13 @@ class BatchNorm(nn.Module):
         )
         return with_activation(u, residual, self.activation, residual_place)
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H // 2, W // 2]: 2x2 max-pooling before it, in the fused kernel; in training."""
+        return pool_batch_norm_act(
+            x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
+            momentum=self.momentum, epsilon=self.epsilon,
+        )  # fmt: skip
+
 
 class Convolution(nn.Conv2d):
     """nn.Conv2d whose weights are cast to the dtype of the input, so that they may be kept in a wider one."""
@@ -82,11 +90,15 @@ class ConvolutionGroup(nn.Module):
         self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.MaxPool2d(2)
+        self.pool_provider = "reference"
+        """Who pools and normalises in training; `triton` is the fused kernel."""
         self.residual = net.residual
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
-        first = x = self.norms[0](self.pool(self.convolutions[0](x)))
+        x, norm = self.convolutions[0](x), self.norms[0]
+        fused = self.training and self.pool_provider == "triton"
+        first = x = norm.pooled(x) if fused else norm(self.pool(x))  # type: ignore[operator]
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             ends = index == last and self.residual != "none"

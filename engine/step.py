@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
-from .nets import BatchNorm, SpeedyResNet
+from .nets import BatchNorm, ConvolutionGroup, SpeedyResNet
 from .optim import ParameterGroup, mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-REFERENCE_KERNELS = {"augment": "reference", "batch_norm_act": "reference"}
+REFERENCE_KERNELS = dict.fromkeys(("augment", "batch_norm_act", "pool_batch_norm_act"), "reference")
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
 
 
@@ -83,6 +83,8 @@ class TrainingState:
         for module in self.net.modules():
             if isinstance(module, BatchNorm):
                 module.provider = kernels["batch_norm_act"]
+            if isinstance(module, ConvolutionGroup):
+                module.pool_provider = kernels["pool_batch_norm_act"]
 
     def _parameter_groups(self) -> tuple[ParameterGroup, ParameterGroup]:
         """Weights with the whitening bias last (it is frozen first), and batch-norm biases."""

@@ -17,7 +17,9 @@ results, one small program combines them. Statistics are merged by Chan's formul
 cancels where the mean is large.
 """
 
-from typing import Any, Literal
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,107 +35,134 @@ _MOST_PROGRAMS = 512
 """Of the first stage for a block of channels: a few for each multiprocessor, few enough to combine quickly."""
 
 
-# -- device code
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormConstants:
+    """What the device code is compiled for."""
+
+    channels: int
+    pixels: int
+    """Of an image."""
+    groups: int
+    block_rows: int
+    """Of a tile."""
+    block_channels: int
+    activation: str = "none"
+    alpha: float = CELU_ALPHA
+    residual: str = "none"
+
+
+# -- device code; `S` is a NormConstants
 
 
 @triton.jit
-def _tile_device(tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS):
-    """Offsets of a tile of a group's rows and of channels, and which of them exist."""
-    rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
+def channels_device(S: tl.constexpr):
+    """The channels of a program whose second axis goes over blocks of them."""
+    return tl.program_id(1) * S.block_channels + tl.arange(0, S.block_channels)
+
+
+@triton.jit
+def tile_device(tile, channels, ROWS, S: tl.constexpr):
+    """Offsets of a tile of the rows of this program's group and of channels, and which of them exist."""
+    rows = tile * S.block_rows + tl.arange(0, S.block_rows)
     places = rows.to(tl.int64)
-    if GROUPS > 1:  # image n of a group is image n * GROUPS + group of the batch
-        places = (places // PIXELS * GROUPS + group) * PIXELS + places % PIXELS
-    return places[:, None] * CHANNELS + channels[None, :], (rows < ROWS)[:, None] & (channels < CHANNELS)[None, :]
+    if S.groups > 1:  # image n of a group is image n * groups + group of the batch
+        places = (places // S.pixels * S.groups + tl.program_id(2)) * S.pixels + places % S.pixels
+    return places[:, None] * S.channels + channels[None, :], (rows < ROWS)[:, None] & (channels < S.channels)[None, :]
 
 
 @triton.jit
-def _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS):
+def vector_device(vector_ptr, channels, S: tl.constexpr):
+    """Values of a float32 [channels] for a tile."""
+    return tl.load(vector_ptr + channels, mask=channels < S.channels, other=0.0)[None, :]
+
+
+@triton.jit
+def _pivot_device(x_ptr, channels, group, S: tl.constexpr):
     """The first row of a group; sums are of distances to it, since sums of large values lose the spread."""
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    return tl.load(x_ptr + group * PIXELS * CHANNELS + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
+    first = x_ptr + group * S.pixels * S.channels
+    return tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def merged_statistics_device(x, mask, pivot, mean, squares, tile, seen, ROWS, S: tl.constexpr):
+    """Mean, less the pivot, and squared deviations of `seen` rows and those of a tile; how many they are now."""
+    distances = tl.where(mask, x - pivot[None, :], 0.0)
+    count = tl.maximum(tl.minimum(ROWS - tile * S.block_rows, S.block_rows), 0).to(tl.float32)
+    tile_mean = tl.sum(distances, 0) / tl.maximum(count, 1.0)
+    deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)
+    step = tile_mean - mean
+    squares += tl.sum(deviations * deviations, 0) + step * step * (count * (seen / (seen + count)))
+    return mean + step * (count / (seen + count)), squares, seen + count
+
+
+@triton.jit
+def store_partial_device(first_ptr, second_ptr, first, second, channels, S: tl.constexpr):
+    """Write this program's row of two float32 [programs, groups, channels]."""
+    place = (tl.program_id(0) * S.groups + tl.program_id(2)) * S.channels + channels
+    tl.store(first_ptr + place, first, mask=channels < S.channels)
+    tl.store(second_ptr + place, second, mask=channels < S.channels)
 
 
 @triton.jit(do_not_specialize=("ROWS",))
 def statistics_kernel(
-    x_ptr,  # [N, H, W, CHANNELS]
-    means_ptr,  # float32 [programs, GROUPS, CHANNELS], less the pivot
+    x_ptr,  # [N, H, W, channels]
+    means_ptr,  # float32 [programs, groups, channels], less the pivot
     squares_ptr,  # float32, likewise: sums of squared deviations from those means
     ROWS,
     TILES_EACH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
     """Mean and squared deviations of the rows that one program reads."""
-    program, first_channel, group = tl.program_id(0), tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
-    pivot = _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS)
-    mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    squares = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    channels = channels_device(S)
+    pivot = _pivot_device(x_ptr, channels, tl.program_id(2).to(tl.int64), S)
+    mean = tl.zeros_like(channels).to(tl.float32)
+    squares = tl.zeros_like(channels).to(tl.float32)
     seen = 0.0
     for index in range(TILES_EACH):  # the last program may have tiles without rows
-        tile = program * TILES_EACH + index
-        places, mask = _tile_device(
-            tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
-        )
+        tile = tl.program_id(0) * TILES_EACH + index
+        places, mask = tile_device(tile, channels, ROWS, S)
         x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        distances = tl.where(mask, x - pivot[None, :], 0.0)
-        count = tl.maximum(tl.minimum(ROWS - tile * BLOCK_ROWS, BLOCK_ROWS), 0).to(tl.float32)
-        tile_mean = tl.sum(distances, 0) / tl.maximum(count, 1.0)
-        deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)
-        step = tile_mean - mean
-        mean += step * (count / (seen + count))
-        squares += tl.sum(deviations * deviations, 0) + step * step * (count * (seen / (seen + count)))
-        seen += count
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    place = (program * GROUPS + group) * CHANNELS + channels
-    tl.store(means_ptr + place, mean, mask=channels < CHANNELS)
-    tl.store(squares_ptr + place, squares, mask=channels < CHANNELS)
+        mean, squares, seen = merged_statistics_device(x, mask, pivot, mean, squares, tile, seen, ROWS, S)
+    store_partial_device(means_ptr, squares_ptr, mean, squares, channels, S)
 
 
 @triton.jit(do_not_specialize=("ROWS", "rows_each", "programs"))
 def combine_statistics_kernel(
-    x_ptr,  # [N, H, W, CHANNELS]
-    means_ptr,  # float32 [programs, GROUPS, CHANNELS], less the pivot
+    x_ptr,  # [N, H, W, channels]
+    means_ptr,  # float32 [programs, groups, channels], less the pivot
     squares_ptr,  # likewise
-    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    mean_ptr,  # float32 [groups, channels]
     inverse_deviation_ptr,  # likewise
-    running_mean_ptr,  # float32 [CHANNELS]
+    running_mean_ptr,  # float32 [channels]
     running_variance_ptr,  # likewise
     ROWS,
     rows_each,
     programs,
     momentum,
     epsilon,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    GROUPS: tl.constexpr,
     BLOCK_PROGRAMS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
     """Statistics of each group from those of its programs; running statistics move towards their mean over groups."""
-    first_channel = tl.program_id(0) * BLOCK_CHANNELS
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    exists = channels < CHANNELS
+    channels = tl.program_id(0) * S.block_channels + tl.arange(0, S.block_channels)
+    exists = channels < S.channels
     program = tl.arange(0, BLOCK_PROGRAMS)
     counts = tl.maximum(tl.minimum(ROWS - program * rows_each, rows_each), 0).to(tl.float32)[:, None]
     mask = (program < programs)[:, None] & exists[None, :]
-    batch_mean = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    batch_variance = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    for group in range(GROUPS):
-        places = ((program * GROUPS + group) * CHANNELS)[:, None] + channels[None, :]
+    batch_mean = tl.zeros_like(channels).to(tl.float32)
+    batch_variance = tl.zeros_like(channels).to(tl.float32)
+    for group in range(S.groups):
+        places = ((program * S.groups + group) * S.channels)[:, None] + channels[None, :]
         means = tl.load(means_ptr + places, mask=mask, other=0.0)
         distance = tl.sum(means * counts, 0) / ROWS
         steps = means - distance[None, :]
         squares = tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)
-        mean = distance + _pivot_device(x_ptr, first_channel, group, CHANNELS, PIXELS, BLOCK_CHANNELS)
-        tl.store(mean_ptr + group * CHANNELS + channels, mean, mask=exists)
+        mean = distance + _pivot_device(x_ptr, channels, group, S)
+        tl.store(mean_ptr + group * S.channels + channels, mean, mask=exists)
         inverse_deviation = 1.0 / tl.sqrt_rn(squares / ROWS + epsilon)
-        tl.store(inverse_deviation_ptr + group * CHANNELS + channels, inverse_deviation, mask=exists)
-        batch_mean += mean / GROUPS
-        batch_variance += squares / tl.maximum(ROWS - 1, 1) / GROUPS
+        tl.store(inverse_deviation_ptr + group * S.channels + channels, inverse_deviation, mask=exists)
+        batch_mean += mean / S.groups
+        batch_variance += squares / tl.maximum(ROWS - 1, 1) / S.groups
     old_mean = tl.load(running_mean_ptr + channels, mask=exists)
     old_variance = tl.load(running_variance_ptr + channels, mask=exists)
     tl.store(running_mean_ptr + channels, old_mean + momentum * (batch_mean - old_mean), mask=exists)
@@ -141,171 +170,144 @@ def combine_statistics_kernel(
 
 
 @triton.jit
-def _normalised_device(
-    x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
-):
-    """(x - mean) / deviation, what the activation gets of it, and weight / deviation, in float32."""
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    exists = channels < CHANNELS
-    mean = tl.load(mean_ptr + group * CHANNELS + channels, mask=exists, other=0.0)
-    inverse_deviation = tl.load(inverse_deviation_ptr + group * CHANNELS + channels, mask=exists, other=0.0)
-    weight = tl.load(weight_ptr + channels, mask=exists, other=0.0)
-    bias = tl.load(bias_ptr + channels, mask=exists, other=0.0)
-    z = (x - mean[None, :]) * inverse_deviation[None, :]
-    return z, z * weight[None, :] + bias[None, :], (weight * inverse_deviation)[None, :]
+def _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S: tl.constexpr):
+    """(x - mean) / deviation, what the activation gets, and weight / deviation, in float32.
+
+    `vectors` are pointers to mean and inverse deviation, float32 [groups, channels], weight and bias, [channels].
+    """
+    group = tl.program_id(2) * S.channels
+    inverse_deviation = vector_device(vectors[1] + group, channels, S)
+    weight = vector_device(vectors[2], channels, S)
+    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    z = (x - vector_device(vectors[0] + group, channels, S)) * inverse_deviation
+    u = z * weight + vector_device(vectors[3], channels, S)
+    if S.residual == "before_activation":
+        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    return z, u, weight * inverse_deviation
 
 
 @triton.jit(do_not_specialize=("ROWS",))
 def apply_kernel(
-    x_ptr,  # [N, H, W, CHANNELS]
+    x_ptr,  # [N, H, W, channels]
     residual_ptr,  # likewise; not read without a residual
     y_ptr,  # likewise
-    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    mean_ptr,  # float32 [groups, channels]
     inverse_deviation_ptr,  # likewise
-    weight_ptr,  # float32 [CHANNELS]
+    weight_ptr,  # float32 [channels]
     bias_ptr,  # likewise
     ROWS,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    ALPHA: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
     """One tile of the result."""
-    first_channel, group = tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
-    places, mask = _tile_device(
-        tl.program_id(0), first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
-    )
-    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    _, u, _ = _normalised_device(
-        x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
-    )
-    if RESIDUAL == "before_activation":
-        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    y = activated_device(u, ACTIVATION, ALPHA)
-    if RESIDUAL == "after_activation":
+    channels = channels_device(S)
+    places, mask = tile_device(tl.program_id(0), channels, ROWS, S)
+    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
+    _, u, _ = _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S)
+    KIND: tl.constexpr = S.activation  # Triton 3.6 takes a text as an argument only under a name
+    y = activated_device(u, KIND, S.alpha)
+    if S.residual == "after_activation":
         y += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S: tl.constexpr):
+    """Gradient before the activation, (x - mean) / deviation, and weight / deviation."""
+    z, u, slope = _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S)
+    gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    KIND: tl.constexpr = S.activation
+    return gradient * activation_slope_device(u, KIND, S.alpha), z, slope
+
+
 @triton.jit(do_not_specialize=("ROWS",))
 def gradient_sums_kernel(
-    gradient_ptr,  # of y: [N, H, W, CHANNELS]
+    gradient_ptr,  # of y: [N, H, W, channels]
     x_ptr,  # likewise
     residual_ptr,  # likewise; only read where it stands before the activation
-    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    mean_ptr,  # float32 [groups, channels]
     inverse_deviation_ptr,  # likewise
-    weight_ptr,  # float32 [CHANNELS]
+    weight_ptr,  # float32 [channels]
     bias_ptr,  # likewise
-    bias_sums_ptr,  # float32 [programs, GROUPS, CHANNELS]
+    bias_sums_ptr,  # float32 [programs, groups, channels]
     weight_sums_ptr,  # likewise
     ROWS,
     TILES_EACH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    ALPHA: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
     """Sums of du and of du * z over the rows that one program reads; du is the gradient before the activation."""
-    program, first_channel, group = tl.program_id(0), tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
-    bias_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    weight_sum = tl.zeros((BLOCK_CHANNELS,), tl.float32)
+    channels = channels_device(S)
+    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
+    bias_sum = tl.zeros_like(channels).to(tl.float32)
+    weight_sum = tl.zeros_like(channels).to(tl.float32)
     for index in range(TILES_EACH):  # the last program may have tiles without rows
-        tile = program * TILES_EACH + index
-        places, mask = _tile_device(
-            tile, first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
-        )
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        z, u, _ = _normalised_device(
-            x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
-        )
-        if RESIDUAL == "before_activation":
-            u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        du = tl.where(mask, gradient * activation_slope_device(u, ACTIVATION, ALPHA), 0.0)
-        bias_sum += tl.sum(du, 0)
+        places, mask = tile_device(tl.program_id(0) * TILES_EACH + index, channels, ROWS, S)
+        du, z, _ = _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S)
+        bias_sum += tl.sum(tl.where(mask, du, 0.0), 0)
         weight_sum += tl.sum(tl.where(mask, du * z, 0.0), 0)
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    place = (program * GROUPS + group) * CHANNELS + channels
-    tl.store(bias_sums_ptr + place, bias_sum, mask=channels < CHANNELS)
-    tl.store(weight_sums_ptr + place, weight_sum, mask=channels < CHANNELS)
+    store_partial_device(bias_sums_ptr, weight_sums_ptr, bias_sum, weight_sum, channels, S)
 
 
 @triton.jit(do_not_specialize=("programs",))
 def combine_gradient_sums_kernel(
-    bias_sums_ptr,  # float32 [programs, GROUPS, CHANNELS]
+    bias_sums_ptr,  # float32 [programs, groups, channels]
     weight_sums_ptr,  # likewise
-    bias_sum_ptr,  # float32 [GROUPS, CHANNELS]
+    bias_sum_ptr,  # float32 [groups, channels]
     weight_sum_ptr,  # likewise
     programs,
-    CHANNELS: tl.constexpr,
-    GROUPS: tl.constexpr,
     BLOCK_PROGRAMS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
     """Sums over the programs of each group."""
     group = tl.program_id(1)
-    channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channels = tl.program_id(0) * S.block_channels + tl.arange(0, S.block_channels)
     program = tl.arange(0, BLOCK_PROGRAMS)
-    places = ((program * GROUPS + group) * CHANNELS)[:, None] + channels[None, :]
-    mask = (program < programs)[:, None] & (channels < CHANNELS)[None, :]
+    places = ((program * S.groups + group) * S.channels)[:, None] + channels[None, :]
+    mask = (program < programs)[:, None] & (channels < S.channels)[None, :]
     bias_sum = tl.sum(tl.load(bias_sums_ptr + places, mask=mask, other=0.0), 0)
     weight_sum = tl.sum(tl.load(weight_sums_ptr + places, mask=mask, other=0.0), 0)
-    tl.store(bias_sum_ptr + group * CHANNELS + channels, bias_sum, mask=channels < CHANNELS)
-    tl.store(weight_sum_ptr + group * CHANNELS + channels, weight_sum, mask=channels < CHANNELS)
+    tl.store(bias_sum_ptr + group * S.channels + channels, bias_sum, mask=channels < S.channels)
+    tl.store(weight_sum_ptr + group * S.channels + channels, weight_sum, mask=channels < S.channels)
+
+
+@triton.jit
+def input_gradient_device(
+    gradient_ptr, x_ptr, residual_ptr, vectors, bias_sum_ptr, weight_sum_ptr, places, mask, channels, ROWS,
+    S: tl.constexpr,
+):  # fmt: skip
+    """The gradients of x, weight / deviation * (du - mean(du) - z * mean(du * z)), and du before the activation."""
+    du, z, slope = _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S)
+    group = tl.program_id(2) * S.channels
+    bias_mean = vector_device(bias_sum_ptr + group, channels, S) / ROWS
+    weight_mean = vector_device(weight_sum_ptr + group, channels, S) / ROWS
+    return slope * (du - bias_mean - z * weight_mean), du
 
 
 @triton.jit(do_not_specialize=("ROWS",))
 def input_gradient_kernel(
-    gradient_ptr,  # of y: [N, H, W, CHANNELS]
+    gradient_ptr,  # of y: [N, H, W, channels]
     x_ptr,  # likewise
     residual_ptr,  # likewise; only read where it stands before the activation
     x_gradient_ptr,  # likewise
     residual_gradient_ptr,  # likewise; only written where it stands before the activation
-    mean_ptr,  # float32 [GROUPS, CHANNELS]
+    mean_ptr,  # float32 [groups, channels]
     inverse_deviation_ptr,  # likewise
-    weight_ptr,  # float32 [CHANNELS]
+    weight_ptr,  # float32 [channels]
     bias_ptr,  # likewise
-    bias_sum_ptr,  # float32 [GROUPS, CHANNELS]
+    bias_sum_ptr,  # float32 [groups, channels]
     weight_sum_ptr,  # likewise
     ROWS,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    ALPHA: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    S: tl.constexpr,
 ):
-    """One tile of dx = weight / deviation * (du - mean(du) - z * mean(du * z))."""
-    first_channel, group = tl.program_id(1) * BLOCK_CHANNELS, tl.program_id(2)
-    places, mask = _tile_device(
-        tl.program_id(0), first_channel, group, ROWS, CHANNELS, PIXELS, GROUPS, BLOCK_ROWS, BLOCK_CHANNELS
+    """One tile of the gradients of x and of a residual before the activation."""
+    channels = channels_device(S)
+    places, mask = tile_device(tl.program_id(0), channels, ROWS, S)
+    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
+    dx, du = input_gradient_device(
+        gradient_ptr, x_ptr, residual_ptr, vectors, bias_sum_ptr, weight_sum_ptr, places, mask, channels, ROWS, S
     )
-    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    z, u, slope = _normalised_device(
-        x, mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, group, first_channel, CHANNELS, BLOCK_CHANNELS
-    )
-    if RESIDUAL == "before_activation":
-        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    du = gradient * activation_slope_device(u, ACTIVATION, ALPHA)
-    if RESIDUAL == "before_activation":
+    if S.residual == "before_activation":
         tl.store(residual_gradient_ptr + places, du.to(residual_gradient_ptr.dtype.element_ty), mask=mask)
-    channels = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    exists = channels < CHANNELS
-    bias_mean = tl.load(bias_sum_ptr + group * CHANNELS + channels, mask=exists, other=0.0) / ROWS
-    weight_mean = tl.load(weight_sum_ptr + group * CHANNELS + channels, mask=exists, other=0.0) / ROWS
-    x_gradient = slope * (du - bias_mean[None, :] - z * weight_mean[None, :])
-    tl.store(x_gradient_ptr + places, x_gradient.to(x_gradient_ptr.dtype.element_ty), mask=mask)
+    tl.store(x_gradient_ptr + places, dx.to(x_gradient_ptr.dtype.element_ty), mask=mask)
 
 
 # -- launchers
@@ -315,33 +317,65 @@ def _next_power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _rows(x: Tensor, groups: int) -> int:
-    return x.numel() // x.shape[1] // groups
+class Tiles(NamedTuple):
+    """How a tensor is cut up."""
+
+    constants: NormConstants
+    rows: int
+    """Of a group."""
+    tiles: int
+    """Of the rows of a group."""
+    each: int
+    """Tiles that a program of the first stages reads."""
+    programs: int
+    """Of the first stages, for a block of channels of a group."""
+    channel_blocks: int
+
+    def combining(self) -> dict[str, Any]:
+        """Constants of the second stages: 16 channels a program, all rows of partial results at once."""
+        constants = dataclasses.replace(self.constants, block_rows=0, block_channels=COMBINED_CHANNELS)
+        return {"BLOCK_PROGRAMS": _next_power_of_two(self.programs), "S": constants}
 
 
-def _blocks(x: Tensor, groups: int) -> dict[str, int]:
-    """Constants that follow from the shape: 2048 values a tile, runs of channels first."""
-    block_channels = min(max(_next_power_of_two(x.shape[1]), 8), 64)
-    return {
-        "CHANNELS": x.shape[1],
-        "PIXELS": x.shape[2] * x.shape[3],
-        "GROUPS": groups,
-        "BLOCK_ROWS": 2048 // block_channels,
-        "BLOCK_CHANNELS": block_channels,
-    }
+COMBINED_CHANNELS = 16
 
 
-def _tiles(x: Tensor, groups: int) -> tuple[int, int, int]:
-    """Tiles of a group's rows, how many a program of the first stages reads, and how many programs there are."""
-    blocks = _blocks(x, groups)
-    tiles = -(-_rows(x, groups) // blocks["BLOCK_ROWS"])
+def tiles_of(x: Tensor, groups: int, values: int = 2048) -> Tiles:
+    """Tiles of `values` values of x, [N, C, H, W] in channels_last: runs of channels first."""
+    channels = x.shape[1]
+    block_channels = min(max(_next_power_of_two(channels), 8), 64)
+    constants = NormConstants(
+        channels=channels,
+        pixels=x.shape[2] * x.shape[3],
+        groups=groups,
+        block_rows=values // block_channels,
+        block_channels=block_channels,
+    )
+    rows = x.numel() // channels // groups
+    tiles = -(-rows // constants.block_rows)
     each = -(-tiles // _MOST_PROGRAMS)
-    return tiles, each, -(-tiles // each)
+    return Tiles(constants, rows, tiles, each, -(-tiles // each), -(-channels // block_channels))
 
 
-def _combining(x: Tensor, programs: int) -> dict[str, int]:
-    """Constants of the second stages: 16 channels a program, all rows of partial results at once."""
-    return {"BLOCK_PROGRAMS": _next_power_of_two(programs), "BLOCK_CHANNELS": 16}
+def vectors_like(x: Tensor, groups: int, programs: int | None = None) -> tuple[Tensor, Tensor]:
+    """Two float32 [groups, C], or [programs, groups, C], to be filled."""
+    shape = (groups, x.shape[1]) if programs is None else (programs, groups, x.shape[1])
+    first, second = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
+    return first, second
+
+
+def combined_statistics(
+    x: Tensor, cut: Tiles, means: Tensor, squares: Tensor, running_mean: Tensor, running_variance: Tensor,
+    momentum: float, epsilon: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Second stage: mean and inverse deviation, [groups, C]; running statistics are changed in place."""
+    mean, inverse_deviation = vectors_like(x, cut.constants.groups)
+    combine_statistics_kernel[(-(-x.shape[1] // COMBINED_CHANNELS),)](
+        x, means, squares, mean, inverse_deviation, running_mean, running_variance,
+        cut.rows, cut.each * cut.constants.block_rows, cut.programs, momentum, epsilon,
+        **cut.combining(), num_warps=WARPS,
+    )  # fmt: skip
+    return mean, inverse_deviation
 
 
 def batch_norm_act_triton(
@@ -349,25 +383,47 @@ def batch_norm_act_triton(
     activation: str, residual_place: str, momentum: float, epsilon: float, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Result, mean and inverse deviation [groups, C]; running statistics are changed in place."""
-    blocks, rows, (tiles, each, programs) = _blocks(x, groups), _rows(x, groups), _tiles(x, groups)
-    channel_blocks = -(-x.shape[1] // blocks["BLOCK_CHANNELS"])
-    means, squares = (torch.empty(programs, groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
-    mean, inverse_deviation = (torch.empty(groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
-    y = torch.empty_like(x)
-    statistics_kernel[programs, channel_blocks, groups](
-        x, means, squares, rows, TILES_EACH=each, **blocks, num_warps=WARPS
+    cut = tiles_of(x, groups)
+    means, squares = vectors_like(x, groups, cut.programs)
+    statistics_kernel[cut.programs, cut.channel_blocks, groups](
+        x, means, squares, cut.rows, TILES_EACH=cut.each, S=cut.constants, num_warps=WARPS
     )
-    combine_statistics_kernel[(-(-x.shape[1] // 16),)](
-        x, means, squares, mean, inverse_deviation, running_mean, running_variance,
-        rows, each * blocks["BLOCK_ROWS"], programs, momentum, epsilon,
-        CHANNELS=blocks["CHANNELS"], PIXELS=blocks["PIXELS"], GROUPS=groups, **_combining(x, programs),
-        num_warps=WARPS,
-    )  # fmt: skip
-    apply_kernel[tiles, channel_blocks, groups](
-        x, x if residual is None else residual, y, mean, inverse_deviation, weight, bias, rows,
-        ACTIVATION=activation, ALPHA=CELU_ALPHA, RESIDUAL=residual_place, **blocks, num_warps=WARPS,
-    )  # fmt: skip
+    mean, inverse_deviation = combined_statistics(
+        x, cut, means, squares, running_mean, running_variance, momentum, epsilon
+    )
+    y = applied(x, cut, mean, inverse_deviation, weight, bias, residual, activation, residual_place)
     return y, mean, inverse_deviation
+
+
+def applied(
+    x: Tensor, cut: Tiles, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor,
+    residual: Tensor | None, activation: str, residual_place: str,
+) -> Tensor:  # fmt: skip
+    """Last pass: normalisation, residual, activation."""
+    y = torch.empty_like(x)
+    apply_kernel[cut.tiles, cut.channel_blocks, cut.constants.groups](
+        x, x if residual is None else residual, y, mean, inverse_deviation, weight, bias, cut.rows,
+        S=dataclasses.replace(cut.constants, activation=activation, residual=residual_place), num_warps=WARPS,
+    )  # fmt: skip
+    return y
+
+
+def gradient_sums(
+    gradient: Tensor, x: Tensor, cut: Tiles, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor,
+    residual: Tensor, constants: NormConstants,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sums of du and of du * z over the rows of each group, [groups, C]."""
+    groups = constants.groups
+    bias_sums, weight_sums = vectors_like(x, groups, cut.programs)
+    bias_sum, weight_sum = vectors_like(x, groups)
+    gradient_sums_kernel[cut.programs, cut.channel_blocks, groups](
+        gradient, x, residual, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, cut.rows,
+        TILES_EACH=cut.each, S=constants, num_warps=WARPS,
+    )  # fmt: skip
+    combine_gradient_sums_kernel[-(-x.shape[1] // COMBINED_CHANNELS), groups](
+        bias_sums, weight_sums, bias_sum, weight_sum, cut.programs, **cut.combining(), num_warps=WARPS
+    )
+    return bias_sum, weight_sum
 
 
 def batch_norm_act_backward_triton(
@@ -375,28 +431,15 @@ def batch_norm_act_backward_triton(
     inverse_deviation: Tensor, activation: str, residual_place: str, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, bias and of a residual before the activation (else an empty tensor)."""
-    blocks, rows, (tiles, each, programs) = _blocks(x, groups), _rows(x, groups), _tiles(x, groups)
-    channel_blocks = -(-x.shape[1] // blocks["BLOCK_CHANNELS"])
-    bias_sums, weight_sums = (
-        torch.empty(programs, groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2)
-    )
-    bias_sum, weight_sum = (torch.empty(groups, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    cut, source = tiles_of(x, groups), x if residual is None else residual
+    constants = dataclasses.replace(cut.constants, activation=activation, residual=residual_place)
+    bias_sum, weight_sum = gradient_sums(gradient, x, cut, mean, inverse_deviation, weight, bias, source, constants)
     x_gradient = torch.empty_like(x)
     before = residual is not None and residual_place == "before_activation"
     residual_gradient = torch.empty_like(x) if before else x.new_empty(0)
-    source = x if residual is None else residual
-    options = {"ACTIVATION": activation, "ALPHA": CELU_ALPHA, "RESIDUAL": residual_place}
-    gradient_sums_kernel[programs, channel_blocks, groups](
-        gradient, x, source, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, rows, TILES_EACH=each,
-        **options, **blocks, num_warps=WARPS,
-    )  # fmt: skip
-    combine_gradient_sums_kernel[-(-x.shape[1] // 16), groups](
-        bias_sums, weight_sums, bias_sum, weight_sum, programs,
-        CHANNELS=blocks["CHANNELS"], GROUPS=groups, **_combining(x, programs), num_warps=WARPS,
-    )  # fmt: skip
-    input_gradient_kernel[tiles, channel_blocks, groups](
+    input_gradient_kernel[cut.tiles, cut.channel_blocks, groups](
         gradient, x, source, x_gradient, residual_gradient, mean, inverse_deviation, weight, bias, bias_sum,
-        weight_sum, rows, **options, **blocks, num_warps=WARPS,
+        weight_sum, cut.rows, S=constants, num_warps=WARPS,
     )  # fmt: skip
     return x_gradient, weight_sum.sum(0), bias_sum.sum(0), residual_gradient
 
@@ -548,7 +591,7 @@ def _check_layout(name: str, tensor: Tensor, x: Tensor) -> None:
         )
 
 
-def _check(
+def check_norm(
     x: Tensor, vectors: dict[str, Tensor], residual: Tensor | None, place: str, activation: str, groups: int
 ) -> None:
     """Raise ValueError for what the kernels do not take."""
@@ -609,7 +652,7 @@ def batch_norm_act(
         ValueError: another layout, dtype, shape or device.
     """
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance}
-    _check(x, vectors, residual, residual_place, activation, groups)
+    check_norm(x, vectors, residual, residual_place, activation, groups)
     result: Tensor = _BatchNormAct.apply(
         x, weight, bias, residual, running_mean, running_variance, activation, residual_place, momentum, epsilon, groups
     )
@@ -659,46 +702,37 @@ class BatchNormAct2d(nn.BatchNorm2d):
         )  # fmt: skip
 
 
-def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
-    """All kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
-    x = torch.empty(shape, dtype=torch.float16, device="meta")
-    blocks, (_, each, programs) = _blocks(x, 1), _tiles(x, 1)
-    shared = {"TILES_EACH": each}
-    combining = {key: value for key, value in blocks.items() if not key.startswith("BLOCK")} | _combining(x, programs)
-    options = {"ACTIVATION": "gelu", "ALPHA": CELU_ALPHA, "RESIDUAL": "none"}
-    tiled = {key: blocks[key] for key in ("CHANNELS", "PIXELS", "GROUPS")} | options
-    tiled |= {key: blocks[key] for key in ("BLOCK_ROWS", "BLOCK_CHANNELS")}
-    size, partial = 2 * x.numel(), 4 * programs * shape[1]
-    without_pixels = {key: value for key, value in combining.items() if key != "PIXELS"}
-    found = []
-    for function, constants, moved, wide in (
-        (statistics_kernel, shared | blocks, size + 2 * partial, True),
-        (combine_statistics_kernel, combining, 2 * partial, False),
-        (apply_kernel, tiled, 2 * size, True),
-        (gradient_sums_kernel, shared | tiled, 2 * size + 2 * partial, True),
-        (combine_gradient_sums_kernel, without_pixels, 2 * partial, False),
-        (input_gradient_kernel, tiled, 3 * size, True),
-    ):
-        names = getattr(function, "arg_names", [])
-        arguments = {name: _argument_type(name) for name in names if name not in constants}
-        found.append(
-            CompileCase(
-                shape="x".join(map(str, shape)) + ", float16, gelu", function=function, arguments=arguments,
-                constants=constants, warps=WARPS, bytes=moved, wide_loads=wide and shape[1] % 8 == 0,
-            )
-        )  # fmt: skip
-    return found
-
-
 _HALF_TENSORS = ("x_ptr", "y_ptr", "residual_ptr", "gradient_ptr", "x_gradient_ptr", "residual_gradient_ptr")
 
 
-def _argument_type(name: str) -> str:
-    if name in _HALF_TENSORS:
-        return "*fp16"
-    if name.endswith("_ptr"):
-        return "*fp32"
-    return "fp32" if name in ("momentum", "epsilon") else "i32"
+def argument_types(function: Any, constants: dict[str, Any], others: dict[str, str]) -> dict[str, str]:
+    """Triton types of the arguments of a kernel for float16 tensors; float32 vectors and integers unless named."""
+    names = [name for name in getattr(function, "arg_names", []) if name not in constants]
+    known = dict.fromkeys(_HALF_TENSORS, "*fp16") | {"momentum": "fp32", "epsilon": "fp32"} | others
+    return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
+
+
+def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
+    """All kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
+    x = torch.empty(shape, dtype=torch.float16, device="meta")
+    cut = tiles_of(x, 1)
+    each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation="gelu")}
+    size, partial = 2 * x.numel(), 4 * cut.programs * shape[1]
+    return [
+        CompileCase(
+            shape="x".join(map(str, shape)) + ", float16, gelu", function=function,
+            arguments=argument_types(function, made, {}), constants=made, warps=WARPS, bytes=moved,
+            wide_loads=wide and shape[1] % 8 == 0,
+        )
+        for function, made, moved, wide in (
+            (statistics_kernel, each | {"S": cut.constants}, size + 2 * partial, True),
+            (combine_statistics_kernel, cut.combining(), 2 * partial, False),
+            (apply_kernel, constants, 2 * size, True),
+            (gradient_sums_kernel, each | constants, 2 * size + 2 * partial, True),
+            (combine_gradient_sums_kernel, cut.combining(), 2 * partial, False),
+            (input_gradient_kernel, constants, 3 * size, True),
+        )
+    ]  # fmt: skip
 
 
 def _shipped_shapes() -> list[tuple[int, int, int, int]]:

@@ -1,32 +1,13 @@
 """The augmentation kernel against its reference: in Triton's interpreter without a GPU, on the GPU with one."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
+from kernel_checks import DEVICE, poisoned_memory
 from torch import library
 
 from speedyresnet.kernels.augment import Augmentation, Transforms, augmented_batch, normalisation
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4, brightness=0.14, contrast=0.13)
-
-
-@contextmanager
-def poisoned_memory():
-    """Within, memory that is only allocated holds NaN, or a label that none has.
-
-    Only around a launch: PyTorch keeps a list of its functions, and must not find this one among them.
-    """
-    empty = torch.empty
-
-    def poisoned(*arguments, **options):
-        made = empty(*arguments, **options)
-        return made.fill_(torch.nan if made.is_floating_point() else -99)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", poisoned)
-        yield
 
 
 def one(value):

@@ -1,10 +1,19 @@
 """The batch-norm kernels against float64: in Triton's interpreter without a GPU, on the GPU with one."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_checks import (
+    DEVICE,
+    EPSILON,
+    INTERPRETER_TRUNCATES,
+    channels_last,
+    error,
+    errors,
+    poisoned_memory,
+    results,
+    vectors,
+)
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
@@ -16,57 +25,6 @@ from speedyresnet.kernels.batch_norm import (
     with_activation,
 )
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-EPSILON = 1e-5
-INTERPRETER_TRUNCATES = DEVICE.type == "cpu"
-"""Triton's interpreter rounds bfloat16 towards zero, a GPU to nearest."""
-
-
-@contextmanager
-def poisoned_memory():
-    """Within, memory that is only allocated holds NaN."""
-    empty, empty_like = torch.empty, torch.empty_like
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", lambda *a, **o: empty(*a, **o).fill_(torch.nan))
-        patch.setattr(torch, "empty_like", lambda *a, **o: empty_like(*a, **o).fill_(torch.nan))
-        yield
-
-
-def error(found, expected):
-    """Root mean square of the difference over that of the expected values."""
-    difference = found.double() - expected.double()
-    return float(difference.square().mean().sqrt() / expected.double().square().mean().sqrt().clamp_min(1e-30))
-
-
-def errors(found, expected):
-    """Of everything; that of a mean is in deviations, since a mean may be nothing beside them."""
-    wrong = {name: error(value, expected[name]) for name, value in found.items()}
-    difference = found["running_mean"].double() - expected["running_mean"]
-    return wrong | {"running_mean": float((difference / expected["running_variance"].sqrt()).square().mean().sqrt())}
-
-
-def channels_last(*shape, dtype=torch.float32, mean=0.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(*shape, generator=generator, dtype=torch.float64) + mean
-    return made.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
-
-
-def vectors(channels, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    weight = (torch.rand(channels, generator=generator) + 0.5).to(DEVICE).requires_grad_()
-    bias = torch.randn(channels, generator=generator).to(DEVICE).requires_grad_()
-    return weight, bias
-
-
-def results(function, x, weight, bias, residual, gradient):
-    """Everything a training step sees: result, running statistics, gradients."""
-    running_mean, running_variance = torch.zeros_like(bias), torch.ones_like(bias)
-    y = function(x, weight, bias, running_mean, running_variance, residual)
-    inputs = {"x": x, "weight": weight, "bias": bias} | ({} if residual is None else {"residual": residual})
-    gradients = torch.autograd.grad(y, list(inputs.values()), gradient.to(y.dtype))
-    found = {"y": y, "running_mean": running_mean, "running_variance": running_variance}
-    return found | dict(zip(inputs, gradients, strict=True))
-
 
 def three_ways(shape, activation="gelu", place="none", groups=1, dtype=torch.float32, mean=0.0):
     """By the kernels, in float64, and by PyTorch's own operators in the same dtype."""
@@ -74,26 +32,26 @@ def three_ways(shape, activation="gelu", place="none", groups=1, dtype=torch.flo
     residual = None if place == "none" else channels_last(*shape, dtype=dtype, seed=2)
     gradient = channels_last(*shape, dtype=dtype, seed=3).detach()
 
-    def kernels(x, weight, bias, running_mean, running_variance, residual):
+    def kernels(x, weight, bias, running_mean, running_variance, residual=None):
         with poisoned_memory():
             return batch_norm_act(
                 x, weight, bias, running_mean, running_variance, activation=activation, residual=residual,
                 residual_place=place, momentum=0.3, epsilon=EPSILON, groups=groups,
             )  # fmt: skip
 
-    def exact(x, weight, bias, running_mean, running_variance, residual):
+    def exact(x, weight, bias, running_mean, running_variance, residual=None):
         arguments = x, weight, bias, running_mean, running_variance, residual
         return batch_norm_act_reference(*arguments, activation, place, 0.3, EPSILON, groups)[0]
 
-    def native(x, weight, bias, running_mean, running_variance, residual):
+    def native(x, weight, bias, running_mean, running_variance, residual=None):
         u = F.batch_norm(x, running_mean, running_variance, weight, bias, True, 0.3, EPSILON)
         return with_activation(u, residual, activation, place)
 
     wide = [None if each is None else each.detach().double().requires_grad_() for each in (x, weight, bias, residual)]
     return (
-        results(kernels, x, weight, bias, residual, gradient),
-        results(exact, *wide, gradient),
-        results(native, x, weight, bias, residual, gradient) if groups == 1 else None,
+        results(kernels, gradient, x, weight, bias, residual),
+        results(exact, gradient, *wide),
+        results(native, gradient, x, weight, bias, residual) if groups == 1 else None,
     )
 
 

@@ -27,7 +27,7 @@ def case_named(cases, operation, layer, direction):
 
 def test_every_operation_has_cases_with_names_of_their_own(tiny_cases):
     names = [case.name for case in tiny_cases]
-    assert len(set(names)) == len(names) == 44
+    assert len(set(names)) == len(names) == 50
     assert {case.operation for case in tiny_cases} == set(OPERATIONS)
 
 
@@ -44,6 +44,11 @@ def test_bytes_are_inputs_and_results_once(tiny_cases):
     norm = case_named(tiny_cases, "batch_norm_act", "group1.1", "forward")
     assert norm.bytes == 2 * pooled + 16 * 4
     assert case_named(tiny_cases, "batch_norm_act", "group1.1", "backward").bytes == 3 * pooled + 2 * 16 * 4
+    both = case_named(tiny_cases, "pool_batch_norm_act", "group1", "forward")
+    assert both.shape == (16, 16, 31, 31)
+    assert both.bytes == result + pooled + 16 * 4
+    backward = case_named(tiny_cases, "pool_batch_norm_act", "group1", "backward")
+    assert backward.bytes == 2 * result + pooled + 2 * 16 * 4
     augmented = case_named(tiny_cases, "augment", "", "forward")
     assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4) + 16 * 8
 

@@ -57,7 +57,7 @@ def draws_of_airbench(seed, epoch, ids, transforms, height, width):
     row, column = shift[:, 0] + 2, torch.where(flipped, -shift[:, 1], shift[:, 1]) + 2
     mirror = flipped ^ bool(int(epoch) % 2)
     nothing = torch.zeros(IMAGES, dtype=torch.int64)
-    return Draws(*(value[ids] for value in (row, column, mirror, nothing, nothing, nothing, nothing)))
+    return Draws(*(value[ids] for value in (row, column, mirror, *(nothing,) * 6)))
 
 
 def draws_of_hlb(seed, epoch, ids, transforms, height, width):
@@ -66,7 +66,7 @@ def draws_of_hlb(seed, epoch, ids, transforms, height, width):
     mirror = formula(epoch_order(epoch, 3), (IMAGES,)) < 0.5
     mix_row, mix_column = below(epoch_order(epoch, 5), 30), below(epoch_order(epoch, 6), 30)
     nothing = torch.zeros(IMAGES, dtype=torch.int64)
-    return Draws(*(v[ids] for v in (row, column, mirror, nothing, nothing, mix_row, mix_column)))
+    return Draws(*(v[ids] for v in (row, column, mirror, nothing, nothing, mix_row, mix_column, nothing, nothing)))
 
 
 @torch.no_grad()

@@ -45,12 +45,16 @@ def test_one_row_a_kernel_shape_and_target(rows):
         assert all(sum(row["target"] == target for row in own) == 1 for target in TARGETS[1:])
 
 
+WRITING_TENSORS = {
+    "augment_kernel", "apply_kernel", "input_gradient_kernel", "pool_statistics_kernel", "unpool_gradient_kernel",
+}  # fmt: skip
+
+
 def test_no_spills_on_hopper_and_wide_stores(rows):
     for row in rows:
         assert 16 <= row["registers"] <= 255
-        assert (row["vector_stores"] >= 1) == (
-            row["kernel"] in ("augment_kernel", "apply_kernel", "input_gradient_kernel")
-        )
+        if row["target"].startswith("sm_"):
+            assert (row["vector_stores"] >= 1) == (row["kernel"] in WRITING_TENSORS)
         if row["target"] == "sm_90":
             assert row["spills"] == 0
             assert row["floor_seconds"] == pytest.approx(row["bytes"] / 4.3e12)
@@ -64,7 +68,7 @@ def test_an_image_is_read_once_and_written_once(rows):
 
 
 def test_every_shape_of_the_shipped_recipes_is_compiled():
-    compiled = [case.constants for case in COMPILE_CASES]
+    compiled = [case.constants["S"] for case in COMPILE_CASES]
     for name in registered_recipes():
         made = recipe(name)
         for cutmix in {False, made.augmentation.cutmix > 0}:
@@ -144,7 +148,9 @@ def test_code_is_dumped_and_compared():
     assert "i64" in ttir
 
 
-@pytest.mark.parametrize("kernel", ["statistics", "apply", "gradient_sums", "input_gradient"])
+@pytest.mark.parametrize("kernel", [
+    "statistics", "apply", "gradient_sums", "input_gradient", "pool_statistics", "unpool_gradient",
+])  # fmt: skip
 def test_rows_of_large_tensors_are_addressed_in_64_bits(kernel):
     ttir = run(f"{kernel}_kernel", "--dump", "ttir").stdout
     assert re.search(r"arith.muli .*: tensor<\d+x1xi64>", ttir)

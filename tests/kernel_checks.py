@@ -1,0 +1,67 @@
+"""What the tests of kernels share: poisoned memory; for norms inputs, all that a step sees, errors against float64."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPSILON = 1e-5
+INTERPRETER_TRUNCATES = DEVICE.type == "cpu"
+"""Triton's interpreter rounds bfloat16 towards zero, a GPU to nearest."""
+
+
+@contextmanager
+def poisoned_memory():
+    """Within, memory that is only allocated holds NaN, or a number that no label and no place has.
+
+    Only around a launch: PyTorch keeps a list of its functions, and must not find these among them.
+    """
+
+    def poisoned(function):
+        def allocate(*arguments, **options):
+            made = function(*arguments, **options)
+            return made.fill_(torch.nan if made.is_floating_point() else 99 if made.dtype == torch.uint8 else -99)
+
+        return allocate
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("empty", "empty_like"):
+            patch.setattr(torch, name, poisoned(getattr(torch, name)))
+        yield
+
+
+def error(found, expected):
+    """Root mean square of the difference over that of the expected values."""
+    difference = found.detach().double() - expected.detach().double()
+    return float(difference.square().mean().sqrt() / expected.detach().double().square().mean().sqrt().clamp_min(1e-30))
+
+
+def errors(found, expected):
+    """Of everything; that of a mean is in deviations, since a mean may be nothing beside them."""
+    wrong = {name: error(value, expected[name]) for name, value in found.items()}
+    difference = found["running_mean"].double() - expected["running_mean"]
+    return wrong | {"running_mean": float((difference / expected["running_variance"].sqrt()).square().mean().sqrt())}
+
+
+def channels_last(*shape, dtype=torch.float32, mean=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(*shape, generator=generator, dtype=torch.float64) + mean
+    return made.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def vectors(channels, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.rand(channels, generator=generator) + 0.5).to(DEVICE).requires_grad_()
+    bias = torch.randn(channels, generator=generator).to(DEVICE).requires_grad_()
+    return weight, bias
+
+
+def results(function, gradient, x, weight, bias, residual=None):
+    """Everything a training step sees: result, running statistics, gradients."""
+    running_mean, running_variance = torch.zeros_like(bias), torch.ones_like(bias)
+    inputs = {"x": x, "weight": weight, "bias": bias} | ({} if residual is None else {"residual": residual})
+    y = function(x, weight, bias, running_mean, running_variance, *list(inputs.values())[3:])
+    gradients = torch.autograd.grad(y, list(inputs.values()), gradient.to(y.dtype))
+    found = {"y": y, "running_mean": running_mean, "running_variance": running_variance}
+    return found | dict(zip(inputs, gradients, strict=True))
