@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,32 @@ from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
-from speedyresnet.engine.step import TrainingState, average_, batch_losses, optimize_, training_batch
+from speedyresnet.engine.step import (
+    TrainingState,
+    average_,
+    batch_losses,
+    optimize_,
+    training_batch,
+    transforms_of,
+    whitened_batch,
+)
 from speedyresnet.engine.trainer import pick_kernels
+from speedyresnet.kernels.augment import Batch, augmented_batch
 
+from .other_augmentations import masked_crops, torchvision_augmentation
 from .traffic import Traffic, tensor_bytes, traffic_of
 
 Direction = Literal["forward", "backward", "dgrad", "wgrad", "step"]
 REFERENCE = "reference"
 """The provider that is plain PyTorch, as in `--set kernels=reference`."""
 TRITON = "triton"
-"""The provider that is our kernel; only on a GPU."""
+"""The provider that is our kernel."""
+COMPILED = "compile"
+"""torch.compile's version of the reference."""
+NATIVE = "native"
+"""The reference without cuDNN."""
+EVERYWHERE = (REFERENCE, "eager")
+"""Providers that a CPU has too."""
 
 
 class Work(NamedTuple):
@@ -113,7 +129,7 @@ def cases_of(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> list[C
     """All cases of `recipe` with activations of `dtype` on `device`, in the order of the step; nothing is computed."""
     paper = random_state(recipe, dtype, torch.device("meta"))
     found = [case for function in OPERATIONS.values() for case in function(paper)]
-    return [case for case in found if case.provider != TRITON or device.type == "cuda"]
+    return [case for case in found if case.provider in EVERYWHERE or device.type == "cuda"]
 
 
 def _case(operation: str, paper: TrainingState, make: Callable[[TrainingState], Work], **settings: object) -> Case:
@@ -166,6 +182,32 @@ def _passes(
         yield _case(operation, paper, backward, direction=direction, **settings)
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as one graph; every case makes its own, more than the compiler's default allows."""
+    torch._dynamo.config.recompile_limit = 1000
+    torch._functorch.config.donated_buffer = False  # backward passes are repeated
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _without_cudnn(function: Callable[..., object], *arguments: object) -> object:
+    with torch.backends.cudnn.flags(enabled=False):
+        return function(*arguments)
+
+
+def _by(
+    provider: str, state: TrainingState, reference: Callable[..., Any], kernel: Callable[..., Any]
+) -> Callable[..., Any]:
+    """How `provider` does what `reference` does in plain PyTorch and `kernel` in a kernel of ours.
+
+    On the meta device, where bytes and FLOPs are counted, all are the reference.
+    """
+    if provider == REFERENCE or state.images.device.type == "meta":
+        return reference
+    if provider == COMPILED:
+        return _compiled(reference)
+    return kernel if provider == TRITON else functools.partial(_without_cudnn, reference)
+
+
 def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """(path, input shape, layer) of the modules of `kind` in the groups of the net, found without computing."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -183,19 +225,63 @@ def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str,
             yield path, shape, ".".join([f"group{int(group) + 1}", *(str(int(each) + 1) for each in number)])
 
 
+def _augmented(state: TrainingState, provider: str, batch_size: int) -> Callable[[], Batch]:
+    """A function that makes the next batch of the run, of any size."""
+
+    def call(provider: str) -> Batch:
+        return augmented_batch(
+            state.images, state.labels, state.seed, state.counter, state.scale, state.shift,
+            transforms_of(state.recipe, cutmix=False), batch_size=batch_size,
+            steps_per_epoch=len(state.images) // batch_size, dtype=state.dtype, provider=provider,
+        )  # fmt: skip
+
+    return _by(provider, state, functools.partial(call, REFERENCE), functools.partial(call, TRITON))
+
+
 @operation("augment")
 def _augment(paper: TrainingState) -> Iterator[Case]:
-    """Shuffle, random draws, and a batch from uint8 to normalised images."""
+    """Shuffle, random draws, and a batch from uint8 to normalised images; all images at once as layer `epoch`."""
 
-    def make(provider: str, state: TrainingState) -> Work:
+    def make(provider: str, batch_size: int, state: TrainingState) -> Work:
+        others = {"torchvision": torchvision_augmentation, "masks": masked_crops}
+        on_paper = state.images.device.type == "meta"
+        call: Callable[[], object] = _augmented(state, provider, batch_size)
+        if provider in others and not on_paper:
+            call = others[provider](state, batch_size)
+        pixels = state.images[:batch_size].clone()  # as many as are read
+        return Work(call, [pixels], [pixels.to(state.dtype), state.labels[:batch_size].clone()])
+
+    batch_size, images = paper.recipe.batch_size, len(paper.images)
+    for provider in (REFERENCE, TRITON, COMPILED, "torchvision", "masks"):
+        case = functools.partial(make, provider, batch_size)
+        yield _case("augment", paper, case, direction="forward", provider=provider)
+    for provider in (TRITON, COMPILED, "masks"):
+        case = functools.partial(make, provider, images)
+        yield _case("augment", paper, case, direction="forward", provider=provider, layer="epoch")
+
+
+@operation("augment+stem")
+def _augment_and_stem(paper: TrainingState) -> Iterator[Case]:
+    """From uint8 images to what the whitening and its activation make of them; backward to the whitening's bias."""
+    bias = paper.net.stem.whitening.bias
+
+    def apart(state: TrainingState, *_: Tensor) -> Tensor:
+        return state.net.stem.whitened(training_batch(state, cutmix=False).images)
+
+    def fused(state: TrainingState, *_: Tensor) -> Tensor:
+        return whitened_batch(state, cutmix=False).images
+
+    def subject(provider: str, state: TrainingState) -> Subject:
         own = copy.copy(state)
-        own.kernels = {**state.kernels, "augment": provider}
-        images, labels, _ = training_batch(own, cutmix=False)
-        pixels = images.permute(0, 2, 3, 1).to(torch.uint8)  # as many as are read
-        return Work(lambda: training_batch(own, cutmix=False), [pixels], [images, labels])
+        own.kernels = {**state.kernels, "augment": TRITON if provider == TRITON else REFERENCE}
+        pixels = state.images[: state.recipe.batch_size].clone()  # as many as are read
+        function = functools.partial(_by(provider, state, apart, fused), own)
+        return Subject(function, [pixels, *state.net.stem.whitening.parameters()])
 
-    for provider in (REFERENCE, TRITON):
-        yield _case("augment", paper, functools.partial(make, provider), direction="forward", provider=provider)
+    gradients: Gradients = {} if bias is None else {"backward": ([2], [0, 1, 2])}
+    for provider in (REFERENCE, TRITON, COMPILED):
+        where = {"provider": provider, "shape": (paper.recipe.batch_size, *paper.images.shape[1:])}
+        yield from _passes("augment+stem", paper, functools.partial(subject, provider), gradients, **where)
 
 
 @operation("stem")
@@ -241,9 +327,10 @@ def _pools(paper: TrainingState) -> Iterator[Case]:
 
 
 def _norm_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
-    norm = copy.copy(state.net.get_submodule(path))
-    norm.provider = provider  # type: ignore[assignment]
-    return Subject(lambda x, _: norm(x), [_random_like(shape, state), norm.get_parameter("bias")])
+    apart, fused = (copy.copy(state.net.get_submodule(path)) for _ in range(2))
+    apart.provider, fused.provider = REFERENCE, TRITON  # type: ignore[assignment]
+    function = _by(provider, state, lambda x, _: apart(x), lambda x, _: fused(x))
+    return Subject(function, [_random_like(shape, state), apart.get_parameter("bias")])
 
 
 @operation("batch_norm_act")
@@ -251,7 +338,7 @@ def _norms(paper: TrainingState) -> Iterator[Case]:
     """Batch norm with float32 statistics and the activation after it."""
     gradients: Gradients = {"backward": ([0, 1], [0, 1])}
     for path, shape, layer in _modules(paper, BatchNorm):
-        for provider in (REFERENCE, TRITON):
+        for provider in (REFERENCE, NATIVE, COMPILED, TRITON):
             subject = functools.partial(_norm_subject, path, shape, provider)
             where = {"shape": shape, "layer": layer, "provider": provider}
             yield from _passes("batch_norm_act", paper, subject, gradients, **where)
@@ -262,14 +349,7 @@ def _pool_norm_subject(path: str, shape: Sequence[int], provider: str, state: Tr
     assert isinstance(group, ConvolutionGroup)
     norm = copy.copy(group.norms[0])
     norm.provider = REFERENCE  # type: ignore[assignment]
-
-    def apart(x: Tensor, _: Tensor) -> Tensor:
-        return norm(group.pool(x))  # type: ignore[no-any-return]
-
-    def fused(x: Tensor, _: Tensor) -> Tensor:
-        return norm.pooled(x)  # type: ignore[no-any-return, operator]
-
-    function = fused if provider == TRITON else apart
+    function = _by(provider, state, lambda x, _: norm(group.pool(x)), lambda x, _: norm.pooled(x))  # type: ignore[operator]
     return Subject(function, [_random_like(shape, state), norm.get_parameter("bias")])
 
 
@@ -278,7 +358,7 @@ def _pool_norms(paper: TrainingState) -> Iterator[Case]:
     """Max-pooling with the batch norm and the activation after it."""
     gradients: Gradients = {"backward": ([0, 1], [0, 1])}
     for path, shape, layer in _modules(paper, nn.MaxPool2d):
-        for provider in (REFERENCE, TRITON):
+        for provider in (REFERENCE, NATIVE, COMPILED, TRITON):
             subject = functools.partial(_pool_norm_subject, path.removesuffix(".pool"), shape, provider)
             where = {"shape": shape, "layer": layer, "provider": provider}
             yield from _passes("pool_batch_norm_act", paper, subject, gradients, **where)
@@ -294,7 +374,7 @@ def _head(paper: TrainingState) -> Iterator[Case]:
 
         def loss(x: Tensor, _: Tensor) -> Tensor:
             logits = state.net.head(x.amax((2, 3))) * state.net.logit_scale
-            return batch_losses(state.recipe, x, logits.to(state.scale.dtype), labels, None).sum()
+            return batch_losses(state.recipe, logits.to(state.scale.dtype), labels).sum()
 
         return Subject(loss, [_random_like(shape, state), state.net.head.weight])
 

@@ -31,7 +31,7 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, cases_of
 from .gpu_suite import run_gpu_suite, stages
-from .kernel_times import cases_report, print_cases
+from .kernel_times import cases_report, print_cases, print_providers
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
 from .pool import PoolPlan
@@ -204,6 +204,9 @@ def kernels_command(
     only: Annotated[
         list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
     ] = None,
+    providers: Annotated[
+        list[str] | None, typer.Option("--provider", help="For example triton, reference or compile. None: all.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 15,
     listed: Annotated[bool, typer.Option("--list", help="Only say what would be measured.")] = False,
     out: OutOption = None,
@@ -219,6 +222,11 @@ def kernels_command(
         check_writable(out)
     dtype = pick_dtype(made, place)
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
+    known = {case.provider for case in cases}
+    for each in providers or ():
+        if each not in known:
+            raise UserError(f"--provider {each}: there is {', '.join(sorted(known))} on {place}")
+    cases = [case for case in cases if not providers or case.provider in providers]
     result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
     text = json.dumps(result, indent=1)
     if out is not None:
@@ -227,6 +235,8 @@ def kernels_command(
         print(text)
     else:
         print_cases(console, result)
+        if not listed and len({case.provider for case in cases}) > 1:
+            print_providers(console, result)
 
 
 @bench_app.command("gpu-suite")

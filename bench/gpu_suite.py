@@ -62,7 +62,7 @@ def stages(
     def bench(*words: str) -> tuple[str, ...]:
         return (*_COMMAND, *words, *chosen)
 
-    of_data = ("--data", data)
+    of_data, ours = ("--data", data), ("--provider", "triton", "--provider", "reference")
     found = [
         Stage(name="steps, eager", share=0.1, files=("steps.json",),
               arguments=bench("step", *of_data, "--backend", "eager", "--out", "{}/steps.json")),
@@ -71,13 +71,16 @@ def stages(
         Stage(name="profile", share=0.1, files=("profile.json", "profile.trace.json.gz"),
               arguments=bench("profile", *of_data, "--out", "{}/profile.json")),
         Stage(name="kernels", share=0.1, files=("kernels.json",),
-              arguments=bench("kernels", "--out", "{}/kernels.json")),
+              arguments=bench("kernels", *ours, "--out", "{}/kernels.json")),
         Stage(name="steps of all backends", share=0.2, files=("steps.json",),
               arguments=bench("step", *of_data, "--out", "{}/steps.json")),
     ]  # fmt: skip
     if (_CHECKOUT / "tests").is_dir():  # an installed wheel has none
         tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_CHECKOUT / "tests"))
         found.insert(0, Stage(name="tests", share=0.25, arguments=tests))
+    if device != "cpu":
+        found.append(Stage(name="kernels of all providers", share=0.25, files=("kernels-all.json",),
+                           arguments=bench("kernels", "--out", "{}/kernels-all.json")))  # fmt: skip
     if peers:
         named = [word for each in peers for word in ("--peer", each)]
         words = ("versus", *of_data, *named, "--rounds", "2", "--out", "{}/versus.json")

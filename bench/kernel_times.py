@@ -99,3 +99,21 @@ def print_cases(console: Console, result: dict[str, Any]) -> None:
             cells += [f"{1e6 * each['floor_seconds']:.1f}", f"{100 * each['floor_share']:.0f}"]
         table.add_row(*cells)
     console.print(table)
+
+
+def print_providers(console: Console, result: dict[str, Any]) -> None:
+    """Microseconds of measured cases, a column for each provider."""
+    providers = list(dict.fromkeys(each["provider"] for each in result["cases"]))
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for each in result["cases"]:
+        where = each["operation"], each["layer"], each["direction"], "x".join(map(str, each["shape"]))
+        found.setdefault(where, {})[each["provider"]] = 1e6 * each["seconds"]
+        found[where]["floor"] = 1e6 * each["floor_seconds"]
+    table = Table(title="microseconds by provider")
+    for column in ("operation", "layer", "direction", "shape"):
+        table.add_column(column, no_wrap=True)
+    for column in ("floor", *providers):
+        table.add_column(column, justify="right", no_wrap=True)
+    for where, times in found.items():
+        table.add_row(*where, *(f"{times[key]:.1f}" if key in times else "" for key in ("floor", *providers)))
+    console.print(table)

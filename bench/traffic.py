@@ -105,8 +105,10 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
         gradient, image, weight = inputs[:3]
         wants_input, wants_weight = arguments[-1][:2]
         inputs = [gradient, *([image] if wants_weight else []), *([weight] if wants_input else [])]
-    if name.startswith("speedyresnet.augment"):  # reads a byte for every value it writes
-        inputs = [written[0].new_empty(written[0].shape, dtype=torch.uint8)]
+    if name.startswith(("speedyresnet.augment", "speedyresnet.stem")):  # read the images of a batch, no others
+        given = inputs[:1] if "backward" in name else []  # a gradient
+        images = next(each for each in inputs if each.dtype == torch.uint8)
+        inputs = [*given, images.new_empty((len((given or written)[0]), *images.shape[1:]))]
     if name.startswith("index_copy_"):  # writes as much as it is given, not the whole table
         inputs, changed = inputs[1:], inputs[2:]
     count = flop_registry.get(function._overloadpacket)

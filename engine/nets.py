@@ -120,15 +120,31 @@ class Stem(nn.Module):
         self.whitening.weight.requires_grad_(False)
         self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
         self.norm = BatchNorm(project_width, net) if project_width else None
-        self.activation = ACTIVATIONS[net.activation]
+        self.activation, self.activation_name = ACTIVATIONS[net.activation], net.activation
         self.outputs = project_width or filters
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H - kernel) // stride + 1."""
-        x = self.whitening(x)
+    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
+        """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H - kernel) // stride + 1.
+
+        Args:
+            x: normalised images; or with `whitened` what the whitening and its activation make of them.
+            whitened: that is done already.
+        """
+        if not whitened:
+            x = self.whitened(x)
         if self.projection is not None and self.norm is not None:
             return self.norm(self.projection(x))  # type: ignore[no-any-return]
-        return self.activation(x)
+        return x
+
+    def whitened(self, x: Tensor) -> Tensor:
+        """Normalised images -> whitening and the activation right behind it; none where a projection follows."""
+        x = self.whitening(x)
+        return x if self.projection is not None else self.activation(x)
+
+    @property
+    def whitening_activation(self) -> str:
+        """Name of the activation in `whitened`."""
+        return "none" if self.projection is not None else self.activation_name
 
 
 class SpeedyResNet(nn.Module):
@@ -149,9 +165,12 @@ class SpeedyResNet(nn.Module):
         self.head = Linear(widths[-1], classes, bias=False)
         self.logit_scale = net.logit_scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in."""
-        x = self.stem(x)
+    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
+        """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in.
+
+        With `whitened` the images have passed the whitening and its activation, see `Stem`.
+        """
+        x = self.stem(x, whitened)
         for group in self.groups:
             x = group(x)
         logits: Tensor = self.head(x.amax((2, 3)))

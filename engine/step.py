@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
+from ..kernels.stem import stem
 from .nets import BatchNorm, ConvolutionGroup, SpeedyResNet
 from .optim import ParameterGroup, mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-REFERENCE_KERNELS = dict.fromkeys(("augment", "batch_norm_act", "pool_batch_norm_act"), "reference")
+REFERENCE_KERNELS = dict.fromkeys(("augment", "stem", "batch_norm_act", "pool_batch_norm_act"), "reference")
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
 
 
@@ -138,7 +139,8 @@ def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing:
     return (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(1)
 
 
-def _transforms(recipe: Recipe, cutmix: bool) -> Transforms:
+def transforms_of(recipe: Recipe, *, cutmix: bool) -> Transforms:
+    """What is done to each image of a step."""
     settings = recipe.augmentation
     return Transforms(
         padding=settings.padding,
@@ -158,11 +160,31 @@ def training_batch(state: TrainingState, *, cutmix: bool) -> Batch:
         state.counter,
         state.scale,
         state.shift,
-        _transforms(state.recipe, cutmix),
+        transforms_of(state.recipe, cutmix=cutmix),
         batch_size=state.recipe.batch_size,
         steps_per_epoch=state.plan.steps_per_epoch,
         dtype=state.dtype,
         provider=state.kernels["augment"],
+    )
+
+
+def whitened_batch(state: TrainingState, *, cutmix: bool) -> Batch:
+    """The batch of this step behind the whitening and its activation, in the fused kernel."""
+    own, whitening = state.net.stem, state.net.stem.whitening
+    return stem(
+        state.images,
+        state.labels,
+        state.seed,
+        state.counter,
+        state.scale,
+        state.shift,
+        transforms_of(state.recipe, cutmix=cutmix),
+        whitening.weight,
+        whitening.bias,
+        activation=own.whitening_activation,
+        batch_size=state.recipe.batch_size,
+        steps_per_epoch=state.plan.steps_per_epoch,
+        dtype=state.dtype,
     )
 
 
@@ -175,11 +197,13 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
             gradient.
         cutmix: paste squares from other images.
     """
-    with part("augment"):
-        images, labels, pasted_labels = training_batch(state, cutmix=cutmix)
-    logits = state.net(images)
+    whitened = state.kernels["stem"] == "triton"
+    with part("augment+stem" if whitened else "augment"):
+        images, labels, pasted_labels = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix)
+    logits = state.net(images, whitened)
     with part("head+loss"):
-        losses = batch_losses(state.recipe, images, logits.to(state.scale.dtype), labels, pasted_labels)
+        mixed = state.recipe.augmentation.cutmix**2 / (state.images.shape[1] * state.images.shape[2])
+        losses = batch_losses(state.recipe, logits.to(state.scale.dtype), labels, pasted_labels, mixed)
         loss = losses.sum() * state.recipe.loss.scale
 
     weights, biases = state.weight_group, state.bias_group
@@ -200,16 +224,15 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
 
 
 def batch_losses(
-    recipe: Recipe, images: Tensor, logits: Tensor, labels: Tensor, pasted_labels: Tensor | None
+    recipe: Recipe, logits: Tensor, labels: Tensor, pasted_labels: Tensor | None = None, pasted_share: float = 0.0
 ) -> Tensor:
-    """Loss of each image: [B]."""
+    """Loss of each image, [B]; `pasted_share` of its pixels have the pasted label."""
     log_probabilities = F.log_softmax(logits, dim=1)
     losses = _smoothed_losses(log_probabilities, labels, recipe.loss.label_smoothing)
     if pasted_labels is None:
         return losses
-    share = recipe.augmentation.cutmix**2 / (images.shape[2] * images.shape[3])
     others = _smoothed_losses(log_probabilities, pasted_labels, recipe.loss.label_smoothing)
-    return (1 - share) * losses + share * others
+    return (1 - pasted_share) * losses + pasted_share * others
 
 
 def optimize_(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:

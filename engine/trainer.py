@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.language import AVAILABLE, INTERPRETED
+from ..kernels.stem import takes_stem
 from .backends import Variant, check_backend, make_step, most_common_variant, variant_of_step
 from .data import Pack
 from .errors import UserError
@@ -121,7 +122,11 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> di
     if recipe.kernels == "triton" and obstacle:
         raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
     chosen = recipe.kernels == "triton" or (recipe.kernels == "auto" and device.type == "cuda")
-    return dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
+    kernels = dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
+    taps = 3 * recipe.net.whitening_kernel**2  # images have at most 3 channels
+    if not takes_stem(taps, 2 * taps, recipe.net.whitening_stride):
+        kernels["stem"] = "reference"
+    return kernels
 
 
 def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:

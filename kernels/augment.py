@@ -284,7 +284,7 @@ def augment_kernel(
 # -- launcher
 
 
-def _check_augment(images: Tensor, labels: Tensor, scale: Tensor, transforms: Transforms, dtype: torch.dtype) -> None:
+def check_augment(images: Tensor, labels: Tensor, scale: Tensor, transforms: Transforms, dtype: torch.dtype) -> None:
     """Raise ValueError for what the kernel does not take."""
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
         raise ValueError(
@@ -571,7 +571,7 @@ def _implementation(function: Callable[..., Batch]) -> Callable[..., tuple[Tenso
         images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
         batch_size: int, steps_per_epoch: int, dtype: torch.dtype, *transforms: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        made = Transforms(**dict(zip(_TRANSFORM_NAMES, transforms, strict=True)))
+        made = Transforms(**dict(zip(TRANSFORM_NAMES, transforms, strict=True)))
         tensors = images, labels, seed, counter, scale, shift
         batch = function(*tensors, made, batch_size, steps_per_epoch, dtype)
         pasted_labels = labels.new_empty(0) if batch.pasted_labels is None else batch.pasted_labels
@@ -584,13 +584,13 @@ def _augment_fake(
     images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
     batch_size: int, steps_per_epoch: int, dtype: torch.dtype, *transforms: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    made = Transforms(**dict(zip(_TRANSFORM_NAMES, transforms, strict=True)))
+    made = Transforms(**dict(zip(TRANSFORM_NAMES, transforms, strict=True)))
     shape = batch_size, *made.result(*images.shape[1:3]), images.shape[3]
     batch = images.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2)
     return batch, labels.new_empty(batch_size), labels.new_empty(batch_size if made.cutmix else 0)
 
 
-_TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
+TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton), "CUDA")
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton if INTERPRETED else augmented_batch_reference), "CPU")
 library.register_fake("speedyresnet::augment", _augment_fake, lib=_LIBRARY)
@@ -635,10 +635,10 @@ def augmented_batch(
         return augmented_batch_reference(
             images, labels, seed, counter, scale, shift, transforms, batch_size, steps_per_epoch, dtype
         )
-    _check_augment(images, labels, scale, transforms, dtype)
+    check_augment(images, labels, scale, transforms, dtype)
     batch, batch_labels, pasted_labels = torch.ops.speedyresnet.augment(
         images, labels, seed, counter, scale, shift, batch_size, steps_per_epoch, dtype,
-        *(getattr(transforms, name) for name in _TRANSFORM_NAMES),
+        *(getattr(transforms, name) for name in TRANSFORM_NAMES),
     )  # fmt: skip
     return Batch(batch, batch_labels, pasted_labels if transforms.cutmix else None)
 

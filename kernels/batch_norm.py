@@ -242,8 +242,8 @@ def gradient_sums_kernel(
     for index in range(TILES_EACH):  # the last program may have tiles without rows
         places, mask = tile_device(tl.program_id(0) * TILES_EACH + index, channels, ROWS, S)
         du, z, _ = _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S)
-        bias_sum += tl.sum(tl.where(mask, du, 0.0), 0)
-        weight_sum += tl.sum(tl.where(mask, du * z, 0.0), 0)
+        bias_sum += tl.sum(du, 0)  # beyond the mask the gradient is 0
+        weight_sum += tl.sum(du * z, 0)
     store_partial_device(bias_sums_ptr, weight_sums_ptr, bias_sum, weight_sum, channels, S)
 
 

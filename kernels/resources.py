@@ -24,7 +24,7 @@ from typing import Any
 
 from .language import AVAILABLE, INTERPRETED, triton
 
-KERNEL_FILES = ("augment", "batch_norm", "pool_batch_norm")
+KERNEL_FILES = ("augment", "batch_norm", "pool_batch_norm", "stem")
 TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
 """The first gets every shape, the others the first shape of each kernel."""
 BUDGET_FILE = Path(__file__).with_name("resources.json")

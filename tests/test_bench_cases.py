@@ -27,7 +27,7 @@ def case_named(cases, operation, layer, direction):
 
 def test_every_operation_has_cases_with_names_of_their_own(tiny_cases):
     names = [case.name for case in tiny_cases]
-    assert len(set(names)) == len(names) == 50
+    assert len(set(names)) == len(names) == 52
     assert {case.operation for case in tiny_cases} == set(OPERATIONS)
 
 
@@ -51,6 +51,39 @@ def test_bytes_are_inputs_and_results_once(tiny_cases):
     assert backward.bytes == 2 * result + pooled + 2 * 16 * 4
     augmented = case_named(tiny_cases, "augment", "", "forward")
     assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4) + 16 * 8
+    whitened = case_named(tiny_cases, "augment+stem", "", "forward")
+    assert whitened.bytes == 16 * (32 * 32 * 3 + 24 * 31 * 31 * 4) + 4 * (24 * 12 + 24)
+    assert whitened.flops == 2 * 16 * 31 * 31 * 24 * 12
+
+
+def test_other_providers_do_the_same_work(tiny_cases):
+    """Those that only a GPU's tables have, called on a CPU; their results are those of the reference."""
+    made = recipe("airbench94", TINY)
+    paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))
+    cases = [case for name in ("augment", "pool_batch_norm_act") for case in OPERATIONS[name](paper)]
+    cases = [case for case in cases if case.layer in ("", "group3")]
+    assert {case.provider for case in cases} == {"reference", "triton", "compile", "native", "torchvision", "masks"}
+    for case in cases:
+        if case.provider in ("torchvision", "masks"):
+            batch = case.make(state).call()
+            assert batch.shape == (16, 3, 32, 32)
+            assert batch.is_contiguous(memory_format=torch.channels_last)
+            assert 0.5 < float(batch.std()) < 2
+        if case.provider == "native" and case.direction == "forward":
+            assert case.make(state).call().shape == (16, 64, 3, 3)
+
+
+def test_a_compiled_provider_gives_what_the_reference_gives():
+    made = recipe("airbench94", TINY)
+    paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))
+    found = {}
+    for case in OPERATIONS["pool_batch_norm_act"](paper):
+        if case.layer == "group3" and case.provider in ("reference", "compile") and case.direction == "backward":
+            torch.manual_seed(0)
+            call = case.make(state).call
+            found[case.provider] = [call() for _ in range(2)][1]
+    for one, other in zip(found["reference"], found["compile"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_flops_leave_out_taps_in_the_padding(tiny_cases):
@@ -129,6 +162,7 @@ def test_every_case_is_timed_on_the_gpu():
     made = recipe("airbench94", ["batch_size=64"])
     device = torch.device("cuda")
     cases = cases_of(made, torch.float16, device)
-    assert {case.provider for case in cases if case.operation == "augment"} == {"reference", "triton"}
+    assert {case.provider for case in cases} >= {"reference", "triton", "compile", "native", "torchvision", "masks"}
+    cases = [case for case in cases if case.provider != "compile" or case.layer in ("", "group3")]
     result = cases_report(made, torch.float16, device, cases, rounds=3)
     assert all(0 < row["seconds"] < 1 for row in result["cases"])

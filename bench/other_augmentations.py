@@ -1,0 +1,55 @@
+"""How others crop, mirror and normalise, to measure the kernel against: torchvision image by image, crops by masks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from speedyresnet.engine.step import TrainingState
+
+
+def torchvision_augmentation(state: TrainingState, batch_size: int) -> Callable[[], Tensor]:
+    """A function that makes a batch with torchvision.transforms.v2, one image after the other, on the state's device.
+
+    Returns:
+        Of no arguments; it gives [B, C, H, W] in channels_last.
+    """
+    settings, (height, width) = state.recipe.augmentation, state.images.shape[1:3]
+    mode = "reflect" if settings.padding_mode == "reflect" else "constant"
+    crop = v2.RandomCrop((height, width), padding=settings.padding or None, padding_mode=mode)
+    flip = [v2.RandomHorizontalFlip()] if settings.flip != "none" else []
+    mean, std = [0.5] * state.images.shape[3], [0.25] * state.images.shape[3]
+    transform = v2.Compose([crop, *flip, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    images = state.images[:batch_size].permute(0, 3, 1, 2).contiguous()
+
+    def call() -> Tensor:
+        batch = torch.stack([transform(image) for image in images])
+        return batch.to(state.dtype, memory_format=torch.channels_last)
+
+    return call
+
+
+def masked_crops(state: TrainingState, batch_size: int) -> Callable[[], Tensor]:
+    """A function that crops a padded, normalised batch as airbench does: one masked copy for each of the shifts.
+
+    Padding and normalising are done beforehand, as they are there, once a run; so is the flip, once an epoch.
+
+    Returns:
+        Of no arguments; it gives [B, C, H, W] in channels_last.
+    """
+    pad, (height, width) = state.recipe.augmentation.padding, state.images.shape[1:3]
+    pixels = state.images[:batch_size].permute(0, 3, 1, 2).to(state.dtype) / 64 - 2
+    padded = torch.nn.functional.pad(pixels, (pad,) * 4, "reflect") if pad else pixels
+    padded = padded.contiguous(memory_format=torch.channels_last)
+
+    def call() -> Tensor:
+        result = torch.empty_like(pixels, memory_format=torch.channels_last)
+        shifts = torch.randint(2 * pad + 1, (len(padded), 2), device=padded.device)
+        for row in range(2 * pad + 1):
+            for column in range(2 * pad + 1):
+                chosen = (shifts[:, 0] == row) & (shifts[:, 1] == column)
+                result[chosen] = padded[chosen, :, row : row + height, column : column + width]
+        return result
+
+    return call

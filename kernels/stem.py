@@ -1,0 +1,512 @@
+"""Augmentation, frozen patch whitening and an activation in one pass: from uint8 images to the first feature maps.
+
+Legend: N images in the data set, B in the batch, C channels, k x k pixels of a patch, F filters, h x w patches.
+
+    y[b, f, i, j] = activation(bias[f] + sum over c, down, across of weight[f, c, down, across]
+                                                                     * batch[b, c, i + down, j + across])
+
+where `batch` is what `augmented_batch` gives, rounded to the result's dtype. Filters are any F, so also the pairs of a
+filter and its negative. The weight is frozen; the bias may be trained.
+
+Layout: images uint8 [N, H, W, C], y [B, F, h, w] and weight [F, C, k, k] in channels_last, so that a filter is a row of
+k * k * C values, and a tile of patches a matrix to multiply it with. One program makes one image.
+
+Bytes an image of CIFAR-10 in a half type, 24 filters, 31 x 31 patches:
+
+               augment, conv2d, activation                    this
+    forward    3 + 6, 6 + 46, 46 + 46 = 153 kB                3 + 46 = 49 kB
+    backward   dy, u, write du; du: 4 * 46 = 185 kB           dy and the image again: 46 + 3 = 49 kB
+    kept       u (and the batch): 52 kB                       seed and counter
+
+The backward direction, which only the bias needs, draws the batch anew. Its sums have two deterministic stages.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library, nn
+
+from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
+from .augment import (
+    TRANSFORM_NAMES,
+    Augmentation,
+    AugmentConstants,
+    Batch,
+    Transforms,
+    augment_constants,
+    augmented_batch_reference,
+    check_augment,
+    drawn_device,
+    store_labels_device,
+    values_device,
+)
+from .language import AVAILABLE, INTERPRETED, tl, triton
+from .resources import CompileCase
+
+WARPS = 4
+_BLOCK_PATCHES = 128
+MOST_TAPS, MOST_FILTERS = 64, 128
+"""Values of a patch and filters that fit a program's registers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StemConstants:
+    """What the device code is compiled for, beside the AugmentConstants."""
+
+    kernel: int
+    """Side of a patch."""
+    taps: int
+    """Values of a patch."""
+    filters: int
+    height: int
+    """Of the result."""
+    width: int
+    biased: bool
+    activation: str
+    alpha: float = CELU_ALPHA
+    widened: bool = INTERPRETED
+    """Factors are multiplied in float32, since Triton's interpreter takes bfloat16 for integers."""
+    block_patches: int = _BLOCK_PATCHES
+    block_taps: int
+    block_filters: int
+
+
+# -- device code; `S` is an AugmentConstants, `T` a StemConstants
+
+
+@triton.jit
+def _weights_device(weight_ptr, bias_ptr, T: tl.constexpr):
+    """Filters as a matrix [taps, filters], and their biases in float32."""
+    taps, filters = tl.arange(0, T.block_taps), tl.arange(0, T.block_filters)
+    exists = (taps < T.taps)[:, None] & (filters < T.filters)[None, :]
+    weight = tl.load(weight_ptr + filters[None, :] * T.taps + taps[:, None], mask=exists, other=0.0)
+    bias = tl.zeros_like(filters).to(tl.float32)
+    if T.biased:
+        bias = tl.load(bias_ptr + filters, mask=filters < T.filters, other=0.0).to(tl.float32)
+    return weight, bias
+
+
+@triton.jit
+def _preactivation_device(
+    images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, like, S: tl.constexpr, T: tl.constexpr
+):
+    """What the activation gets, float32 [patches, filters]; factors are rounded to the dtype of the pointer `like`."""
+    taps = tl.arange(0, T.block_taps)
+    channels = taps % S.channels
+    rows = (patches // T.width)[:, None] + (taps // (S.channels * T.kernel))[None, :]
+    columns = (patches % T.width)[:, None] + (taps // S.channels % T.kernel)[None, :]
+    exists = taps < T.taps
+    mask = (patches < T.height * T.width)[:, None] & exists[None, :]
+    scale = tl.load(scale_ptr + channels, mask=exists, other=0.0)[None, :]
+    shift = tl.load(shift_ptr + channels, mask=exists, other=0.0)[None, :]
+    values = values_device(images_ptr, drawn, rows, columns, channels[None, :], scale, shift, mask, S)
+    values, weight = values.to(like.dtype.element_ty), weights[0].to(like.dtype.element_ty)
+    if T.widened:
+        values, weight = values.to(tl.float32), weight.to(tl.float32)
+    return tl.dot(values, weight, input_precision="ieee") + weights[1][None, :]
+
+
+@triton.jit
+def _targets_device(in_batch, patches, T: tl.constexpr):
+    """Offsets of patches and filters in the result, and which of them exist."""
+    filters = tl.arange(0, T.block_filters)
+    start = in_batch.to(tl.int64) * (T.height * T.width * T.filters)
+    mask = (patches < T.height * T.width)[:, None] & (filters < T.filters)[None, :]
+    return start + patches[:, None] * T.filters + filters[None, :], mask
+
+
+@triton.jit(do_not_specialize=("steps_per_epoch",))
+def stem_kernel(
+    images_ptr,  # uint8 [N, H, W, C]
+    labels_ptr,  # int64 [N]
+    seed_ptr,  # int64 [1]
+    counter_ptr,  # int64 [1]
+    scale_ptr,  # float32 [C]
+    shift_ptr,  # float32 [C]
+    weight_ptr,  # [filters, k, k, C]
+    bias_ptr,  # [filters]; not read without one
+    y_ptr,  # [B, height, width, filters]
+    batch_labels_ptr,  # int64 [B]
+    pasted_labels_ptr,  # int64 [B], untouched without cutmix
+    drawn_at_ptr,  # int64 [2]: seed and counter
+    steps_per_epoch,
+    S: tl.constexpr,
+    T: tl.constexpr,
+):
+    """One program draws an image and writes its feature maps."""
+    in_batch = tl.program_id(0)
+    drawn = drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, tl.num_programs(0), S)
+    store_labels_device(labels_ptr, batch_labels_ptr, pasted_labels_ptr, drawn, in_batch, S)
+    if in_batch == 0:
+        tl.store(drawn_at_ptr, tl.load(seed_ptr))
+        tl.store(drawn_at_ptr + 1, tl.load(counter_ptr))
+    weights = _weights_device(weight_ptr, bias_ptr, T)
+    KIND: tl.constexpr = T.activation
+    for first in range(0, T.height * T.width, T.block_patches):
+        patches = first + tl.arange(0, T.block_patches)
+        u = _preactivation_device(images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, y_ptr, S, T)
+        targets, mask = _targets_device(in_batch, patches, T)
+        tl.store(y_ptr + targets, activated_device(u, KIND, T.alpha).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=("steps_per_epoch",))
+def stem_gradient_kernel(
+    gradient_ptr,  # of y: [B, height, width, filters]
+    images_ptr,  # uint8 [N, H, W, C]
+    drawn_at_ptr,  # int64 [2]: seed and counter
+    scale_ptr,  # float32 [C]
+    shift_ptr,  # float32 [C]
+    weight_ptr,  # [filters, k, k, C]
+    bias_ptr,  # [filters]
+    bias_sums_ptr,  # float32 [B, filters]
+    steps_per_epoch,
+    S: tl.constexpr,
+    T: tl.constexpr,
+):
+    """One program sums the bias gradient of one image, which it draws again."""
+    in_batch = tl.program_id(0)
+    drawn = drawn_device(drawn_at_ptr, drawn_at_ptr + 1, steps_per_epoch, in_batch, tl.num_programs(0), S)
+    weights = _weights_device(weight_ptr, bias_ptr, T)
+    KIND: tl.constexpr = T.activation
+    filters = tl.arange(0, T.block_filters)
+    total = tl.zeros_like(filters).to(tl.float32)
+    for first in range(0, T.height * T.width, T.block_patches):
+        patches = first + tl.arange(0, T.block_patches)
+        u = _preactivation_device(images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, gradient_ptr, S, T)
+        targets, mask = _targets_device(in_batch, patches, T)
+        gradient = tl.load(gradient_ptr + targets, mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(gradient * activation_slope_device(u, KIND, T.alpha), 0)  # beyond the mask the gradient is 0
+    tl.store(bias_sums_ptr + in_batch * T.filters + filters, total, mask=filters < T.filters)
+
+
+# -- launchers
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def _constants(
+    images: Tensor, weight: Tensor, bias: Tensor | None, activation: str, transforms: Transforms
+) -> dict[str, AugmentConstants | StemConstants]:
+    count, height, width, image_channels = images.shape
+    drawn = augment_constants(count, height, width, image_channels, transforms)
+    filters, channels, kernel, _ = weight.shape
+    taps = kernel * kernel * channels
+    stem = StemConstants(
+        kernel=kernel,
+        taps=taps,
+        filters=filters,
+        height=drawn.out_height - kernel + 1,
+        width=drawn.out_width - kernel + 1,
+        biased=bias is not None,
+        activation=activation,
+        block_taps=max(_next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
+        block_filters=max(_next_power_of_two(filters), 16),
+    )
+    return {"S": drawn, "T": stem}
+
+
+def _features(images: Tensor, weight: Tensor, batch_size: int, dtype: torch.dtype, transforms: Transforms) -> Tensor:
+    """[B, F, h, w] in channels_last, to be filled."""
+    height, width = (side - weight.shape[2] + 1 for side in transforms.result(*images.shape[1:3]))
+    shape = batch_size, height, width, weight.shape[0]
+    return torch.empty(shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
+
+
+def stem_triton(
+    images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+    bias: Tensor | None, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, activation: str, *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Feature maps, labels, pasted labels (empty without cutmix), and seed and counter that they were drawn at."""
+    transforms = _transforms(settings)
+    y = _features(images, weight, batch_size, dtype, transforms)
+    batch_labels, pasted_labels, drawn_at = (
+        torch.empty(size, dtype=torch.int64, device=images.device)
+        for size in (batch_size, batch_size if transforms.cutmix else 0, 2)
+    )
+    stem_kernel[(batch_size,)](
+        images, labels, seed, counter, scale, shift, weight, weight if bias is None else bias, y, batch_labels,
+        pasted_labels, drawn_at, steps_per_epoch, **_constants(images, weight, bias, activation, transforms),
+        num_warps=WARPS,
+    )  # fmt: skip
+    return y, batch_labels, pasted_labels, drawn_at
+
+
+def stem_backward_triton(
+    gradient: Tensor, images: Tensor, drawn_at: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor,
+    steps_per_epoch: int, activation: str, *settings: Any,
+) -> Tensor:  # fmt: skip
+    """Gradient of the bias."""
+    bias_sums = torch.empty(len(gradient), len(bias), dtype=torch.float32, device=gradient.device)
+    stem_gradient_kernel[(len(gradient),)](
+        gradient, images, drawn_at, scale, shift, weight, bias, bias_sums, steps_per_epoch,
+        **_constants(images, weight, bias, activation, _transforms(settings)), num_warps=WARPS,
+    )  # fmt: skip
+    return bias_sums.sum(0).to(bias.dtype)
+
+
+def _transforms(settings: tuple[Any, ...]) -> Transforms:
+    return Transforms(**dict(zip(TRANSFORM_NAMES, settings, strict=True)))
+
+
+# -- reference
+
+
+def _preactivation(batch: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(batch, weight.to(batch.dtype), None if bias is None else bias.to(batch.dtype))
+
+
+def stem_reference(
+    images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+    bias: Tensor | None, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, activation: str, *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`stem_triton` in plain PyTorch."""
+    batch, own, pasted = augmented_batch_reference(
+        images, labels, seed, counter, scale, shift, _transforms(settings), batch_size, steps_per_epoch, dtype
+    )
+    u = _preactivation(batch, weight, bias)
+    y = u if activation == "none" else ACTIVATIONS[activation](u)
+    y = y.contiguous(memory_format=torch.channels_last)
+    return y, own, labels.new_empty(0) if pasted is None else pasted, torch.cat([seed, counter])
+
+
+def stem_backward_reference(
+    gradient: Tensor, images: Tensor, drawn_at: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor,
+    steps_per_epoch: int, activation: str, *settings: Any,
+) -> Tensor:  # fmt: skip
+    """`stem_backward_triton` in plain PyTorch."""
+    labels = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    with torch.enable_grad():
+        own = bias.detach().requires_grad_()
+        y, *_ = stem_reference(
+            images, labels, drawn_at[:1], drawn_at[1:], scale, shift, weight, own, len(gradient), steps_per_epoch,
+            gradient.dtype, activation, *settings,
+        )  # fmt: skip
+        (found,) = torch.autograd.grad(y, own, gradient)
+    return found
+
+
+# -- registration
+
+_SETTINGS = (
+    "int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
+    "float brightness, float contrast, int size"
+)
+_LIBRARY = library.Library("speedyresnet", "FRAGMENT")
+_LIBRARY.define(
+    "stem(Tensor images, Tensor labels, Tensor seed, Tensor counter, Tensor scale, Tensor shift, Tensor weight, "
+    f"Tensor? bias, int batch_size, int steps_per_epoch, ScalarType dtype, str activation, {_SETTINGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "stem_backward(Tensor gradient, Tensor images, Tensor drawn_at, Tensor scale, Tensor shift, Tensor weight, "
+    f"Tensor bias, int steps_per_epoch, str activation, {_SETTINGS}) -> Tensor"
+)
+for _name, _kernel, _plain in (
+    ("stem", stem_triton, stem_reference),
+    ("stem_backward", stem_backward_triton, stem_backward_reference),
+):
+    _LIBRARY.impl(_name, _kernel, "CUDA")
+    _LIBRARY.impl(_name, _kernel if INTERPRETED else _plain, "CPU")
+
+
+@library.register_fake("speedyresnet::stem", lib=_LIBRARY)
+def _stem_fake(
+    images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+    bias: Tensor | None, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, activation: str, *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    transforms = _transforms(settings)
+    y = _features(images, weight, batch_size, dtype, transforms)
+    pasted = labels.new_empty(batch_size if transforms.cutmix else 0)
+    return y, labels.new_empty(batch_size), pasted, labels.new_empty(2)
+
+
+@library.register_fake("speedyresnet::stem_backward", lib=_LIBRARY)
+def _backward_fake(gradient: Tensor, images: Tensor, drawn_at: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+                   bias: Tensor, *others: Any) -> Tensor:  # fmt: skip
+    return torch.empty_like(bias)
+
+
+# -- autograd
+
+
+class _Stem(torch.autograd.Function):
+    """The operators as one function, differentiable in the bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bias: Tensor | None, tensors: tuple[Tensor, ...], settings: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        y, labels, pasted_labels, drawn_at = torch.ops.speedyresnet.stem(*tensors, bias, *settings)
+        images, _, _, _, scale, shift, weight = tensors
+        _, steps_per_epoch, _, *others = settings
+        ctx.settings = steps_per_epoch, *others
+        if bias is not None:
+            ctx.save_for_backward(images, drawn_at, scale, shift, weight, bias)
+        ctx.mark_non_differentiable(labels, pasted_labels)
+        return y, labels, pasted_labels
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # autograd promises no layout
+        found: Tensor = torch.ops.speedyresnet.stem_backward(gradient, *ctx.saved_tensors, *ctx.settings)
+        return found, None, None
+
+
+# -- public
+
+
+def takes_stem(taps: int, filters: int, stride: int) -> bool:
+    """Whether the kernel computes such a convolution: `taps` values a patch, unpadded."""
+    return taps <= MOST_TAPS and filters <= MOST_FILTERS and stride == 1
+
+
+def _check(images: Tensor, weight: Tensor, bias: Tensor | None, activation: str, transforms: Transforms) -> None:
+    """Raise ValueError for what the kernels do not take, beyond what `augmented_batch` refuses."""
+    square = weight.dim() == 4 and weight.shape[2] == weight.shape[3]
+    if not square or weight.shape[1] != images.shape[3] or not weight.is_floating_point():
+        raise ValueError(f"weight has to be [F, {images.shape[3]}, k, k], not {weight.dtype} {list(weight.shape)}")
+    if weight.requires_grad:
+        raise ValueError("weight has to be frozen: the stem computes no gradient of it")
+    meta = weight.device.type == "meta"  # whose strides are not those of real tensors
+    if weight.device != images.device or not (meta or weight.is_contiguous(memory_format=torch.channels_last)):
+        raise ValueError(f"weight has to be in channels_last on {images.device}: strides {list(weight.stride())}")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.device != images.device):
+        raise ValueError(f"bias has to be [{len(weight)}] on {images.device}, not {list(bias.shape)} on {bias.device}")
+    if not takes_stem(weight[0].numel(), len(weight), 1):
+        raise ValueError(f"weight {list(weight.shape)} exceeds {MOST_TAPS} values a filter or {MOST_FILTERS} filters")
+    if weight.shape[2] > min(transforms.result(*images.shape[1:3])):
+        raise ValueError(f"filters of {weight.shape[2]} pixels exceed the augmented images")
+    if activation != "none" and activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: choose none, {', '.join(ACTIVATIONS)}")
+
+
+def stem(
+    images: Tensor,
+    labels: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    transforms: Transforms,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    activation: str,
+    batch_size: int,
+    steps_per_epoch: int,
+    dtype: torch.dtype,
+) -> Batch:
+    """The batch of step number `counter`, convolved with frozen filters and activated.
+
+    Args:
+        images: uint8 [N, H, W, C], contiguous.
+        labels: int64 [N].
+        seed: int64 [1] on the device of `images`, as all tensors; any value.
+        counter: int64 [1], steps done so far; may change before the backward pass.
+        scale: float32 [C], see `normalisation`.
+        shift: likewise.
+        transforms: what is done to each image first.
+        weight: [F, C, k, k] in channels_last, frozen, any floating dtype; no padding, stride 1.
+        bias: [F], any floating dtype, or none.
+        activation: none, gelu, gelu_tanh, silu, relu or celu.
+        batch_size: B.
+        steps_per_epoch: an epoch is so many batches of a new shuffle; at most N // B.
+        dtype: of the result; factors are rounded to it, sums are float32.
+
+    Returns:
+        Batch whose images are [B, F, h, w] in channels_last.
+
+    Raises:
+        ValueError: a dtype, shape or layout that the kernel does not take.
+    """
+    check_augment(images, labels, scale, transforms, dtype)
+    _check(images, weight, bias, activation, transforms)
+    settings = batch_size, steps_per_epoch, dtype, activation, *(getattr(transforms, name) for name in TRANSFORM_NAMES)
+    tensors = images, labels, seed, counter, scale, shift, weight
+    y, batch_labels, pasted_labels = _Stem.apply(bias, tensors, settings)
+    return Batch(y, batch_labels, pasted_labels if transforms.cutmix else None)
+
+
+class StemAugmentation(Augmentation):
+    """`Augmentation` whose batches have passed frozen filters and an activation.
+
+    Args:
+        weight: [F, C, k, k], for example whitening filters.
+        bias: [F], trained; none: none.
+        activation: none, gelu, gelu_tanh, silu, relu or celu.
+        others: as `Augmentation`.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, *others: Any, weight: Tensor, bias: Tensor | None = None, activation: str = "gelu", **options: Any
+    ) -> None:
+        super().__init__(*others, **options)
+        self.activation = activation
+        self.register_buffer("weight", weight.detach().contiguous(memory_format=torch.channels_last))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def forward(self) -> Batch:
+        """The next batch, [B, F, h, w]."""
+        batch = stem(
+            self.images, self.labels, self.seed, self.counter, self.scale, self.shift, self.transforms, self.weight,
+            self.bias, activation=self.activation, batch_size=self.batch_size,
+            steps_per_epoch=len(self.labels) // self.batch_size, dtype=self.dtype,
+        )  # fmt: skip
+        self.counter.add_(1)
+        return batch
+
+
+_POINTERS = {
+    "images_ptr": "*u8", "labels_ptr": "*i64", "seed_ptr": "*i64", "counter_ptr": "*i64", "drawn_at_ptr": "*i64",
+    "batch_labels_ptr": "*i64", "pasted_labels_ptr": "*i64", "weight_ptr": "*fp16", "bias_ptr": "*fp16",
+    "y_ptr": "*fp16", "gradient_ptr": "*fp16", "steps_per_epoch": "i32",
+}  # fmt: skip
+
+
+def _compile_cases(
+    batch_size: int, transforms: Transforms, filters: int = 24, biased: bool = False, activation: str = "gelu"
+) -> list[CompileCase]:
+    """The kernels for filters of 2x2 pixels on CIFAR-10 in float16; the second only where there is a bias."""
+    images = torch.empty((50_000, 32, 32, 3), dtype=torch.uint8, device="meta")
+    weight = torch.empty((filters, 3, 2, 2), dtype=torch.float16, device="meta")
+    constants = _constants(images, weight, weight[:, 0, 0, 0] if biased else None, activation, transforms)
+    written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
+    written += [f"{filters} filters", *(["bias"] if biased else []), activation]
+    functions = (stem_kernel, stem_gradient_kernel) if biased else (stem_kernel,)
+    return [
+        CompileCase(
+            shape=f"{batch_size} of 50000x32x32x3, float16, {', '.join(written)}",
+            function=function,
+            arguments={
+                name: _POINTERS.get(name, "*fp32")
+                for name in getattr(function, "arg_names", [])
+                if name not in constants
+            },
+            constants=dict(constants),
+            warps=WARPS,
+            bytes=batch_size * (3 * 32 * 32 + 2 * filters * 31 * 31),
+            flops=2 * batch_size * 31 * 31 * filters * 12,
+        )
+        for function in functions
+    ]
+
+
+COMPILE_CASES = (
+    [
+        *_compile_cases(1024, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94
+        *_compile_cases(1024, Transforms(padding=2, flip="random"), filters=12, activation="none"),  # hlb-v0.4
+        *_compile_cases(1024, Transforms(padding=2, flip="random")),  # hlb-v0.7
+        *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
+        *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
+    ]
+    if AVAILABLE
+    else []
+)

@@ -1,0 +1,86 @@
+"""Launches every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
+
+Printed as JSON: the PTX of each kernel, by its name. Run in a process of its own, without TRITON_INTERPRET.
+"""
+
+import hashlib
+import json
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from speedyresnet.kernels.augment import Transforms, augmented_batch_triton, normalisation
+from speedyresnet.kernels.batch_norm import batch_norm_act_backward_triton, batch_norm_act_triton
+from speedyresnet.kernels.pool_batch_norm import (
+    pool_batch_norm_act_backward_triton,
+    pool_batch_norm_act_triton,
+)
+from speedyresnet.kernels.stem import stem_backward_triton, stem_triton
+
+BATCH = 256
+TRANSFORMS = Transforms(padding=2, flip="alternating")
+
+
+class Hopper:
+    """What Triton asks the driver for before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        """Of an H100 and an H200."""
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default one."""
+        return 0
+
+
+found: dict[str, str] = {}
+
+
+def compile_only(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> object:
+    """`JITFunction.run` that stops before the launch."""
+    made = launch(self, *arguments, grid=grid, warmup=True, **options)
+    found[self.__name__] = hashlib.sha256(made.asm["ptx"].encode()).hexdigest()
+    return made
+
+
+def half(*shape: int) -> torch.Tensor:
+    """float16 in channels_last; nobody reads it."""
+    return torch.zeros(shape, dtype=torch.float16).to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    """One launch of each kernel, with shapes of pocket (of airbench94 for the stem, which has a bias there)."""
+    weight, bias, mean, inverse = (torch.ones(1, 128) for _ in range(4))
+    vectors = weight[0], bias[0]
+    x, p = half(BATCH, 128, 15, 15), half(BATCH, 128, 7, 7)
+    batch_norm_act_triton(p, *vectors, mean[0], inverse[0], None, "gelu", "none", 0.1, 1e-5, 1)
+    batch_norm_act_backward_triton(p, p, *vectors, None, mean, inverse, "gelu", "none", 1)
+    pool_batch_norm_act_triton(x, *vectors, mean[0], inverse[0], "gelu", 0.1, 1e-5, 1)
+    pool_batch_norm_act_backward_triton(p, p, p.byte(), *vectors, mean, inverse, 15, 15, "gelu", 1)
+
+    images, labels = torch.zeros(50_000, 32, 32, 3, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.int64)
+    scale, shift = normalisation((0.5,) * 3, (0.25,) * 3, torch.float32, images.device)
+    at = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    augmented_batch_triton(images, labels, *at, scale, shift, TRANSFORMS, BATCH, 195, torch.float16)
+    settings = 0, 2, "reflect", "alternating", 0, 0, 0.0, 0.0, 0
+    filters = half(24, 3, 2, 2)
+    stem_triton(
+        images, labels, *at, scale, shift, filters, filters[:, 0, 0, 0].contiguous(), BATCH, 195, torch.float16, "gelu",
+        *settings,
+    )  # fmt: skip
+    stem_backward_triton(
+        half(BATCH, 24, 31, 31), images, torch.zeros(2, dtype=torch.int64), scale, shift, filters,
+        filters[:, 0, 0, 0].contiguous(), 195, "gelu", *settings,
+    )  # fmt: skip
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    driver.set_active(Hopper())
+    launch, JITFunction.run = JITFunction.run, compile_only
+    main()
