@@ -206,6 +206,21 @@ def test_a_step_on_the_gpu_never_synchronises(make_state):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu
+def test_the_trace_of_a_step_shows_our_kernels(make_state):
+    state = make_state("airbench94", device="cuda")
+    state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, "triton"))
+    training_step(state, whitening_bias=True, cutmix=False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as trace:
+        training_step(state, whitening_bias=True, cutmix=False)
+        torch.cuda.synchronize()
+    names = {event.name for event in trace.events()}
+    assert names >= {
+        "stem_kernel", "stem_gradient_kernel", "pool_statistics_kernel", "unpool_gradient_kernel", "statistics_kernel",
+        "combine_statistics_kernel", "apply_kernel", "gradient_sums_kernel", "input_gradient_kernel",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["pocket", "hlb-v0.4", "hlb-v0.7"])
 def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name):
     device = "cuda" if torch.cuda.is_available() else "cpu"
