@@ -45,6 +45,7 @@ NATIVE = "native"
 """The reference without cuDNN."""
 EVERYWHERE = (REFERENCE, "eager")
 """Providers that a CPU has too."""
+PROVIDERS = (*EVERYWHERE, TRITON, COMPILED, NATIVE, "torchvision", "masks")
 
 
 class Work(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from speedyresnet.engine.backends import BACKENDS, check_backend
+from speedyresnet.engine.backends import AUTO, backends_of, check_backend
 from speedyresnet.engine.cli import (
     BackendOption,
     DataOption,
@@ -29,7 +29,7 @@ from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
-from .cases import OPERATIONS, cases_of
+from .cases import OPERATIONS, PROVIDERS, cases_of
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .peers import check_data, parse_peers
@@ -57,7 +57,7 @@ def record_command(
     settings: SetOption = None,
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
-    backend: BackendOption = "eager",
+    backend: BackendOption = AUTO,
     seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
     target: Annotated[float | None, typer.Option("--target", help="Accuracy in percent.")] = None,
     view: Annotated[str | None, typer.Option("--view", help="Of the target: " + ", ".join(VIEWS) + ".")] = None,
@@ -106,14 +106,14 @@ def step_command(
     place, console, source = pick_device(device), notes_console(as_json), data or "cifar10"
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
-    backends = [backend] if backend else list(BACKENDS)
+    backends = [backend] if backend else backends_of(place)
     for each in backends:
         check_backend(each, place)
     if out is not None:
         check_writable(out)
     pack = load_data(source)
     times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
-    compiling = [each for each in backends if each != "eager"] if builds else []
+    compiling = [each for each in backends if each in ("compile", "graph")] if builds else []
     found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
     result = step_report(made, pack, environment(place), times, found)
     text = json.dumps(result, indent=1)
@@ -162,7 +162,7 @@ def versus_command(
     settings: SetOption = None,
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
-    backend: BackendOption = "eager",
+    backend: BackendOption = AUTO,
     runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each starts every script and ours once.")] = 3,
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds a process.")] = 600.0,
@@ -222,10 +222,9 @@ def kernels_command(
         check_writable(out)
     dtype = pick_dtype(made, place)
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
-    known = {case.provider for case in cases}
     for each in providers or ():
-        if each not in known:
-            raise UserError(f"--provider {each}: there is {', '.join(sorted(known))} on {place}")
+        if each not in PROVIDERS:
+            raise UserError(f"--provider {each}: choose {', '.join(PROVIDERS)}")
     cases = [case for case in cases if not providers or case.provider in providers]
     result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
     text = json.dumps(result, indent=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .backends import AUTO
 from .data import Pack, load_data
 from .evaluate import Accuracy
 from .model_file import Model, read_model, save_model
@@ -38,7 +39,7 @@ def train(
     data: Pack | str | Path,
     *,
     device: str | torch.device = "auto",
-    backend: str = "eager",
+    backend: str = AUTO,
     seed: int = 0,
     display: Display | None = None,
 ) -> TrainedRun:
@@ -48,7 +49,7 @@ def train(
         recipe: a recipe or the name of one.
         data: a pack, or what `load_data` takes.
         device: auto (a GPU if there is one), cpu, cuda or cuda:0.
-        backend: eager or compile.
+        backend: eager, torchscript, compile, graph, or auto: graph on a GPU and eager on a CPU.
         seed: of weights, order and augmentation; any 64-bit integer.
         display: told how the run goes.
 

@@ -1,24 +1,39 @@
 """How a step is executed; every backend runs `step.training_step` on the same state.
 
-`eager` calls it. `compile` hands it to torch.compile as one graph: gradients are taken inside with
-torch.autograd.grad, which Dynamo traces since torch 2.11.
+- `eager` calls it.
+- `torchscript` traces net and loss with torch.jit and runs the rest of the step eagerly: plain PyTorch operations only.
+- `compile` hands the step to torch.compile as one graph: gradients are taken inside with torch.autograd.grad, which
+  Dynamo traces since torch 2.11.
+- `graph` captures the compiled step as a CUDA graph and replays it: one launch a step. See `graphs.py`.
 """
 
 import functools
 import shutil
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor, nn
 
 from .errors import UserError
+from .graphs import CapturedStep
 from .recipe import Recipe
 from .schedules import Plan
-from .step import TrainingState, training_step
+from .step import TrainingState, batch_losses, pasted_share, training_step
 
-Backend = Literal["eager", "compile"]
+Backend = Literal["eager", "torchscript", "compile", "graph"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+AUTO = "auto"
+"""The default of the device, or eager where that fails."""
+
+
+class BackendError(UserError):
+    """Tracing, compilation or capture failed."""
 
 
 class Variant(NamedTuple):
@@ -45,18 +60,129 @@ def most_common_variant(recipe: Recipe, plan: Plan) -> Variant:
     return kinds.most_common(1)[0][0]
 
 
-def check_backend(backend: str, device: torch.device) -> None:
-    """Raise UserError for an unknown backend, or one that this machine cannot run."""
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}: choose {' or '.join(BACKENDS)}")
+def default_backend(device: torch.device) -> str:
+    """What `auto` tries first: `graph` on a GPU; on a CPU `eager`, beside which compile was slower (bench/LOG.md)."""
+    return "graph" if device.type == "cuda" else "eager"
+
+
+def backends_of(device: torch.device) -> list[str]:
+    """Those that `device` and this PyTorch can run."""
+    return [each for each in BACKENDS if _obstacle(each, device) is None]
+
+
+def _obstacle(backend: str, device: torch.device) -> str | None:
     if backend == "compile" and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("--backend compile needs a C++ compiler on a CPU; use --backend eager")
+        return "needs a C++ compiler on a CPU"
+    if backend == "graph" and device.type != "cuda":
+        return "needs a CUDA GPU"
+    if backend == "torchscript" and not hasattr(torch.jit, "trace"):
+        return f"needs torch.jit, which PyTorch {torch.__version__} no longer has"
+    return None
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raise UserError for an unknown backend, or one that this machine cannot run; `auto` is always one that it can."""
+    if backend not in (AUTO, *BACKENDS):
+        raise UserError(f"unknown backend {backend!r}: choose {', '.join(BACKENDS)} or {AUTO}")
+    if backend == AUTO:
+        return
+    obstacle = _obstacle(backend, device)
+    if obstacle:
+        raise UserError(f"--backend {backend} {obstacle}; use --backend eager")
 
 
 def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[[], None]:
-    """A function without arguments that moves `state` one step on; `backend` has passed `check_backend`."""
+    """A function without arguments that moves `state` one step on; `backend` has passed `check_backend`.
+
+    Raises:
+        BackendError: from the function's first call, where tracing, compilation or capture fails; it names the place.
+    """
     step = functools.partial(training_step, state, **variant._asdict())
     if backend == "eager":
         return step
+    if backend == "torchscript":
+        return functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix))
     torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(step, fullgraph=True, dynamic=False)
+    compiled = _explained(torch.compile(step, fullgraph=True, dynamic=False), backend)
+    return compiled if backend == "compile" else CapturedStep(state, compiled, functools.partial(_explaining, backend))
+
+
+@contextmanager
+def _explaining(backend: str) -> Iterator[None]:
+    """Within, what a compiler or a capture cannot do becomes one line with the place in our code and the way out."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError) as error:
+        package = Path(__file__).resolve().parent.parent
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(package)]
+        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} ({ours[-1].line})" if ours else "PyTorch"
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"--backend {backend} failed at {place}: {reason[0]}; use --backend eager") from error
+
+
+def _explained(function: Callable[[], None], backend: str) -> Callable[[], None]:
+    """`function`, whose first call is explained; later ones cost nothing more."""
+    first = True
+
+    def call() -> None:
+        nonlocal first
+        context: AbstractContextManager[object] = _explaining(backend) if first else nullcontext()
+        with context:
+            function()
+        first = False
+
+    return call
+
+
+# -- torchscript
+
+
+class _NetAndLoss(nn.Module):
+    """[B, C, H, W], int64 [B], int64 [B] -> losses [B] and logits [B, classes]."""
+
+    def __init__(self, state: TrainingState, cutmix: bool) -> None:
+        super().__init__()
+        self.net = state.net
+        self._recipe, self._precision = state.recipe, state.scale.dtype
+        self._share = pasted_share(state) if cutmix else 0.0
+
+    def forward(self, images: Tensor, labels: Tensor, pasted_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each image, and the logits."""
+        logits = self.net(images)
+        others = pasted_labels if self._share else None
+        return batch_losses(self._recipe, logits.to(self._precision), labels, others, self._share), logits
+
+
+class TracedForward:
+    """Net and loss as TorchScript, traced when first called; it trains the net's own parameters.
+
+    TorchScript knows nothing of our kernels: `state` has to use the reference for what is in the net.
+    """
+
+    def __init__(self, state: TrainingState, *, cutmix: bool) -> None:
+        self._state, self._cutmix = state, cutmix
+        self._traced: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor, pasted_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Losses [B] and logits [B, classes]."""
+        inputs = images, labels, labels if pasted_labels is None else pasted_labels
+        if self._traced is None:
+            self._traced = self._trace(inputs)
+        return self._traced(*inputs)
+
+    def _trace(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Tracing runs the net once, which would move its statistics: they are put back."""
+        statistics = {name: value.clone() for name, value in self._state.net.named_buffers()}
+        with warnings.catch_warnings():  # the one place where torch.jit's deprecation is known
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            with _explaining("torchscript"):
+                traced = torch.jit.trace(_NetAndLoss(self._state, self._cutmix), inputs, check_trace=False)
+        with torch.no_grad():
+            for name, value in self._state.net.named_buffers():
+                value.copy_(statistics[name])
+        return traced

@@ -15,7 +15,7 @@ from ..kernels import resources
 from ..kernels.resources import dumped_code
 from .api import evaluate as evaluate_model
 from .api import train as train_run
-from .backends import BACKENDS, check_backend
+from .backends import AUTO, BACKENDS, check_backend, default_backend
 from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
 from .display import FileProgress, print_result, training_display
 from .errors import UserError
@@ -43,7 +43,7 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or m
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a number: --set epochs=2.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack file or an image folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
-BackendOption = Annotated[str, typer.Option("--backend", help=" or ".join(BACKENDS) + ".")]
+BackendOption = Annotated[str, typer.Option("--backend", help=", ".join(BACKENDS) + " or auto.")]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of weights, order and augmentation.")
 ]
@@ -62,6 +62,12 @@ def run_command_line(application: typer.Typer) -> NoReturn:
         code = _refused(str(error))
     except _USAGE_ERROR as error:
         code = _refused(error.format_message())
+    except torch.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        code = _refused(
+            f"the GPU's memory is full ({peak:.1f} GiB were in use): lower --set batch_size, --set "
+            f"evaluation.batch_size or --set width_multiplier"
+        )
     except KeyboardInterrupt:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
@@ -101,7 +107,7 @@ def train_command(
     settings: SetOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
-    backend: BackendOption = "eager",
+    backend: BackendOption = AUTO,
     seed: SeedOption = 0,
     out: OutOption = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the trained model here.")] = None,
@@ -112,7 +118,7 @@ def train_command(
     place = pick_device(device)
     made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
-    pick_kernels(made, place, pick_dtype(made, place))
+    pick_kernels(made, place, pick_dtype(made, place), backend)
     for path in (out, save):
         if path is not None:
             check_writable(path)
@@ -120,7 +126,8 @@ def train_command(
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
     console.print(
         f"recipe {made.name} ({made.hash}), data {pack.name} ({len(pack.train_labels):,} + "
-        f"{len(pack.test_labels):,} images), device {place}, backend {backend}, {dtype}, seed {seed}",
+        f"{len(pack.test_labels):,} images), device {place}, backend "
+        f"{default_backend(place) if backend == AUTO else backend}, {dtype}, seed {seed}",
         highlight=False,
     )
     with training_display(console) as display:

@@ -7,7 +7,8 @@ takes nothing from the host and tells it nothing; losses go to a log on the devi
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,8 @@ class TrainingState:
         self.loss_log = torch.zeros(plan.steps, dtype=precision, device=device)
         self.correct_log = torch.zeros(plan.steps, dtype=torch.int64, device=device)
 
+        self.graph_pool: Any = None
+        """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
         self.weight_group, self.bias_group = self._parameter_groups()
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
@@ -122,6 +125,25 @@ class TrainingState:
             torch._foreach_zero_(group.momentum_buffers)
         for average, live in zip(self.average, self.live, strict=True):
             torch._foreach_copy_(average, live)
+
+    def changing_tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name."""
+        groups = {"weights": self.weight_group, "biases": self.bias_group}
+        momentum = {
+            f"momentum.{name}.{index}": buffer
+            for name, group in groups.items()
+            for index, buffer in enumerate(group.momentum_buffers)
+        }
+        average = {f"average.{i}.{j}": each for i, part in enumerate(self.average) for j, each in enumerate(part)}
+        own = {"counter": self.counter, "loss_log": self.loss_log, "correct_log": self.correct_log}
+        return {**self.net.state_dict(), **momentum, **average, **own}
+
+    def all_tensors(self) -> dict[str, Tensor]:
+        """Everything that a step reads or changes, by name."""
+        names = (
+            "images", "labels", "scale", "shift", "seed", "learning_rate", "averaging_keep", "averaging_write_back",
+        )  # fmt: skip
+        return self.changing_tensors() | {name: getattr(self, name) for name in names}
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The average, by the names that `net.state_dict()` has."""
@@ -188,7 +210,24 @@ def whitened_batch(state: TrainingState, *, cutmix: bool) -> Batch:
     )
 
 
-def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -> None:
+Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""Images [B, C, H, W], labels and pasted labels [B] -> losses [B] and logits [B, classes]."""
+
+
+def pasted_share(state: TrainingState) -> float:
+    """Share of an image's pixels that cutmix pastes in."""
+    return state.recipe.augmentation.cutmix**2 / (state.images.shape[1] * state.images.shape[2])
+
+
+def losses_and_logits(state: TrainingState, batch: Batch, *, whitened: bool) -> tuple[Tensor, Tensor]:
+    """Loss of each image, [B], and logits, [B, classes]; `whitened` images have passed the whitening."""
+    logits = state.net(batch.images, whitened)
+    with part("head+loss"):
+        precise = logits.to(state.scale.dtype)
+        return batch_losses(state.recipe, precise, batch.labels, batch.pasted_labels, pasted_share(state)), logits
+
+
+def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool, forward: Forward | None = None) -> None:
     """Train one batch, in place.
 
     Args:
@@ -196,14 +235,13 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
         whitening_bias: still train the whitening bias; once frozen, the first 3x3 convolution needs no input
             gradient.
         cutmix: paste squares from other images.
+        forward: does what `losses_and_logits` does, in another way.
     """
     whitened = state.kernels["stem"] == "triton"
     with part("augment+stem" if whitened else "augment"):
-        images, labels, pasted_labels = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix)
-    logits = state.net(images, whitened)
+        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix)
+    losses, logits = forward(*batch) if forward else losses_and_logits(state, batch, whitened=whitened)
     with part("head+loss"):
-        mixed = state.recipe.augmentation.cutmix**2 / (state.images.shape[1] * state.images.shape[2])
-        losses = batch_losses(state.recipe, logits.to(state.scale.dtype), labels, pasted_labels, mixed)
         loss = losses.sum() * state.recipe.loss.scale
 
     weights, biases = state.weight_group, state.bias_group
@@ -212,7 +250,7 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool) -
     gradients = torch.autograd.grad(loss, [*trained, *biases.parameters])
     with torch.no_grad():
         with part("head+loss"):
-            correct = (logits.argmax(1) == labels).sum()
+            correct = (logits.argmax(1) == batch.labels).sum()
             state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
             state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
         with part("optimizer"):

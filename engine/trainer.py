@@ -10,6 +10,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -20,7 +21,16 @@ from torch import Tensor
 
 from ..kernels.language import AVAILABLE, INTERPRETED
 from ..kernels.stem import takes_stem
-from .backends import Variant, check_backend, make_step, most_common_variant, variant_of_step
+from .backends import (
+    AUTO,
+    BackendError,
+    Variant,
+    check_backend,
+    default_backend,
+    make_step,
+    most_common_variant,
+    variant_of_step,
+)
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, Scores, scores
@@ -105,8 +115,8 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if recipe.optimizer.master_weights and fast else torch.float32
 
 
-def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch.
+def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backend: str = "eager") -> dict[str, str]:
+    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch, as is the net in TorchScript.
 
     Raises:
         UserError: kernels=triton where they cannot run.
@@ -126,6 +136,8 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> di
     taps = 3 * recipe.net.whitening_kernel**2  # images have at most 3 channels
     if not takes_stem(taps, 2 * taps, recipe.net.whitening_stride):
         kernels["stem"] = "reference"
+    if backend == "torchscript":
+        kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}
     return kernels
 
 
@@ -199,9 +211,10 @@ class Trainer:
         check_backend(backend, device)
         check_image_size(recipe.net, height, width)
         check_augmentation(recipe.augmentation, height, width)
-        self.recipe, self.pack, self.device, self.backend = recipe, pack, device, backend
+        self.recipe, self.pack, self.device = recipe, pack, device
+        self.backend = default_backend(device) if backend == AUTO else backend
         self.dtype = pick_dtype(recipe, device)
-        self.kernels = pick_kernels(recipe, device, self.dtype)
+        self.kernels = pick_kernels(recipe, device, self.dtype, backend)
         self.plan = plan(recipe, len(pack.train_labels))
         net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         self.state = TrainingState(
@@ -215,11 +228,10 @@ class Trainer:
             self.dtype,
             self.kernels,
         )
-        self._steps = {variant: make_step(self.state, backend, variant) for variant in self._variants()}
         evaluated_at_once = min(recipe.evaluation.batch_size, len(pack.test_labels))
         self.test_images = self.state.images[:evaluated_at_once]
         self.test_labels = self.state.labels[:evaluated_at_once]
-        self._warm_up()
+        self._build_steps(fall_back=backend == AUTO)
         self.state.images.copy_(pack.train_images)
         self.state.labels.copy_(pack.train_labels)
         self.test_images, self.test_labels = pack.test_images.to(device), pack.test_labels.to(device)
@@ -250,8 +262,20 @@ class Trainer:
         first_steps = sorted(step for step in changes if step < self.plan.steps)
         return list(dict.fromkeys(map(self._variant, first_steps)))
 
+    def _build_steps(self, *, fall_back: bool) -> None:
+        """Make the steps of all variants and warm up; with `fall_back` eagerly where the backend fails, and say so."""
+        try:
+            self._warm_up()
+        except BackendError as error:
+            if not fall_back:
+                raise
+            warnings.warn(f"{error}. Going on with eager.", stacklevel=3)
+            self.backend = "eager"
+            self._warm_up()
+
     def _warm_up(self) -> None:
         """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
+        self._steps = {variant: make_step(self.state, self.backend, variant) for variant in self._variants()}
         self.prepare(seed=0)
         self.net.train()
         for step in self._steps.values():
