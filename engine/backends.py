@@ -12,7 +12,7 @@ import shutil
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .graphs import CapturedStep
-from .recipe import Recipe
+from .evaluate import LabelledImages, device_scores, forward_of
+from .graphs import CapturedFunction, CapturedStep, pool_of
+from .recipe import Recipe, View
 from .schedules import Plan
 from .step import TrainingState, batch_losses, pasted_share, training_step
 
@@ -105,6 +106,29 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
     torch._dynamo.config.trace_autograd_ops = True
     compiled = _explained(torch.compile(step, fullgraph=True, dynamic=False), backend)
     return compiled if backend == "compile" else CapturedStep(state, compiled, functools.partial(_explaining, backend))
+
+
+def make_scorer(
+    state: TrainingState, backend: str, weights: Mapping[str, Tensor] | None, data: LabelledImages, view: View
+) -> Callable[[], dict[str, Tensor]]:
+    """A function that evaluates the net of `state` on `data`; see `evaluate.device_scores`.
+
+    Args:
+        state: whose net is evaluated, in evaluation mode.
+        backend: has passed `check_backend`.
+        weights: to use instead of the net's own, by name.
+        data: stays where it is; its content may change.
+        view: the most views wanted.
+    """
+    forward, settings = forward_of(state.net, weights), state.recipe.evaluation
+    if backend in ("compile", "graph"):
+        forward = torch.compile(forward, fullgraph=True, dynamic=False)
+    score = functools.partial(
+        device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
+    )
+    if backend != "graph":
+        return score
+    return CapturedFunction(score, data.images.device, pool_of(state), functools.partial(_explaining, backend))
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """Accuracy of a net with one, two or six views of every image, logits averaged.
 
 Views as airbench has them: the image and its mirror image; six views add the crops one pixel up-left and down-right
-of the reflect-padded image and their mirror images. Weights: 1; 1/2, 1/2; 1/4, 1/4 and four times 1/8.
+of the reflect-padded image and their mirror images. Weights: 1; 1/2, 1/2; 1/4, 1/4 and four times 1/8. Extra views may
+be kept for the images whose single view is least confident (as hiverge does).
+
+Nothing here asks the host before the counts are read, so an evaluation can be captured as a CUDA graph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .recipe import View
+from .recipe import VIEWS, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +28,26 @@ class Accuracy:
     six_view: float | None = None
 
 
-def view_logits(net: nn.Module, images: Tensor, view: View, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+Forward = Callable[[Tensor], Tensor]
+"""Normalised images [N, C, H, W] -> logits [N, classes]."""
+
+
+def forward_of(net: nn.Module, state: Mapping[str, Tensor] | None = None) -> Forward:
+    """The net as a function; with `state` instead of its own parameters and buffers, by name."""
+    return (lambda batch: functional_call(net, dict(state), (batch,))) if state else net
+
+
+def view_logits(forward: Forward, images: Tensor, view: View) -> dict[str, Tensor]:
     """Averaged logits [N, classes] by view, for `view` and those with fewer views.
 
     Args:
-        net: in evaluation mode.
+        forward: of a net in evaluation mode.
         images: [N, C, H, W], normalised.
         view: the most views wanted.
-        state: parameters and buffers to use instead of the net's own, by name; may be empty.
     """
 
     def logits(batch: Tensor) -> Tensor:
-        result: Tensor = functional_call(net, dict(state), (batch,))
+        result = forward(batch)
         return result.to(torch.promote_types(result.dtype, torch.float32))
 
     single = logits(images)
@@ -64,40 +75,72 @@ class Scores:
     """Mean cross-entropy of the single view, without label smoothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """A test set on a device and how a net wants it."""
+
+    images: Tensor
+    """uint8 [N, H, W, C]."""
+    labels: Tensor
+    """int64 [N]."""
+    scale: Tensor
+    """[C], multiplies pixel values; in float32 or float64."""
+    shift: Tensor
+    """[C], is then added."""
+    dtype: torch.dtype
+    """Of the net."""
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """[N, C, H, W] of uint8 [N, H, W, C]."""
+        return (pixels.to(self.scale.dtype) * self.scale + self.shift).to(self.dtype).permute(0, 3, 1, 2)
+
+
+def logits_in_batches(
+    forward: Forward, data: LabelledImages, images: Tensor, view: View, batch_size: int
+) -> dict[str, Tensor]:
+    """`view_logits` of uint8 `images`; every batch has the same size, the last one shares images with that before."""
+    size, parts = min(batch_size, len(images)), []
+    for start in range(0, len(images), size):
+        first = min(start, len(images) - size)
+        found = view_logits(forward, data.normalised(images[first : first + size]), view)
+        parts.append({name: logits[start - first :] for name, logits in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def all_logits(
+    forward: Forward, data: LabelledImages, *, view: View, batch_size: int, share: float = 1.0
+) -> dict[str, Tensor]:
+    """Averaged logits [N, classes] of all images by view; more than one view for the least confident `share` only."""
+    doubtful = int(share * len(data.images))
+    if view == "single_view" or doubtful == len(data.images):
+        return logits_in_batches(forward, data, data.images, view, batch_size)
+    single = logits_in_batches(forward, data, data.images, "single_view", batch_size)["single_view"]
+    if doubtful == 0:
+        return dict.fromkeys(VIEWS[: VIEWS.index(view) + 1], single)
+    chosen = single.softmax(1).amax(1).topk(doubtful, largest=False).indices
+    more = logits_in_batches(forward, data, data.images[chosen], view, batch_size)
+    return {name: single.index_copy(0, chosen, logits) for name, logits in more.items()}
+
+
 @torch.no_grad()
-def scores(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    view: View,
-    batch_size: int,
-    dtype: torch.dtype,
-    state: Mapping[str, Tensor] | None = None,
-) -> Scores:
-    """Accuracies and loss of `net` on uint8 images [N, H, W, C] and labels [N]; leaves the net in evaluation mode.
+def device_scores(
+    forward: Forward, data: LabelledImages, *, view: View, batch_size: int, share: float = 1.0
+) -> dict[str, Tensor]:
+    """How many images each view classifies right, int64 [], and the `loss` of the single view, all on the device.
 
     Args:
-        net: on the device of the images.
-        images: uint8 [N, H, W, C].
-        labels: int64 [N].
-        scale: [C], multiplies pixel values.
-        shift: [C], is then added.
+        forward: of a net in evaluation mode.
+        data: the labelled images.
         view: the most views wanted.
         batch_size: images evaluated at once.
-        dtype: of the net.
-        state: parameters and buffers to use instead of the net's own.
+        share: extra views only for so many of the images, those whose single view is least confident.
     """
-    net.eval()
-    correct: dict[str, Tensor] = {}
-    loss = torch.zeros((), dtype=torch.float64, device=images.device)
-    for pixels, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        batch = (pixels.to(scale.dtype) * scale + shift).to(dtype).permute(0, 3, 1, 2)
-        logits = view_logits(net, batch, view, state or {})
-        for name, values in logits.items():
-            correct[name] = correct.get(name, 0) + (values.argmax(1) == targets).sum()
-        loss += F.cross_entropy(logits["single_view"], targets, reduction="sum")
-    count = len(labels)
-    return Scores(accuracy={name: int(value) / count for name, value in correct.items()}, loss=float(loss) / count)
+    logits = all_logits(forward, data, view=view, batch_size=batch_size, share=share)
+    found = {name: (values.argmax(1) == data.labels).sum() for name, values in logits.items()}
+    return found | {"loss": F.cross_entropy(logits["single_view"].double(), data.labels)}
+
+
+def read_scores(found: Mapping[str, Tensor], count: int) -> Scores:
+    """What `device_scores` found, on the host."""
+    correct = {name: int(value) / count for name, value in found.items() if name != "loss"}
+    return Scores(accuracy=correct, loss=float(found["loss"]))

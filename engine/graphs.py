@@ -8,15 +8,72 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from .step import TrainingState
 
-WARM_UP_STEPS = 2
+Result = TypeVar("Result")
+WARM_UP_CALLS = 2
 """Before the capture: compilation, libraries' own set-up and their workspaces."""
 CHECK_VARIABLE = "SPEEDYRESNET_CHECK_GRAPHS"
 """Set to 1: before each replay, every tensor of the state has to lie where it lay when the graph was captured."""
+
+
+def captured(
+    function: Callable[[], Result], device: torch.device, pool: Any, warm_up: Callable[[], object] | None = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of `function` and what it returned, tensors that a replay fills anew.
+
+    Args:
+        function: never synchronises.
+        device: a CUDA device.
+        pool: memory to share with other graphs.
+        warm_up: what is called beforehand, on the stream that is captured; none: the function.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_CALLS):
+            (warm_up or function)()
+    torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # nodes of the warm-up's autograd graph belong to other streams
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        result = function()
+    return graph, result
+
+
+class CapturedFunction(Generic[Result]):
+    """A function of tensors that stay where they are, captured when first called.
+
+    Args:
+        function: never synchronises.
+        device: a CUDA device.
+        pool: memory to share with other graphs.
+        explaining: makes a context that turns a failure of the capture into a message.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Result],
+        device: torch.device,
+        pool: Any,
+        explaining: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._function, self._device, self._pool, self._explaining = function, device, pool, explaining
+        self._found: tuple[torch.cuda.CUDAGraph, Result] | None = None
+
+    def __call__(self) -> Result:
+        """What the function returns; the next call overwrites it."""
+        if self._found is None:
+            with self._explaining():
+                self._found = captured(self._function, self._device, self._pool)
+        graph, result = self._found
+        graph.replay()
+        return result
 
 
 class CapturedStep:
@@ -29,7 +86,10 @@ class CapturedStep:
     """
 
     def __init__(
-        self, state: TrainingState, step: Callable[[], None], explaining: Callable[[], AbstractContextManager[object]]
+        self,
+        state: TrainingState,
+        step: Callable[[], None],
+        explaining: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._state, self._step, self._explaining = state, step, explaining
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -53,24 +113,18 @@ class CapturedStep:
         self._graph = None
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """Warm-up trains, so what it changed is put back; it runs on the stream that is captured."""
-        before = [tensor.clone() for tensor in self._state.changing_tensors().values()]
-        stream = torch.cuda.Stream(self._state.images.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self._step()
-                self._state.counter.zero_()  # the tables end where a run ends
-        torch.cuda.current_stream().wait_stream(stream)
-        gc.collect()  # nodes of the warm-up's autograd graph belong to other streams
-        torch.cuda.synchronize(self._state.images.device)
-        graph = torch.cuda.CUDAGraph()
-        if self._state.graph_pool is None:
-            self._state.graph_pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._state.graph_pool, stream=stream):
+        """Warm-up trains, so what it changed is put back."""
+        changing = self._state.changing_tensors().values()
+        before = [tensor.clone() for tensor in changing]
+
+        def warm_up() -> None:
             self._step()
+            self._state.counter.zero_()  # the tables end where a run ends
+
+        self._state.counter.zero_()
+        graph, _ = captured(self._step, self._state.images.device, pool_of(self._state), warm_up)
         with torch.no_grad():
-            for tensor, old in zip(self._state.changing_tensors().values(), before, strict=True):
+            for tensor, old in zip(changing, before, strict=True):
                 tensor.copy_(old)
         return graph
 
@@ -81,3 +135,10 @@ class CapturedStep:
         moved = [name for name, place in self._pointers().items() if self._places[name] != place]
         if moved:
             raise RuntimeError(f"the captured step reads tensors that are gone: {', '.join(moved)}")
+
+
+def pool_of(state: TrainingState) -> Any:
+    """The memory that the graphs of `state` share."""
+    if state.graph_pool is None:
+        state.graph_pool = torch.cuda.graph_pool_handle()
+    return state.graph_pool

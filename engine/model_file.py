@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels.augment import normalisation
 from .data import Pack
 from .errors import UserError
-from .evaluate import Accuracy, scores
+from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
 from .files import write_atomically
 from .nets import SpeedyResNet, make_net
 from .recipe import Recipe, View, recipe_from_dict
@@ -46,17 +46,16 @@ class Model:
                 f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)})"
             )
         scale, shift = normalisation(self.mean, self.std, torch.promote_types(self.dtype, torch.float32), device)
-        found = scores(
-            self.net.to(device),
-            pack.test_images.to(device),
-            pack.test_labels.to(device),
-            scale,
-            shift,
-            view=view or self.recipe.evaluation.view,
-            batch_size=self.recipe.evaluation.batch_size,
+        settings = self.recipe.evaluation
+        data = LabelledImages(
+            images=pack.test_images.to(device), labels=pack.test_labels.to(device), scale=scale, shift=shift,
             dtype=self.dtype,
-        )
-        return Accuracy(weights=self.recipe.evaluation.weights, **found.accuracy)
+        )  # fmt: skip
+        found = device_scores(
+            forward_of(self.net.to(device).eval()), data, view=view or settings.view, batch_size=settings.batch_size,
+            share=settings.share,
+        )  # fmt: skip
+        return Accuracy(weights=settings.weights, **read_scores(found, len(data.labels)).accuracy)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from .errors import UserError
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "celu"]
 View = Literal["single_view", "mirror", "six_view"]
+VIEWS: tuple[View, ...] = typing.get_args(View)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,8 @@ class Evaluation:
 
     view: View = "six_view"
     """The most views to average; those with fewer come with it."""
+    share: float = 1.0
+    """Extra views only for so many of the images, those whose single view is least confident."""
     weights: Literal["live", "averaged"] = "live"
     batch_size: int = 2000
     every: int = 1

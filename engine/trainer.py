@@ -6,6 +6,7 @@ final evaluation. Validation between epochs runs outside all of them.
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -27,13 +28,14 @@ from .backends import (
     Variant,
     check_backend,
     default_backend,
+    make_scorer,
     make_step,
     most_common_variant,
     variant_of_step,
 )
 from .data import Pack
 from .errors import UserError
-from .evaluate import Accuracy, Scores, scores
+from .evaluate import Accuracy, LabelledImages, Scores, read_scores
 from .init import reset_parameters, whitening_filters
 from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, make_net, parameter_counts
 from .recipe import Augmentation, Recipe, View
@@ -151,6 +153,12 @@ def check_augmentation(augmentation: Augmentation, height: int, width: int) -> N
             raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds images of {side} pixels")
 
 
+def check_share(share: float) -> None:
+    """Raise UserError for a share that is none."""
+    if not 0 <= share <= 1:
+        raise UserError(f"evaluation.share={share} is no share of the images: choose a number from 0 to 1")
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
@@ -211,6 +219,7 @@ class Trainer:
         check_backend(backend, device)
         check_image_size(recipe.net, height, width)
         check_augmentation(recipe.augmentation, height, width)
+        check_share(recipe.evaluation.share)
         self.recipe, self.pack, self.device = recipe, pack, device
         self.backend = default_backend(device) if backend == AUTO else backend
         self.dtype = pick_dtype(recipe, device)
@@ -228,13 +237,18 @@ class Trainer:
             self.dtype,
             self.kernels,
         )
-        evaluated_at_once = min(recipe.evaluation.batch_size, len(pack.test_labels))
-        self.test_images = self.state.images[:evaluated_at_once]
-        self.test_labels = self.state.labels[:evaluated_at_once]
+        self._test = LabelledImages(
+            images=torch.randint(0, 256, pack.test_images.shape, dtype=torch.uint8, device=device),
+            labels=torch.zeros(len(pack.test_labels), dtype=torch.int64, device=device),
+            scale=self.state.scale,
+            shift=self.state.shift,
+            dtype=self.dtype,
+        )
         self._build_steps(fall_back=backend == AUTO)
         self.state.images.copy_(pack.train_images)
         self.state.labels.copy_(pack.train_labels)
-        self.test_images, self.test_labels = pack.test_images.to(device), pack.test_labels.to(device)
+        self._test.images.copy_(pack.test_images)
+        self._test.labels.copy_(pack.test_labels)
         synchronize(device)
         self.build_seconds = IMPORT_SECONDS + time.perf_counter() - started
 
@@ -275,12 +289,20 @@ class Trainer:
 
     def _warm_up(self) -> None:
         """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
+        self._scorers: dict[tuple[str, View], Callable[[], dict[str, Tensor]]] = {}
         self._steps = {variant: make_step(self.state, self.backend, variant) for variant in self._variants()}
         self.prepare(seed=0)
         self.net.train()
         for step in self._steps.values():
             step()
-        self.evaluate()
+        self.net.eval()
+        settings, whole = self.recipe.evaluation, self._test
+        if self.backend == "graph":
+            self.evaluate()
+        else:  # one batch sets everything up
+            few = slice(0, settings.batch_size)
+            part = dataclasses.replace(whole, images=whole.images[few], labels=whole.labels[few])
+            make_scorer(self.state, self.backend, None, part, settings.view)()
 
     def prepare(self, seed: int) -> float:
         """Reset everything for a run with `seed`; returns the seconds it took."""
@@ -349,18 +371,12 @@ class Trainer:
         )
 
     def scores(self, weights: str, view: View = "single_view") -> Scores:
-        """Accuracy and loss on all test images of the `live` or `averaged` weights."""
-        return scores(
-            self.net,
-            self.test_images,
-            self.test_labels,
-            self.state.scale,
-            self.state.shift,
-            view=view,
-            batch_size=self.recipe.evaluation.batch_size,
-            dtype=self.dtype,
-            state=self.state.averaged_state() if weights == "averaged" else None,
-        )
+        """Accuracy and loss on all test images of the `live` or `averaged` weights; leaves the net evaluating."""
+        self.net.eval()
+        if (weights, view) not in self._scorers:
+            other = self.state.averaged_state() if weights == "averaged" else None
+            self._scorers[weights, view] = make_scorer(self.state, self.backend, other, self._test, view)
+        return read_scores(self._scorers[weights, view](), len(self._test.labels))
 
     def evaluate(self) -> tuple[Accuracy, float]:
         """The recipe's final evaluation, and the seconds it took."""

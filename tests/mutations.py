@@ -103,7 +103,7 @@ MUTATIONS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
             ("(patches // T.width)[:, None]", "(patches // T.height)[:, None]"),
             ("scale = tl.load(scale_ptr + channels, mask=exists, other=0.0)", "scale = tl.load(scale_ptr + taps % 2, mask=exists, other=0.0)"),
             ("+ weights[1][None, :]", ""),
-            ("(patches < T.height * T.width)[:, None] & (filters < T.filters)[None, :]", "(patches >= 0)[:, None] & (filters < T.filters)[None, :]"),
+            ("(patches < T.height * T.width)[:, None] & (filters < T.filters)[None, :]", "(patches < T.height * T.width - 1)[:, None] & (filters < T.filters)[None, :]"),
             ("in_batch.to(tl.int64) * (T.height * T.width * T.filters)", "in_batch.to(tl.int64) * (T.width * T.width * T.filters)"),
             ("tl.store(drawn_at_ptr + 1, tl.load(counter_ptr))", "tl.store(drawn_at_ptr + 1, tl.load(seed_ptr))"),
             ("if in_batch == 0:", "if in_batch == 100:"),

@@ -15,10 +15,12 @@ from speedyresnet.engine.backends import (
     backends_of,
     check_backend,
     default_backend,
+    make_scorer,
     make_step,
     variant_of_step,
 )
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.evaluate import LabelledImages
 from speedyresnet.engine.step import training_step
 from speedyresnet.engine.trainer import Trainer
 
@@ -222,6 +224,21 @@ def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, captures, monkey
     state.learning_rate = state.learning_rate.clone()
     with pytest.raises(RuntimeError, match="gone: learning_rate"):
         step()
+
+
+def test_a_captured_evaluation_is_an_evaluation(make_state, captures, monkeypatch):
+    state = make_state()
+    state.net.eval()
+    data = LabelledImages(
+        images=state.images, labels=state.labels, scale=state.scale, shift=state.shift, dtype=torch.float32
+    )
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(StandInGraph, "replayed", lambda: None)
+    plain, graph = (make_scorer(state, backend, None, data, "mirror") for backend in ("eager", "graph"))
+    for name, value in plain().items():
+        assert torch.equal(graph()[name], value)
+    assert len(captures) == 1
+    assert captures[0].pool is state.graph_pool
 
 
 def test_warm_up_fits_a_run_of_one_step(make_state, captures, monkeypatch):
