@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .nets import BatchNorm, SpeedyResNet
 from .recipe import Net
 
-_IMAGES_AT_ONCE = 500
+_VALUES_AT_ONCE = 1 << 26
+"""Of patches, in float64: 512 MiB. The 5,000 images of airbench are one product."""
 
 
 def patch_covariance(images: Tensor, kernel: int, *, centered: bool) -> Tensor:
@@ -31,7 +32,7 @@ def patch_covariance(images: Tensor, kernel: int, *, centered: bool) -> Tensor:
     product = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=images.device)
     total = torch.zeros(dimensions, dtype=torch.float64, device=images.device)
     patches_seen = 0
-    for chunk in images.split(_IMAGES_AT_ONCE):
+    for chunk in images.split(max(_VALUES_AT_ONCE // (dimensions * images[0, 0].numel()), 1)):
         patches = chunk.double().unfold(2, kernel, 1).unfold(3, kernel, 1).permute(1, 4, 5, 0, 2, 3)
         patches = patches.reshape(dimensions, -1)
         product += patches @ patches.T
@@ -62,10 +63,16 @@ def _fill_uniform(weight: Tensor, generator: torch.Generator) -> None:
     weight.uniform_(-bound, bound, generator=generator)
 
 
+def _fill_identity(weight: Tensor) -> Tensor:
+    """Filter i becomes 1 at the centre of channel i and 0 elsewhere, as nn.init.dirac_ has it, in two launches."""
+    weight.zero_()[:, :, weight.shape[2] // 2, weight.shape[3] // 2].fill_diagonal_(1.0)
+    return weight
+
+
 def _blend_identity(weight: Tensor) -> None:
     """Add identity taps, then bring the tensor back to the mean and deviation it had (hlb-CIFAR10 v0.7)."""
     deviation, mean = torch.std_mean(weight.float())
-    blended = weight.float() + nn.init.dirac_(torch.empty_like(weight, dtype=torch.float32))
+    blended = weight.float() + _fill_identity(torch.empty_like(weight, dtype=torch.float32))
     new_deviation, new_mean = torch.std_mean(blended)
     weight.copy_((blended - new_mean) / new_deviation * deviation + mean)
 
@@ -90,8 +97,8 @@ def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
         for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type]
             weight = convolution.weight
             if settings.convolution_init == "dirac":
-                nn.init.dirac_(weight[: weight.shape[1]])
+                _fill_identity(weight[: weight.shape[1]])
             elif index == 0:
                 _blend_identity(weight)
             else:
-                nn.init.dirac_(weight)
+                _fill_identity(weight)

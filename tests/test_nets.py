@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from speedyresnet.engine import recipe
-from speedyresnet.engine.init import patch_covariance, reset_parameters, whitening_filters
+from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
 from speedyresnet.engine.nets import BatchNorm, forward_flops_per_image, make_net, parameter_counts
 
 
@@ -95,6 +95,14 @@ def test_batch_norm_stays_float64_in_a_float64_net():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (3, 8, 3, 3), (5, 5, 1, 1), (4, 6, 2, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_identity_taps_are_those_of_pytorchs_dirac(shape, layout):
+    weight = torch.randn(shape).to(memory_format=layout)
+    expected = torch.nn.init.dirac_(weight.clone())
+    assert torch.equal(_fill_identity(weight), expected)
+
+
 def test_dirac_makes_the_first_filters_identities():
     net = net_of("airbench94")
     reset_parameters(net, recipe("airbench94").net, seed=0)
@@ -176,7 +184,7 @@ def test_whitening_of_one_sample_whitens_another(real_pack):
 def test_patch_covariance_does_not_depend_on_the_chunks(monkeypatch):
     images = torch.randn(50, 3, 8, 8)
     whole = patch_covariance(images, 2, centered=True)
-    monkeypatch.setattr("speedyresnet.engine.init._IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr("speedyresnet.engine.init._VALUES_AT_ONCE", 5_000)
     torch.testing.assert_close(patch_covariance(images, 2, centered=True), whole)
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     torch.testing.assert_close(whole, torch.cov(patches.double().T, correction=0), rtol=1e-5, atol=1e-6)
