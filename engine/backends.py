@@ -44,14 +44,17 @@ class Variant(NamedTuple):
     """The whitening bias is trained."""
     cutmix: bool
     """Squares of other images are pasted in."""
+    size: int = 0
+    """Side that images are scaled down to; 0: not at all."""
 
 
 def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
     """The kind of step number `step` (0-based)."""
-    epoch = step // plan.steps_per_epoch
+    epoch, sizes = step // plan.steps_per_epoch, recipe.augmentation.sizes
     return Variant(
         whitening_bias=recipe.net.whitening_bias and step < plan.whitening_bias_steps,
         cutmix=plan.first_cutmix_epoch is not None and epoch >= plan.first_cutmix_epoch,
+        size=sizes[min(epoch, len(sizes) - 1)] if sizes else 0,
     )
 
 

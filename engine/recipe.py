@@ -71,6 +71,8 @@ class Augmentation:
     """Side of the square pasted from another image in pixels; 0 is off."""
     cutmix_epochs: float = 0.0
     """Cutmix is on in whole epochs that begin in the last so many epochs."""
+    sizes: tuple[int, ...] = ()
+    """Side that windows are scaled down to, epoch by epoch; the last one holds on, 0 leaves them as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

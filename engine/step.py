@@ -161,7 +161,7 @@ def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing:
     return (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(1)
 
 
-def transforms_of(recipe: Recipe, *, cutmix: bool) -> Transforms:
+def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
     """What is done to each image of a step."""
     settings = recipe.augmentation
     return Transforms(
@@ -170,10 +170,11 @@ def transforms_of(recipe: Recipe, *, cutmix: bool) -> Transforms:
         flip=settings.flip,
         cutout=settings.cutout,
         cutmix=settings.cutmix if cutmix else 0,
+        size=size,
     )
 
 
-def training_batch(state: TrainingState, *, cutmix: bool) -> Batch:
+def training_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step."""
     return augmented_batch(
         state.images,
@@ -182,7 +183,7 @@ def training_batch(state: TrainingState, *, cutmix: bool) -> Batch:
         state.counter,
         state.scale,
         state.shift,
-        transforms_of(state.recipe, cutmix=cutmix),
+        transforms_of(state.recipe, cutmix=cutmix, size=size),
         batch_size=state.recipe.batch_size,
         steps_per_epoch=state.plan.steps_per_epoch,
         dtype=state.dtype,
@@ -190,7 +191,7 @@ def training_batch(state: TrainingState, *, cutmix: bool) -> Batch:
     )
 
 
-def whitened_batch(state: TrainingState, *, cutmix: bool) -> Batch:
+def whitened_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step behind the whitening and its activation, in the fused kernel."""
     own, whitening = state.net.stem, state.net.stem.whitening
     return stem(
@@ -200,7 +201,7 @@ def whitened_batch(state: TrainingState, *, cutmix: bool) -> Batch:
         state.counter,
         state.scale,
         state.shift,
-        transforms_of(state.recipe, cutmix=cutmix),
+        transforms_of(state.recipe, cutmix=cutmix, size=size),
         whitening.weight,
         whitening.bias,
         activation=own.whitening_activation,
@@ -227,7 +228,9 @@ def losses_and_logits(state: TrainingState, batch: Batch, *, whitened: bool) -> 
         return batch_losses(state.recipe, precise, batch.labels, batch.pasted_labels, pasted_share(state)), logits
 
 
-def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool, forward: Forward | None = None) -> None:
+def training_step(
+    state: TrainingState, *, whitening_bias: bool, cutmix: bool, size: int = 0, forward: Forward | None = None
+) -> None:
     """Train one batch, in place.
 
     Args:
@@ -235,11 +238,12 @@ def training_step(state: TrainingState, *, whitening_bias: bool, cutmix: bool, f
         whitening_bias: still train the whitening bias; once frozen, the first 3x3 convolution needs no input
             gradient.
         cutmix: paste squares from other images.
+        size: side that images are scaled down to; 0: not at all.
         forward: does what `losses_and_logits` does, in another way.
     """
     whitened = state.kernels["stem"] == "triton"
     with part("augment+stem" if whitened else "augment"):
-        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix)
+        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
     losses, logits = forward(*batch) if forward else losses_and_logits(state, batch, whitened=whitened)
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale

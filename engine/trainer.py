@@ -143,6 +143,15 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
     return kernels
 
 
+def check_sizes(recipe: Recipe, height: int, width: int) -> None:
+    """Raise UserError where images of this size, or what they are scaled down to, do not fit the net."""
+    for size in recipe.augmentation.sizes:
+        if not 0 <= size <= min(height, width):
+            raise UserError(f"augmentation.sizes: images of {height} x {width} pixels cannot be scaled down to {size}")
+        check_image_size(recipe.net, size or height, size or width)
+    check_image_size(recipe.net, height, width)
+
+
 def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:
     """Raise UserError for transforms that reach beyond images of this size."""
     side = min(height, width)
@@ -217,7 +226,7 @@ class Trainer:
         started = time.perf_counter()
         height, width = pack.image_size
         check_backend(backend, device)
-        check_image_size(recipe.net, height, width)
+        check_sizes(recipe, height, width)
         check_augmentation(recipe.augmentation, height, width)
         check_share(recipe.evaluation.share)
         self.recipe, self.pack, self.device = recipe, pack, device

@@ -221,8 +221,8 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["pocket", "hlb-v0.4", "hlb-v0.7"])
-def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name):
+@pytest.mark.parametrize(("name", "size"), [("pocket", 0), ("hlb-v0.4", 0), ("hlb-v0.7", 0), ("airbench94", 24)])
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     states = [make_state(name, "batch_size=8", device=device) for _ in range(2)]
     states[1].use_kernels(dict.fromkeys(REFERENCE_KERNELS, "triton"))
@@ -230,7 +230,7 @@ def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_st
         with torch.no_grad():
             pixels = (state.images.float() * state.scale + state.shift).permute(0, 3, 1, 2)
             state.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.recipe.net))
-        training_step(state, whitening_bias=False, cutmix=state.recipe.augmentation.cutmix > 0)
+        training_step(state, whitening_bias=size > 0, cutmix=state.recipe.augmentation.cutmix > 0, size=size)
     torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
     for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
         torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)

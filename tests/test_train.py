@@ -269,6 +269,27 @@ def test_real_images_train_on_the_gpu(real_pack):
     assert run.record.accuracy.six_view > 0.25
 
 
+def test_images_grow_with_the_epochs(small_pack, monkeypatch):
+    settings = [*TINY, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
+    trainer = Trainer(recipe("airbench94", settings), small_pack, torch.device("cpu"), "eager")
+    sides = []
+    trainer.net.stem.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[2]))
+    trainer.prepare(seed=0)
+    outcome = trainer.train(Silent(), validate=False)
+    per_epoch = trainer.plan.steps_per_epoch
+    assert outcome.status == "finished"
+    assert sides == [24] * per_epoch + [28] * per_epoch + [32] * (trainer.plan.steps - 2 * per_epoch)
+    assert [variant.size for variant in trainer._steps] == [24, 28, 0]
+    assert [variant.whitening_bias for variant in trainer._steps] == [True, False, False]
+
+
+@pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "down to -2"), ("4", "too small")])
+def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
+    made = recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"])
+    with pytest.raises(UserError, match=words):
+        Trainer(made, small_pack, torch.device("cpu"), "eager")
+
+
 def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):
     for name, variants in (("airbench94", 2), ("hlb-v0.4", 1)):
         trainer = Trainer(recipe(name, [*TINY, "epochs=4"]), small_pack, torch.device("cpu"), "eager")
