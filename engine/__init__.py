@@ -18,6 +18,7 @@ from .api import TrainedRun, evaluate, train
 from .data import Pack, load_data
 from .errors import UserError
 from .evaluate import Accuracy
+from .export import export_model
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
 from .recipe import (
@@ -56,6 +57,7 @@ __all__ = [
     "TrainedRun",
     "UserError",
     "evaluate",
+    "export_model",
     "load_data",
     "read_model",
     "recipe",

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
+"""The command line: train, evaluate, export, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
 
 import dataclasses
 import json
@@ -19,7 +19,9 @@ from .backends import AUTO, BACKENDS, check_backend, default_backend
 from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
 from .display import FileProgress, print_result, training_display
 from .errors import UserError
+from .export import FORMATS, check_format, export_model
 from .files import check_writable, write_text
+from .model_file import read_model
 from .nets import forward_flops_per_image, make_net, parameter_counts
 from .recipe import Recipe
 from .recipe import recipe as recipe_called
@@ -168,6 +170,31 @@ def evaluate_command(
         value = getattr(accuracy, view)
         if value is not None:
             print(f"{view:12s} {value:.4f}")
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[Path, typer.Argument(help="A file that `train --save` wrote.")],
+    file_format: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS) + ".")],
+    out: Annotated[Path, typer.Option("--out", help="Write the net here, as NAME.pt2 for pt2.")],
+    size: Annotated[int | None, typer.Option("--size", min=1, help="SIZE x SIZE pixels; none: as in training.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A saved model as one file that PyTorch runs without this package, normalisation inside."""
+    check_format(file_format)
+    check_writable(out)
+    if out.resolve() == model.resolve():
+        raise UserError(f"--out {out} is the model itself; give another file name")
+    metadata = export_model(read_model(model), out, file_format, None if size is None else (size, size))
+    written = {"file": str(out), "bytes": out.stat().st_size} | metadata
+    if as_json:
+        print(json.dumps(written, indent=1))
+        return
+    shapes = [", ".join(map(str, metadata[side]["shape"])) for side in ("input", "output")]
+    print(
+        f"{out}: {file_format}, {written['bytes']:,} bytes, "
+        f"float32 [{shapes[0]}] in [0, 1] -> logits float32 [{shapes[1]}]"
+    )
 
 
 def _described(made: Recipe) -> dict[str, Any]:

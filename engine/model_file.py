@@ -33,6 +33,8 @@ class Model:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: torch.dtype
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images it was trained on; none where the file does not tell."""
 
     def evaluate(self, pack: Pack, device: torch.device, view: View | None = None) -> Accuracy:
         """Accuracy on the test images of `pack`, with the views of the recipe or those asked for.
@@ -70,6 +72,7 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
         "class_names": json.dumps(pack.class_names),
         "mean": json.dumps(pack.mean),
         "std": json.dumps(pack.std),
+        "image_size": json.dumps(pack.image_size),
         "dtype": str(dtype).removeprefix("torch."),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -107,7 +110,22 @@ def _assembled(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Model:
     net = make_net(recipe, classes=len(class_names), channels=len(mean), dtype=dtype, device="meta")
     net = net.to_empty(device="cpu").to(memory_format=torch.channels_last)
     net.load_state_dict(tensors)
-    return Model(net=net, recipe=recipe, class_names=class_names, mean=mean, std=std, dtype=dtype)
+    return Model(
+        net=net,
+        recipe=recipe,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        image_size=_image_size(metadata),
+    )
+
+
+def _image_size(metadata: dict[str, str]) -> tuple[int, int] | None:
+    if "image_size" not in metadata:  # the first files of this format did without
+        return None
+    height, width = map(int, json.loads(metadata["image_size"]))
+    return height, width
 
 
 def _strings(values: Any) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     return {"gpu": properties.name, "driver": driver or None, "power_limit_watts": watts}
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Version of an installed package; none where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # triton is missing on macOS and Windows
@@ -148,15 +149,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware that a figure depends on."""
     return _gpu(device) | {
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "triton": _version("triton"),
+        "torchvision": version_of("torchvision"),
+        "triton": version_of("triton"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "package": _version("speedyresnet"),
+        "package": version_of("speedyresnet"),
         "commit": _commit(),
     }
 

@@ -1,0 +1,163 @@
+"""Trained models for other programs: one file that plain PyTorch loads and that takes pixel values as they are.
+
+Evaluation is computed in float32 whatever the training dtype. Normalisation and batch norm are affine by channel then,
+so they go into the weights and biases of the convolutions beside them, in float64, and no operation of theirs remains.
+"""
+
+import copy
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..kernels.augment import normalisation
+from ..kernels.batch_norm import ResidualPlace, with_activation
+from .errors import UserError
+from .files import write_atomically
+from .model_file import Model
+from .nets import BatchNorm, SpeedyResNet, check_image_size
+from .record import version_of
+
+METADATA_FILE = "speedyresnet.json"
+"""Name of the JSON document within the exported file."""
+SCHEMA = "speedyresnet.export/1"
+
+
+class ActivationAndResidual(nn.Module):
+    """What is left of a `BatchNorm` once its scale and shift are in the convolution before it."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, residual_place: ResidualPlace = "none") -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]; as `BatchNorm.forward` after its normalisation."""
+        return with_activation(x, residual, self.activation, residual_place)
+
+
+def folded_net(model: Model) -> nn.Module:
+    """A copy of the net of `model` for float32 [N, C, H, W] in [0, 1] -> logits float32 [N, classes], on the CPU.
+
+    Raises:
+        UserError: a batch norm that cannot be folded, which a diverged run leaves behind.
+    """
+    net = copy.deepcopy(model.net).to("cpu", torch.float64)
+    _replace_convolution(net, "stem.whitening", *_with_normalisation(net.stem.whitening, model))
+    for name, module in list(net.named_modules()):
+        if isinstance(module, BatchNorm):
+            _fold_norm(net, name, module)
+    head = nn.Linear(net.head.in_features, net.head.out_features, bias=False, device="meta")
+    head.load_state_dict({"weight": net.head.weight.detach()}, assign=True)
+    net.set_submodule("head", head)
+    return net.float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+
+
+def _with_normalisation(whitening: nn.Conv2d, model: Model) -> tuple[Tensor, Tensor]:
+    """Float64 weight and bias for pixels in [0, 1] of the whitening; exact, because it does not pad."""
+    scale, shift = normalisation(model.mean, model.std, torch.float64, torch.device("cpu"))
+    shifted = (whitening.weight * shift[:, None, None]).sum((1, 2, 3))
+    bias = shifted if whitening.bias is None else shifted + whitening.bias
+    return whitening.weight * (255 * scale)[:, None, None], bias
+
+
+def _fold_norm(net: SpeedyResNet, name: str, norm: BatchNorm) -> None:
+    """Put scale and shift of the batch norm called `name` into the convolution before it."""
+    scale = norm.weight / (norm.running_var + norm.epsilon).sqrt()
+    # A max-pool may stand between the two. The maximum of scale * x + shift is scale * maximum + shift only where
+    # scale > 0. Training keeps the weight at 1, so it is, but for the NaN of a run that diverged or a forged file.
+    if not ((scale > 0) & scale.isfinite()).all():
+        raise UserError(f"{name} of the model has scales that are not above 0; if its run diverged, train it again")
+    before = "stem.projection" if name == "stem.norm" else name.replace("norms", "convolutions")
+    weight = net.get_submodule(before).get_parameter("weight")
+    affine = norm.running_mean, norm.running_var, norm.epsilon, norm.weight, norm.bias
+    _replace_convolution(net, before, *fuse_conv_bn_weights(weight, None, *affine))
+    net.set_submodule(name, ActivationAndResidual(norm.activation))
+
+
+def _replace_convolution(net: SpeedyResNet, name: str, weight: Tensor, bias: Tensor) -> None:
+    """Put a plain nn.Conv2d with this weight and bias in the place of the square convolution called `name`."""
+    old = net.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    outputs, inputs, kernel, _ = weight.shape
+    plain = nn.Conv2d(inputs, outputs, kernel, old.stride[0], int(old.padding[0]), device="meta")
+    plain.load_state_dict({"weight": weight.detach(), "bias": bias.detach()}, assign=True)
+    net.set_submodule(name, plain)
+
+
+def _torchscript(net: nn.Module, example: Tensor, metadata: str) -> bytes:
+    """TorchScript, for torch.jit.load and LibTorch. PyTorch calls it deprecated, which is not the user's concern."""
+    if not all(hasattr(getattr(torch, "jit", None), name) for name in ("trace", "save")):
+        raise UserError(f"PyTorch {torch.__version__} has no TorchScript any more; use --format pt2")
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit")
+        torch.jit.save(torch.jit.trace(net, example), file, _extra_files={METADATA_FILE: metadata})
+    return file.getvalue()
+
+
+def _pt2(net: nn.Module, example: Tensor, metadata: str) -> bytes:
+    """A program of torch.export whose batch size is free, for torch.export.load."""
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program.example_inputs = None  # else they are saved too, and with the traces where this package lies here
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA_FILE: metadata})
+    return file.getvalue()
+
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor, str], bytes]] = {"torchscript": _torchscript, "pt2": _pt2}
+"""Content of the file by name of its format: from the folded net, example images and the metadata document."""
+
+
+def check_format(name: str) -> None:
+    """Raise UserError for a format that there is not."""
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r}: choose {' or '.join(FORMATS)}")
+
+
+def export_model(
+    model: Model, path: Path, file_format: str, image_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Write `model` to `path` for programs without this package; returns the metadata, which the file holds too.
+
+    Args:
+        model: with trained weights.
+        path: appears whole or not at all.
+        file_format: torchscript or pt2.
+        image_size: height and width; none takes what the model was trained on.
+
+    Raises:
+        UserError: unknown format, unknown or too small images, weights of a diverged run, a path that is refused.
+    """
+    check_format(file_format)
+    size = image_size or model.image_size
+    if size is None:
+        raise UserError("the model file does not tell the size of its images; give --size")
+    check_image_size(model.recipe.net, *size)
+    metadata = _metadata(model, file_format, *size)
+    # Two images, because torch.export would take one for a size that never changes.
+    example = torch.zeros(2, *metadata["input"]["shape"][1:], dtype=torch.float32)
+    content = FORMATS[file_format](folded_net(model), example, json.dumps(metadata, indent=1))
+    write_atomically(path, lambda part: part.write_bytes(content))
+    return metadata
+
+
+def _metadata(model: Model, file_format: str, height: int, width: int) -> dict[str, Any]:
+    shape = ["N", len(model.mean), height, width]
+    return {
+        "schema": SCHEMA,
+        "format": file_format,
+        "package": version_of("speedyresnet"),
+        "torch": str(torch.__version__),
+        "recipe": model.recipe.name,
+        "input": {"dtype": "float32", "shape": shape, "range": [0, 1], "meaning": "pixel values / 255, NCHW"},
+        "output": {"dtype": "float32", "shape": ["N", len(model.class_names)], "meaning": "logits"},
+        "classes": list(model.class_names),
+    }
