@@ -10,22 +10,22 @@
 import functools
 import shutil
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import UserError
 from .evaluate import LabelledImages, device_scores, forward_of
 from .graphs import CapturedFunction, CapturedStep, pool_of
 from .recipe import Recipe, View
 from .schedules import Plan
-from .step import TrainingState, batch_losses, pasted_share, training_step
+from .step import TrainingState, training_step
+from .torchscript import TracedForward, torchscript_obstacle
 
 Backend = Literal["eager", "torchscript", "compile", "graph"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -79,9 +79,7 @@ def _obstacle(backend: str, device: torch.device) -> str | None:
         return "needs a C++ compiler on a CPU"
     if backend == "graph" and device.type != "cuda":
         return "needs a CUDA GPU"
-    if backend == "torchscript" and not hasattr(torch.jit, "trace"):
-        return f"needs torch.jit, which PyTorch {torch.__version__} no longer has"
-    return None
+    return torchscript_obstacle() if backend == "torchscript" else None
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -105,7 +103,8 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
     if backend == "eager":
         return step
     if backend == "torchscript":
-        return functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix))
+        forward = TracedForward(state, cutmix=variant.cutmix)
+        return _explained(functools.partial(step, forward=forward), backend)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = _explained(torch.compile(step, fullgraph=True, dynamic=False), backend)
     return compiled if backend == "compile" else CapturedStep(state, compiled, functools.partial(_explaining, backend))
@@ -162,54 +161,3 @@ def _explained(function: Callable[[], None], backend: str) -> Callable[[], None]
         first = False
 
     return call
-
-
-# -- torchscript
-
-
-class _NetAndLoss(nn.Module):
-    """[B, C, H, W], int64 [B], int64 [B] -> losses [B] and logits [B, classes]."""
-
-    def __init__(self, state: TrainingState, cutmix: bool) -> None:
-        super().__init__()
-        self.net = state.net
-        self._recipe, self._precision = state.recipe, state.scale.dtype
-        self._share = pasted_share(state) if cutmix else 0.0
-
-    def forward(self, images: Tensor, labels: Tensor, pasted_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each image, and the logits."""
-        logits = self.net(images)
-        others = pasted_labels if self._share else None
-        return batch_losses(self._recipe, logits.to(self._precision), labels, others, self._share), logits
-
-
-class TracedForward:
-    """Net and loss as TorchScript, traced when first called; it trains the net's own parameters.
-
-    TorchScript knows nothing of our kernels: `state` has to use the reference for what is in the net.
-    """
-
-    def __init__(self, state: TrainingState, *, cutmix: bool) -> None:
-        self._state, self._cutmix = state, cutmix
-        self._traced: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-
-    def __call__(self, images: Tensor, labels: Tensor, pasted_labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Losses [B] and logits [B, classes]."""
-        inputs = images, labels, labels if pasted_labels is None else pasted_labels
-        if self._traced is None:
-            self._traced = self._trace(inputs)
-        return self._traced(*inputs)
-
-    def _trace(self, inputs: tuple[Tensor, ...]) -> Any:
-        """Tracing runs the net once, which would move its statistics: they are put back."""
-        statistics = {name: value.clone() for name, value in self._state.net.named_buffers()}
-        with warnings.catch_warnings():  # the one place where torch.jit's deprecation is known
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-            with _explaining("torchscript"):
-                traced = torch.jit.trace(_NetAndLoss(self._state, self._cutmix), inputs, check_trace=False)
-        with torch.no_grad():
-            for name, value in self._state.net.named_buffers():
-                value.copy_(statistics[name])
-        return traced

@@ -7,7 +7,6 @@ so they go into the weights and biases of the convolutions beside them, in float
 import copy
 import io
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .files import write_atomically
 from .model_file import Model
 from .nets import BatchNorm, SpeedyResNet, check_image_size
 from .record import version_of
+from .torchscript import saved, torchscript_obstacle, trace
 
 METADATA_FILE = "speedyresnet.json"
 """Name of the JSON document within the exported file."""
@@ -91,14 +91,11 @@ def _replace_convolution(net: SpeedyResNet, name: str, weight: Tensor, bias: Ten
 
 
 def _torchscript(net: nn.Module, example: Tensor, metadata: str) -> bytes:
-    """TorchScript, for torch.jit.load and LibTorch. PyTorch calls it deprecated, which is not the user's concern."""
-    if not all(hasattr(getattr(torch, "jit", None), name) for name in ("trace", "save")):
-        raise UserError(f"PyTorch {torch.__version__} has no TorchScript any more; use --format pt2")
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit")
-        torch.jit.save(torch.jit.trace(net, example), file, _extra_files={METADATA_FILE: metadata})
-    return file.getvalue()
+    """TorchScript, for torch.jit.load and LibTorch."""
+    obstacle = torchscript_obstacle()
+    if obstacle:
+        raise UserError(f"--format torchscript {obstacle}; use --format pt2")
+    return saved(trace(net, (example,)), {METADATA_FILE: metadata})
 
 
 def _pt2(net: nn.Module, example: Tensor, metadata: str) -> bytes:

@@ -115,7 +115,7 @@ def test_what_a_cpu_has():
 def test_without_torch_jit_there_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(torch, "jit", types.SimpleNamespace())
     assert "torchscript" not in backends_of(CPU)
-    with pytest.raises(UserError, match=r"needs torch\.jit, which PyTorch"):
+    with pytest.raises(UserError, match="needs TorchScript, which PyTorch"):
         check_backend("torchscript", CPU)
 
 

@@ -58,7 +58,7 @@ def evaluated(model, pixels, dtype=torch.float32):
     """Logits of one view as `evaluate` computes them, for uint8 [N, H, W, C]."""
     scale, shift = normalisation(model.mean, model.std, dtype, torch.device("cpu"))
     images = (pixels.to(dtype) * scale + shift).permute(0, 3, 1, 2)
-    return view_logits(copy.deepcopy(model.net).to(dtype).eval(), images, "single_view", {})["single_view"]
+    return view_logits(copy.deepcopy(model.net).to(dtype).eval(), images, "single_view")["single_view"]
 
 
 def as_input(pixels):
@@ -255,7 +255,7 @@ def test_scales_that_do_not_commute_with_max_pooling_are_refused(tensor, value, 
 
 def test_a_torch_without_torchscript_is_named(tmp_path, monkeypatch):
     monkeypatch.delattr(torch.jit, "trace")
-    with pytest.raises(UserError, match="no TorchScript any more; use --format pt2"):
+    with pytest.raises(UserError, match="no longer has; use --format pt2"):
         export_model(random_model(STRUCTURES[0]), tmp_path / "net.pt", "torchscript")
     assert not list(tmp_path.iterdir())
 
