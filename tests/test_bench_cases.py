@@ -150,6 +150,20 @@ def test_the_command_lists_without_measuring(tmp_path):
     assert "seconds" not in result["cases"][0]
 
 
+def test_an_unknown_provider_is_one_line():
+    done = run("--provider", "nosuch")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "native" in done.stderr
+
+
+def test_providers_are_chosen():
+    settings = [word for each in TINY for word in ("--set", each)]
+    done = run("--recipe", "pocket", *settings, "--device", "cpu", "--list", "--json", "--provider", "eager")
+    assert done.returncode == 0, done.stderr
+    assert {row["provider"] for row in json.loads(done.stdout)["cases"]} == {"eager"}
+
+
 def test_an_unknown_operation_is_one_line():
     done = run("--operation", "pooling")
     assert done.returncode == 2
