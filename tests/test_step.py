@@ -126,21 +126,23 @@ def test_the_loss_is_torchs_label_smoothing_loss(make_state, monkeypatch):
 
 def test_batch_norm_biases_learn_faster_with_the_same_decay(make_state):
     state = make_state("airbench94")
-    weights, biases = state.weight_group, state.bias_group
-    assert len(biases.parameters) == 6
+    weights, biases = state.groups["convolutions"], state.groups["batch_norm_biases"]
+    assert len(biases.parameters) == len(weights.parameters) == 6
     assert biases.learning_rate == pytest.approx(64 * weights.learning_rate)
     assert biases.learning_rate * biases.weight_decay == pytest.approx(weights.learning_rate * weights.weight_decay)
 
 
 def test_the_original_learning_rates_come_out_at_the_original_batch_size(make_state):
-    weights = make_state("airbench94", "batch_size=1024", images=1024).weight_group
-    assert weights.learning_rate == pytest.approx(1.464844e-3, rel=1e-6)
-    assert weights.weight_decay == pytest.approx(1.362365, rel=1e-6)
-    hlb = make_state("hlb-v0.7", "batch_size=1024", images=1024)
-    assert hlb.weight_group.learning_rate == pytest.approx(2.978516e-3, rel=1e-6)
-    assert hlb.weight_group.weight_decay == pytest.approx(0.684749, rel=1e-6)
-    assert hlb.bias_group.learning_rate == pytest.approx(0.190625, rel=1e-6)
-    assert hlb.bias_group.weight_decay == pytest.approx(0.0106992, rel=1e-4)
+    airbench = make_state("airbench94", "batch_size=1024", images=1024).groups
+    for name in ("convolutions", "head", "whitening_bias"):
+        assert airbench[name].learning_rate == pytest.approx(1.464844e-3, rel=1e-6)
+        assert airbench[name].weight_decay == pytest.approx(1.362365, rel=1e-6)
+    hlb = make_state("hlb-v0.7", "batch_size=1024", images=1024).groups
+    assert hlb["convolutions"].learning_rate == pytest.approx(2.978516e-3, rel=1e-6)
+    assert hlb["convolutions"].weight_decay == pytest.approx(0.684749, rel=1e-6)
+    assert hlb["batch_norm_biases"].learning_rate == pytest.approx(0.190625, rel=1e-6)
+    assert hlb["batch_norm_biases"].weight_decay == pytest.approx(0.0106992, rel=1e-4)
+    assert "whitening_bias" not in hlb
 
 
 def test_lookahead_writes_the_slow_weights_back(make_state):
