@@ -387,14 +387,14 @@ def _optimizer(paper: TrainingState) -> Iterator[Case]:
     """The update of all trained parameters."""
 
     def make(state: TrainingState) -> Work:
-        groups = state.weight_group, state.bias_group
+        groups = state.groups.values()
         changed = [each for group in groups for each in (*group.parameters, *group.momentum_buffers)]
         parameters = [each for group in groups for each in group.parameters]
         gradients = [torch.zeros_like(each, requires_grad=False) for each in parameters]
 
         def call() -> None:
             with torch.no_grad():
-                optimize_(state, gradients, len(state.weight_group.parameters))
+                optimize_(state, gradients, list(state.groups))
 
         return Work(call, [*changed, *gradients], changed)
 
@@ -429,7 +429,7 @@ def _step(paper: TrainingState) -> Iterator[Case]:
             state.counter.zero_()  # the tables end where a run ends
             step()
 
-        groups = state.weight_group, state.bias_group
+        groups = state.groups.values()
         changed = [each for group in groups for each in (*group.parameters, *group.momentum_buffers)]
         return Work(call, [state.images[: state.recipe.batch_size].clone(), *changed], changed)
 

@@ -57,10 +57,10 @@ def whitening_filters(images: Tensor, net: Net) -> Tensor:
     return filters.reshape(-1, images.shape[1], kernel, kernel)
 
 
-def _fill_uniform(weight: Tensor, generator: torch.Generator) -> None:
-    """PyTorch's default for convolutions and linear layers: uniform within 1 / sqrt(inputs of one output)."""
-    bound = 1 / math.sqrt(weight[0].numel())
-    weight.uniform_(-bound, bound, generator=generator)
+def _fill_uniform(values: Tensor, inputs: int, generator: torch.Generator) -> None:
+    """PyTorch's default for weights and biases of layers with so many inputs to one output: within 1 / sqrt(inputs)."""
+    bound = 1 / math.sqrt(inputs)
+    values.uniform_(-bound, bound, generator=generator)
 
 
 def _fill_identity(weight: Tensor) -> Tensor:
@@ -77,28 +77,37 @@ def _blend_identity(weight: Tensor) -> None:
     weight.copy_((blended - new_mean) / new_deviation * deviation + mean)
 
 
+def _plant_identities(net: SpeedyResNet, *, blend: bool) -> None:
+    """`convolution_init` dirac or, with `blend`, dirac_blend of the convolutions in the groups."""
+    for group in net.groups:
+        for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type]
+            weight = convolution.weight
+            if not blend:
+                _fill_identity(weight[: weight.shape[1]])
+            elif index == 0:
+                _blend_identity(weight)
+            else:
+                _fill_identity(weight)
+
+
 @torch.no_grad()
 def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
     """Fill every parameter and statistic of `net` in place; the whitening filters come from `whitening_filters`."""
     generator = torch.Generator(net.head.weight.device).manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            _fill_uniform(module.weight, generator)
-            if module.bias is not None:
+            inputs = module.weight[0].numel()
+            _fill_uniform(module.weight, inputs, generator)
+            if module.bias is not None and settings.whitening_bias_init == "uniform":
+                _fill_uniform(module.bias, inputs, generator)
+            elif module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, BatchNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
             module.running_mean.zero_()
             module.running_var.fill_(1.0)
-    if settings.convolution_init == "default":
-        return
-    for group in net.groups:
-        for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type]
-            weight = convolution.weight
-            if settings.convolution_init == "dirac":
-                _fill_identity(weight[: weight.shape[1]])
-            elif index == 0:
-                _blend_identity(weight)
-            else:
-                _fill_identity(weight)
+    if settings.head_init == "unit_deviation":
+        net.head.weight.div_(net.head.weight.double().std())
+    if settings.convolution_init != "default":
+        _plant_identities(net, blend=settings.convolution_init == "dirac_blend")

@@ -120,7 +120,7 @@ class Stem(nn.Module):
         self.whitening.weight.requires_grad_(False)
         self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
         self.norm = BatchNorm(project_width, net) if project_width else None
-        self.activation, self.activation_name = ACTIVATIONS[net.activation], net.activation
+        self.activation, self.activation_name = ACTIVATIONS[net.whitening_activation], net.whitening_activation
         self.outputs = project_width or filters
 
     def forward(self, x: Tensor, whitened: bool = False) -> Tensor:

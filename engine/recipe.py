@@ -36,11 +36,16 @@ class Net:
     residual: Literal["none", "after_activation", "before_activation"] = "none"
     """Where the output of a group's first convolution is added to that of its last."""
     activation: Activation = "gelu"
+    """Behind every batch norm."""
+    whitening_activation: Activation = "gelu"
+    """Right behind the whitening, where no projection follows it."""
     whitening_kernel: int = 2
     whitening_stride: int = 1
     whitening_sign_pairs: bool = True
     """Append the negated filters, so that an activation right behind them loses nothing."""
     whitening_bias: bool = True
+    whitening_bias_init: Literal["zero", "uniform"] = "zero"
+    """`uniform`: within 1 / sqrt(inputs of one output), PyTorch's default for the bias of a convolution."""
     whitening_images: int = 5000
     whitening_centered: bool = False
     """Subtract the mean patch from the covariance."""
@@ -53,6 +58,8 @@ class Net:
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
+    head_init: Literal["default", "unit_deviation"] = "default"
+    """`unit_deviation`: PyTorch's default, brought to a standard deviation of 1."""
     logit_scale: float = 1 / 9
 
 
@@ -69,6 +76,10 @@ class Augmentation:
     """Side of the zeroed square in pixels; 0 is off."""
     cutmix: int = 0
     """Side of the square pasted from another image in pixels; 0 is off."""
+    brightness: float = 0.0
+    """A number drawn from [-brightness, brightness) is added to an image, in normalised units."""
+    contrast: float = 0.0
+    """Then it is multiplied with one from [1 - contrast, 1 + contrast)."""
     cutmix_epochs: float = 0.0
     """Cutmix is on in whole epochs that begin in the last so many epochs."""
     sizes: tuple[int, ...] = ()
@@ -85,9 +96,30 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Optimizer:
-    """SGD with Nesterov momentum as torch.optim.SGD defines it."""
+class Muon:
+    """Orthogonalised Nesterov momentum, see `optim.muon_`; its learning rate does not depend on the loss's scale."""
 
+    learning_rate: float = 0.24
+    """Peak."""
+    momentum: float = 0.6
+    weight_decay: float = 0.0
+    """A step at learning rate r shrinks the filter banks by r * weight_decay."""
+    newton_schulz_steps: int = 3
+    newton_schulz_coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315)
+    """Of x, (x x^T) x and (x x^T)^2 x."""
+    newton_schulz_dtype: Literal["float16", "bfloat16", "float32", "float64"] = "bfloat16"
+    renormalise_every: int = 1
+    """Steps between two renormalisations of the filter banks at the start of a run; 0: never."""
+    renormalise_growth: int = 0
+    """Steps by which that interval has grown when a run ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """SGD with Nesterov momentum as torch.optim.SGD defines it; with `muon` not for the weights of convolutions."""
+
+    kind: Literal["sgd", "muon"] = "sgd"
+    """Who trains the weights of convolutions."""
     learning_rate: float = 1.5
     """Peak, for the mean loss."""
     momentum: float = 0.85
@@ -95,21 +127,32 @@ class Optimizer:
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
     """Batch-norm biases learn that much faster, with the same decay a step."""
+    head_scale: float = 1.0
+    """The head learns that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
     """Epochs after which the whitening bias is frozen."""
     master_weights: bool = False
     """Keep weights, gradients and momentum in float32 and cast the weights in each step, whatever `dtype` is."""
+    muon: Muon = field(default_factory=Muon)
+
+    @property
+    def convolution_learning_rate(self) -> float:
+        """Peak learning rate of the weights of convolutions."""
+        return self.muon.learning_rate if self.kind == "muon" else self.learning_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """Learning rate as a multiple of its peak, one value a step; see `schedules.py`."""
 
-    kind: Literal["triangle", "one_cycle"] = "triangle"
+    kind: Literal["triangle", "one_cycle", "linear"] = "triangle"
+    """`linear` has no rise: neither `start` nor `peak` matters."""
     start: float = 0.2
     peak: float = 0.23
     """Fraction of the steps at which the peak is reached."""
     end: float = 0.07
+    whitening_bias: Literal["shared", "linear"] = "shared"
+    """`linear`: the whitening bias has a schedule of its own, from 1 at the first step to 0 where it is frozen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +357,7 @@ def _parsed(text: str, hint: Any, key: str) -> Any:
 
 def _check_ranges(made: Recipe) -> None:
     """Raises UserError for a value no run can have."""
-    net, loss, optimizer = made.net, made.loss, made.optimizer
+    net, loss, optimizer, muon = made.net, made.loss, made.optimizer, made.optimizer.muon
     limits: list[tuple[str, bool, str]] = [
         ("batch_size", made.batch_size >= 1, "at least 1"),
         ("epochs", 0 < made.epochs < 1e6, "above 0"),
@@ -331,12 +374,22 @@ def _check_ranges(made: Recipe) -> None:
         ("augmentation.padding", made.augmentation.padding >= 0, "0 or more"),
         ("augmentation.cutout", made.augmentation.cutout >= 0, "0 or more"),
         ("augmentation.cutmix", made.augmentation.cutmix >= 0, "0 or more"),
+        ("augmentation.brightness", made.augmentation.brightness >= 0, "0 or more"),
+        ("augmentation.contrast", 0 <= made.augmentation.contrast <= 1, "between 0 and 1"),
         ("loss.label_smoothing", 0 <= loss.label_smoothing < 1, "between 0 and 1"),
         ("loss.scale", loss.scale > 0, "above 0"),
         ("optimizer.learning_rate", optimizer.learning_rate >= 0, "0 or more"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "between 0 and 1"),
         ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
         ("optimizer.batch_norm_bias_scale", optimizer.batch_norm_bias_scale > 0, "above 0"),
+        ("optimizer.head_scale", optimizer.head_scale > 0, "above 0"),
+        ("optimizer.muon.learning_rate", muon.learning_rate >= 0, "0 or more"),
+        ("optimizer.muon.momentum", 0 <= muon.momentum < 1, "between 0 and 1"),
+        ("optimizer.muon.weight_decay", muon.weight_decay >= 0, "0 or more"),
+        ("optimizer.muon.newton_schulz_steps", muon.newton_schulz_steps >= 1, "at least 1"),
+        ("optimizer.muon.newton_schulz_coefficients", len(muon.newton_schulz_coefficients) == 3, "three numbers"),
+        ("optimizer.muon.renormalise_every", muon.renormalise_every >= 0, "0 or more"),
+        ("optimizer.muon.renormalise_growth", muon.renormalise_growth >= 0, "0 or more"),
         ("optimizer.whitening_bias_epochs", optimizer.whitening_bias_epochs >= 0, "0 or more"),
         ("schedule.peak", 0 <= made.schedule.peak < 1, "between 0 and 1"),
         ("averaging.every", made.averaging.every >= 1, "at least 1"),

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import UserError
-from .recipe import Averaging, Recipe, Schedule
+from .recipe import Averaging, Muon, Recipe, Schedule
+
+
+def _fall(end: float, steps: int) -> list[float]:
+    """Linear from 1 at step 0 towards `end` at step `steps`, one step after the last value."""
+    return [1 - (1 - end) * step / steps for step in range(steps)]
+
+
+def linear(schedule: Schedule, steps: int) -> list[float]:
+    """Linear from 1 at the first step towards `end` at step `steps`, as airbench94_muon has it."""
+    return _fall(schedule.end, steps)
 
 
 def triangle(schedule: Schedule, steps: int) -> list[float]:
@@ -18,8 +28,7 @@ def triangle(schedule: Schedule, steps: int) -> list[float]:
     """
     rise = int(schedule.peak * steps)
     up = [schedule.start + (1 - schedule.start) * step / rise for step in range(rise)]
-    fall = steps - rise
-    return up + [1 - (1 - schedule.end) * step / fall for step in range(fall)]
+    return up + _fall(schedule.end, steps - rise)
 
 
 def one_cycle(schedule: Schedule, steps: int) -> list[float]:
@@ -38,7 +47,32 @@ def one_cycle(schedule: Schedule, steps: int) -> list[float]:
     return [value(step) for step in range(steps)]
 
 
-SCHEDULES: dict[str, Callable[[Schedule, int], list[float]]] = {"triangle": triangle, "one_cycle": one_cycle}
+SCHEDULES: dict[str, Callable[[Schedule, int], list[float]]] = {
+    "triangle": triangle,
+    "one_cycle": one_cycle,
+    "linear": linear,
+}
+
+
+def whitening_bias_table(shared: list[float], kind: str, trained_steps: int) -> list[float]:
+    """Learning rate of the whitening bias as a multiple of its peak, one a step; what follows its freezing is 0."""
+    own = _fall(0.0, trained_steps) if kind == "linear" else shared
+    steps = len(shared)
+    return (own[:trained_steps] + [0.0] * steps)[:steps]
+
+
+def renormalisation_table(muon: Muon, steps: int) -> list[float]:
+    """1 at the steps at which Muon renormalises the filter banks, else 0.
+
+    At step k = 1, 2, ... it does so when the last time is `renormalise_every` steps past, and as many more as the
+    whole part of renormalise_growth * k / steps.
+    """
+    table, last = [0.0] * steps, 0
+    for k in range(1, steps + 1):
+        interval = muon.renormalise_every + int(muon.renormalise_growth * (k / steps))
+        if muon.renormalise_every and k - last >= interval:
+            table[k - 1], last = 1.0, k
+    return table
 
 
 def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple[list[float], list[float]]:
@@ -69,6 +103,10 @@ class Plan:
     steps: int
     learning_rate: list[float]
     """Multiple of the peak, one a step."""
+    whitening_bias_learning_rate: list[float]
+    """Of the whitening bias, likewise."""
+    renormalise: list[float]
+    """1 where Muon renormalises the filter banks, else 0."""
     averaging_keep: list[float]
     averaging_write_back: list[float]
     first_averaging_epoch: int | None
@@ -100,13 +138,19 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
         first_averaging_epoch = max(math.floor(recipe.epochs) - averaging.epochs, 0) if averaging.epochs else 0
     keep, write_back = averaging_tables(averaging, steps_per_epoch * (first_averaging_epoch or 0), steps)
     cutmix = augmentation.cutmix > 0 and augmentation.cutmix_epochs > 0
+    learning_rate = SCHEDULES[recipe.schedule.kind](recipe.schedule, steps)
+    whitening_bias_steps = math.ceil(recipe.optimizer.whitening_bias_epochs * steps_per_epoch)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        learning_rate=SCHEDULES[recipe.schedule.kind](recipe.schedule, steps),
+        learning_rate=learning_rate,
+        whitening_bias_learning_rate=whitening_bias_table(
+            learning_rate, recipe.schedule.whitening_bias, whitening_bias_steps
+        ),
+        renormalise=renormalisation_table(recipe.optimizer.muon, steps),
         averaging_keep=keep,
         averaging_write_back=write_back,
         first_averaging_epoch=first_averaging_epoch,
         first_cutmix_epoch=max(math.ceil(recipe.epochs - augmentation.cutmix_epochs), 0) if cutmix else None,
-        whitening_bias_steps=math.ceil(recipe.optimizer.whitening_bias_epochs * steps_per_epoch),
+        whitening_bias_steps=whitening_bias_steps,
     )

@@ -7,6 +7,7 @@ takes nothing from the host and tells it nothing; losses go to a log on the devi
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
 from ..kernels.stem import stem
 from .nets import BatchNorm, ConvolutionGroup, SpeedyResNet
-from .optim import ParameterGroup, mix_, nesterov_sgd_
+from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
@@ -66,6 +67,8 @@ class TrainingState:
             return torch.tensor(values, dtype=precision, device=device)
 
         self.learning_rate = table(plan.learning_rate)
+        self.whitening_bias_learning_rate = table(plan.whitening_bias_learning_rate)
+        self.renormalise = table(plan.renormalise)
         self.averaging_keep = table(plan.averaging_keep)
         self.averaging_write_back = table(plan.averaging_write_back)
         self.loss_log = torch.zeros(plan.steps, dtype=precision, device=device)
@@ -73,7 +76,8 @@ class TrainingState:
 
         self.graph_pool: Any = None
         """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
-        self.weight_group, self.bias_group = self._parameter_groups()
+        self.groups = self._parameter_groups()
+        """By what they hold: convolutions, head, batch_norm_biases, and whitening_bias where there is one."""
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
@@ -90,29 +94,29 @@ class TrainingState:
             if isinstance(module, ConvolutionGroup):
                 module.pool_provider = kernels["pool_batch_norm_act"]
 
-    def _parameter_groups(self) -> tuple[ParameterGroup, ParameterGroup]:
-        """Weights with the whitening bias last (it is frozen first), and batch-norm biases."""
+    def _parameter_groups(self) -> dict[str, ParameterGroup]:
         settings, net = self.recipe.optimizer, self.net
-        biases = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
-        in_biases = {id(bias) for bias in biases}
-        whitening_bias = net.stem.whitening.bias
-        weights: list[Tensor] = [
-            p for p in net.parameters() if p.requires_grad and id(p) not in in_biases and p is not whitening_bias
-        ]
-        if whitening_bias is not None:
-            weights.append(whitening_bias)
         # The backward pass runs on scale * (sum of losses), that is on batch_size * scale mean losses.
         mean_losses = self.recipe.batch_size * self.recipe.loss.scale
 
-        def group(parameters: list[Tensor], faster: float) -> ParameterGroup:
-            return ParameterGroup(
-                parameters=parameters,
-                learning_rate=settings.learning_rate * faster / mean_losses,
-                weight_decay=settings.weight_decay / faster * mean_losses,
-                momentum_buffers=[torch.zeros_like(p, requires_grad=False) for p in parameters],
-            )
+        def group(parameters: list[Tensor], learning_rate: float, weight_decay: float) -> ParameterGroup:
+            buffers = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+            return ParameterGroup(parameters, learning_rate, weight_decay, buffers)
 
-        return group(weights, 1.0), group(list(biases), settings.batch_norm_bias_scale)
+        def sgd(parameters: list[Tensor], faster: float = 1.0) -> ParameterGroup:
+            rate = settings.learning_rate * faster / mean_losses
+            return group(parameters, rate, settings.weight_decay / faster * mean_losses)
+
+        convolutions: list[Tensor] = [p for p in net.parameters() if p.requires_grad and p.dim() == 4]
+        biases: list[Tensor] = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
+        muon = settings.muon if settings.kind == "muon" else None
+        groups = {
+            "convolutions": group(convolutions, muon.learning_rate, muon.weight_decay) if muon else sgd(convolutions),
+            "head": sgd([net.head.weight], settings.head_scale),
+            "batch_norm_biases": sgd(biases, settings.batch_norm_bias_scale),
+        }
+        whitening_bias = net.stem.whitening.bias
+        return groups if whitening_bias is None else groups | {"whitening_bias": sgd([whitening_bias])}
 
     @torch.no_grad()
     def restart(self, seed: int) -> None:
@@ -121,17 +125,20 @@ class TrainingState:
         self.counter.zero_()
         self.loss_log.zero_()
         self.correct_log.zero_()
-        for group in (self.weight_group, self.bias_group):
+        for group in self.groups.values():
             torch._foreach_zero_(group.momentum_buffers)
         for average, live in zip(self.average, self.live, strict=True):
             torch._foreach_copy_(average, live)
 
+    def now(self, table: Tensor) -> Tensor:
+        """The entry of a table [steps] at the step counter, 0-d."""
+        return table.index_select(0, self.counter).squeeze(0)
+
     def changing_tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""
-        groups = {"weights": self.weight_group, "biases": self.bias_group}
         momentum = {
             f"momentum.{name}.{index}": buffer
-            for name, group in groups.items()
+            for name, group in self.groups.items()
             for index, buffer in enumerate(group.momentum_buffers)
         }
         average = {f"average.{i}.{j}": each for i, part in enumerate(self.average) for j, each in enumerate(part)}
@@ -141,7 +148,8 @@ class TrainingState:
     def all_tensors(self) -> dict[str, Tensor]:
         """Everything that a step reads or changes, by name."""
         names = (
-            "images", "labels", "scale", "shift", "seed", "learning_rate", "averaging_keep", "averaging_write_back",
+            "images", "labels", "scale", "shift", "seed", "learning_rate", "whitening_bias_learning_rate",
+            "renormalise", "averaging_keep", "averaging_write_back",
         )  # fmt: skip
         return self.changing_tensors() | {name: getattr(self, name) for name in names}
 
@@ -171,6 +179,8 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
         cutout=settings.cutout,
         cutmix=settings.cutmix if cutmix else 0,
         size=size,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
     )
 
 
@@ -248,17 +258,15 @@ def training_step(
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale
 
-    weights, biases = state.weight_group, state.bias_group
-    frozen = state.net.stem.whitening.bias is not None and not whitening_bias
-    trained = weights.parameters[:-1] if frozen else weights.parameters
-    gradients = torch.autograd.grad(loss, [*trained, *biases.parameters])
+    trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
+    gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
     with torch.no_grad():
         with part("head+loss"):
             correct = (logits.argmax(1) == batch.labels).sum()
             state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
             state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
         with part("optimizer"):
-            optimize_(state, list(gradients), len(trained))
+            optimize_(state, list(gradients), trained)
         if state.averages:
             with part("averaging"):
                 average_(state)
@@ -277,25 +285,23 @@ def batch_losses(
     return (1 - pasted_share) * losses + pasted_share * others
 
 
-def optimize_(state: TrainingState, gradients: list[Tensor], weights_trained: int) -> None:
-    """The optimizer's update of this step; the first gradients are those of the weights."""
-    rate = state.learning_rate.index_select(0, state.counter).squeeze(0)
-    momentum = state.recipe.optimizer.momentum
-    weights, biases = state.weight_group, state.bias_group
-    trained = ParameterGroup(
-        parameters=weights.parameters[:weights_trained],
-        learning_rate=weights.learning_rate,
-        weight_decay=weights.weight_decay,
-        momentum_buffers=weights.momentum_buffers[:weights_trained],
-    )
-    nesterov_sgd_(trained, gradients[:weights_trained], rate * weights.learning_rate, momentum)
-    nesterov_sgd_(biases, gradients[weights_trained:], rate * biases.learning_rate, momentum)
+def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[str]) -> None:
+    """The optimizer's update of this step; the gradients are those of the groups `trained`, one after the other."""
+    settings, left = state.recipe.optimizer, iter(gradients)
+    for name in trained:
+        group = state.groups[name]
+        own = list(itertools.islice(left, len(group.parameters)))
+        table = state.whitening_bias_learning_rate if name == "whitening_bias" else state.learning_rate
+        rate = state.now(table) * group.learning_rate
+        if name == "convolutions" and settings.kind == "muon":
+            muon_(group, own, rate, state.now(state.renormalise), settings.muon)
+        else:
+            nesterov_sgd_(group, own, rate, settings.momentum)
 
 
 def average_(state: TrainingState) -> None:
     """Averaging and lookahead of this step."""
-    keep = state.averaging_keep.index_select(0, state.counter).squeeze(0)
-    write_back = state.averaging_write_back.index_select(0, state.counter).squeeze(0)
+    keep, write_back = state.now(state.averaging_keep), state.now(state.averaging_write_back)
     for average, live in zip(state.average, state.live, strict=True):
         mix_(average, live, keep)
         mix_(live, average, 1 - write_back)

@@ -371,7 +371,7 @@ class Trainer:
             epoch=epoch + 1,
             step=last,
             loss=float(losses),
-            lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.learning_rate,
+            lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.convolution_learning_rate,
             seconds=outcome.seconds,
             train_accuracy=float(correct) / self.recipe.batch_size,
             val_loss=live.loss if live else None,

@@ -712,15 +712,15 @@ def argument_types(function: Any, constants: dict[str, Any], others: dict[str, s
     return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
 
 
-def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
-    """All kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
+def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[CompileCase]:
+    """All kernels for a float16 tensor of [N, C, H, W] with that activation behind it."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
     cut = tiles_of(x, 1)
-    each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation="gelu")}
+    each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation=activation)}
     size, partial = 2 * x.numel(), 4 * cut.programs * shape[1]
     return [
         CompileCase(
-            shape="x".join(map(str, shape)) + ", float16, gelu", function=function,
+            shape="x".join(map(str, shape)) + f", float16, {activation}", function=function,
             arguments=argument_types(function, made, {}), constants=made, warps=WARPS, bytes=moved,
             wide_loads=wide and shape[1] % 8 == 0,
         )
@@ -735,14 +735,20 @@ def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
     ]  # fmt: skip
 
 
-def _shipped_shapes() -> list[tuple[int, int, int, int]]:
-    """[N, C, H, W] of the norms of hlb-v0.4, hlb-v0.7, airbench94 and pocket."""
-    shapes = [(1024, 32, 31, 31)]
-    for batch_size, widths in (
-        (1024, (64, 256, 256)), (1024, (128, 256, 512)), (1024, (64, 256, 512)), (256, (32, 128, 128)),
-    ):  # fmt: skip
-        shapes += [(batch_size, width, side, side) for width, side in zip(widths, (15, 7, 3), strict=True)]
-    return list(dict.fromkeys(shapes))
+def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str]]:
+    """[N, C, H, W] of the norms of the recipes, and the activation behind them."""
+    norms = [((1024, 32, 31, 31), "gelu")]  # behind the projection of hlb-v0.4
+    for batch_size, widths, activation in (
+        (1024, (64, 256, 256), "gelu"),  # airbench94
+        (1024, (128, 256, 512), "gelu"),  # hlb-v0.4
+        (1024, (64, 256, 512), "gelu"),  # hlb-v0.7
+        (256, (32, 128, 128), "gelu"),  # pocket
+        (2000, (64, 256, 256), "gelu"),  # airbench94-muon
+        (1536, (64, 256, 256), "silu"),  # hiverge
+    ):
+        shapes = [(batch_size, width, side, side) for width, side in zip(widths, (15, 7, 3), strict=True)]
+        norms += [(shape, activation) for shape in shapes]
+    return list(dict.fromkeys(norms))
 
 
-COMPILE_CASES = [case for shape in _shipped_shapes() for case in _compile_cases(shape)] if AVAILABLE else []
+COMPILE_CASES = [case for norm in _shipped_norms() for case in _compile_cases(*norm)] if AVAILABLE else []

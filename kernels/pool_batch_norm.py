@@ -364,8 +364,8 @@ class PoolBatchNormAct2d(BatchNormAct2d):
         )  # fmt: skip
 
 
-def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
-    """Both kernels for a float16 tensor of [N, C, H, W] with GELU behind it."""
+def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[CompileCase]:
+    """Both kernels for a float16 tensor of [N, C, H, W] with that activation behind it."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
     pooled = _pooled_like(x)
     cut = _tiles(pooled, 1)
@@ -373,22 +373,29 @@ def _compile_cases(shape: tuple[int, int, int, int]) -> list[CompileCase]:
     others = {"pooled_ptr": "*fp16", "winners_ptr": "*u8"}
     return [
         CompileCase(
-            shape="x".join(map(str, shape)) + ", float16, gelu", function=function,
+            shape="x".join(map(str, shape)) + f", float16, {activation}", function=function,
             arguments=argument_types(function, made, others), constants=made, warps=WARPS, bytes=moved,
             wide_loads=shape[1] % 8 == 0,
         )
         for function, made, moved in (
             (pool_statistics_kernel, {"TILES_EACH": cut.each} | sizes | {"S": cut.constants},
              2 * x.numel() + 3 * pooled.numel() + 2 * partial),
-            (unpool_gradient_kernel, sizes | {"S": dataclasses.replace(cut.constants, activation="gelu")},
+            (unpool_gradient_kernel, sizes | {"S": dataclasses.replace(cut.constants, activation=activation)},
              2 * x.numel() + 5 * pooled.numel()),
         )
     ]  # fmt: skip
 
 
-SHIPPED_SHAPES = [
-    (1024, 64, 31, 31), (1024, 128, 31, 31), (1024, 256, 15, 15), (1024, 256, 7, 7), (1024, 512, 7, 7),
-    (256, 32, 31, 31), (256, 128, 15, 15), (256, 128, 7, 7),
+_SHIPPED = {
+    "gelu": [
+        (1024, 64, 31, 31), (1024, 128, 31, 31), (1024, 256, 15, 15), (1024, 256, 7, 7), (1024, 512, 7, 7),
+        (256, 32, 31, 31), (256, 128, 15, 15), (256, 128, 7, 7),
+        (2000, 64, 31, 31), (2000, 256, 15, 15), (2000, 256, 7, 7),
+    ],
+    "silu": [(1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7)],
+}  # fmt: skip
+"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it: SiLU in hiverge, GELU in the others."""
+COMPILE_CASES = [
+    case for activation, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, activation)
+    if AVAILABLE
 ]  # fmt: skip
-"""[N, C, H, W] of what is pooled in hlb-v0.4, hlb-v0.7, airbench94 and pocket."""
-COMPILE_CASES = [case for shape in SHIPPED_SHAPES for case in _compile_cases(shape)] if AVAILABLE else []

@@ -506,6 +506,10 @@ COMPILE_CASES = (
         *_compile_cases(1024, Transforms(padding=2, flip="random")),  # hlb-v0.7
         *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
         *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
+        *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
+        *_compile_cases(
+            1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308), biased=True
+        ),  # hiverge
     ]
     if AVAILABLE
     else []

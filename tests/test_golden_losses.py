@@ -6,6 +6,7 @@ the whitening bias, lookahead, late cutmix and warm-up all happen within the 20 
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from speedyresnet.engine import recipe
+from speedyresnet.engine import optim, recipe
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, training_step
@@ -43,7 +44,7 @@ def shuffled(order):
 
 
 def epoch_order(epoch, purpose):
-    """Purposes: 0 shuffle, 1 shift or row, 2 column, 3 flip, 4 cutmix partner, 5 cutmix row, 6 cutmix column."""
+    """0 shuffle, 1 shift or row, 2 column, 3 flip, 4 cutmix partner, 5 its row, 6 column, 7 brightness, 8 contrast."""
     return 1000 + 10 * int(epoch) + purpose
 
 
@@ -60,6 +61,18 @@ def draws_of_airbench(seed, epoch, ids, transforms, height, width):
     return Draws(*(value[ids] for value in (row, column, mirror, *(nothing,) * 6)))
 
 
+def draws_of_hiverge(seed, epoch, ids, transforms, height, width):
+    """As airbench's, with rows and columns drawn apart, and jitter."""
+    flipped = formula(1003, (IMAGES,)) < 0.5
+    row, column = below(epoch_order(epoch, 1), 5), below(epoch_order(epoch, 2), 5)
+    column = torch.where(flipped, 4 - column, column)
+    mirror = flipped ^ bool(int(epoch) % 2)
+    brightness = (2 * formula(epoch_order(epoch, 7), (IMAGES,)) - 1) * transforms.brightness
+    contrast = 1 + (2 * formula(epoch_order(epoch, 8), (IMAGES,)) - 1) * transforms.contrast
+    nothing = torch.zeros(IMAGES, dtype=torch.int64)
+    return Draws(*(value[ids] for value in (row, column, mirror, *(nothing,) * 4, brightness, contrast)))
+
+
 def draws_of_hlb(seed, epoch, ids, transforms, height, width):
     """The original's crops start at 0..3 only, and a cutmix centre c covers c - 1 .. c + 1 of 3 pixels."""
     row, column = below(epoch_order(epoch, 1), 4), below(epoch_order(epoch, 2), 4)
@@ -69,8 +82,16 @@ def draws_of_hlb(seed, epoch, ids, transforms, height, width):
     return Draws(*(v[ids] for v in (row, column, mirror, nothing, nothing, mix_row, mix_column, nothing, nothing)))
 
 
+DRAWS = {
+    "airbench94": draws_of_airbench,
+    "airbench94-muon": draws_of_airbench,
+    "hiverge": draws_of_hiverge,
+    "hlb-v0.7": draws_of_hlb,
+}
+
+
 @torch.no_grad()
-def fill_weights(net):
+def fill_weights(net, unit_head):
     filters = (2 * formula(0, (12, 3, 2, 2)) - 1) * 0.5
     net.stem.whitening.weight.copy_(torch.cat([filters, -filters]))
     if net.stem.whitening.bias is not None:
@@ -81,12 +102,17 @@ def fill_weights(net):
         weight.copy_((2 * formula(2 + 2 * index, weight.shape) - 1) * math.sqrt(3 / weight[0].numel()))
         bias.copy_((2 * formula(3 + 2 * index, bias.shape) - 1) * 0.1)
     head = net.head.weight
-    head.copy_((2 * formula(14, head.shape) - 1) * math.sqrt(1 / head.shape[1]))
+    head.copy_((2 * formula(14, head.shape) - 1) * math.sqrt(3 if unit_head else 1 / head.shape[1]))
 
 
 def settings_at_batch_16(name):
     """The recipe with what the originals derive from a batch of 16."""
-    base = recipe(name, ["batch_size=16", "dtype=float64"])
+    base = recipe(name, ["batch_size=16", "dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"])
+    if base.optimizer.kind == "muon":  # these originals ran with the rates and decays of their own batch
+        fewer = 16 / recipe(name).batch_size
+        rate, decay = base.optimizer.learning_rate * fewer, base.optimizer.weight_decay / fewer
+        optimizer = dataclasses.replace(base.optimizer, learning_rate=rate, weight_decay=decay)
+        return dataclasses.replace(base, optimizer=optimizer)
     if name == "airbench94":  # the original's learning rate is that of the summed loss
         rate = dataclasses.replace(base.optimizer, learning_rate=base.optimizer.learning_rate * 16 / 1024)
         return dataclasses.replace(base, optimizer=rate)
@@ -104,10 +130,10 @@ def our_losses(name, steps, monkeypatch):
     monkeypatch.setattr(
         augment, "cutmix_partners", lambda seed, epoch, ids, count: shuffled(epoch_order(epoch, 4))[ids]
     )
-    monkeypatch.setattr(augment, "augmentation_draws", draws_of_airbench if name == "airbench94" else draws_of_hlb)
+    monkeypatch.setattr(augment, "augmentation_draws", DRAWS[name])
     settings = settings_at_batch_16(name)
     net = make_net(settings, classes=10, channels=3, dtype=torch.float64, device="cpu").train()
-    fill_weights(net)
+    fill_weights(net, settings.net.head_init == "unit_deviation")
     state = TrainingState(
         net,
         settings,
@@ -126,8 +152,31 @@ def our_losses(name, steps, monkeypatch):
     return state.loss_log[:steps].tolist()
 
 
-@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.7"])
+@pytest.mark.parametrize("name", ["airbench94", "airbench94-muon", "hlb-v0.7"])
 def test_losses_are_those_of_the_original_script(name, monkeypatch):
     golden = GOLDEN[name]["losses"]
     losses = our_losses(name, len(golden), monkeypatch)
+    assert losses == pytest.approx(golden, rel=1e-6, abs=0)
+
+
+def test_losses_are_those_of_hiverge_with_its_own_normalisations(monkeypatch):
+    """Steps of 16 images amplify what the original's first normalisation leaves, 2e-5 of the norm, to 2 % of the loss.
+
+    So it is put back here, and the 1e-7 beside the norms of filter banks too. Without them the first three losses meet
+    the original's within 1e-6.
+    """
+    golden, plain = GOLDEN["hiverge"]["losses"], our_losses("hiverge", 3, monkeypatch)
+    assert plain == pytest.approx(golden[:3], rel=1e-6, abs=0)
+    updates, normalised = itertools.count(), optim.normalised
+
+    def as_there(matrices, epsilon=None):
+        if epsilon is None:
+            return normalised(matrices, 1e-7)
+        progress = (next(updates) // 4 + 1) / 31  # four shapes a step; steps of a run of 7.65 epochs
+        target = 0.5012 * (1 - progress) + 0.0786 * progress
+        return normalised(target * normalised(matrices, 1e-5), 1e-5)
+
+    monkeypatch.setattr(optim, "normalised", as_there)
+    losses = our_losses("hiverge", len(golden), monkeypatch)
+    assert next(updates) == 4 * len(golden)
     assert losses == pytest.approx(golden, rel=1e-6, abs=0)

@@ -129,6 +129,28 @@ def test_dirac_blend_keeps_mean_and_deviation():
         torch.testing.assert_close(F.conv2d(y, second, padding=1), y)
 
 
+@torch.no_grad()
+def test_head_and_whitening_bias_of_the_muon_recipes():
+    net = net_of("airbench94-muon")
+    reset_parameters(net, recipe("airbench94-muon").net, seed=0)
+    assert net.head.weight.std() == pytest.approx(1, rel=1e-5)
+    assert net.head.weight.abs().max() == pytest.approx(3**0.5, rel=0.05)  # uniform still
+    bias, bound = net.stem.whitening.bias, 12**-0.5
+    assert bias.abs().max() <= bound
+    assert bias.std() == pytest.approx(bound / 3**0.5, rel=0.3)
+    reset_parameters(net, recipe("airbench94").net, seed=0)
+    assert not net.stem.whitening.bias.any()
+    assert net.head.weight.abs().max() <= 256**-0.5
+
+
+def test_the_activation_behind_the_whitening_is_its_own():
+    net = net_of("hiverge")
+    assert net.stem.whitening_activation == "gelu"
+    assert {module.activation for module in net.modules() if isinstance(module, BatchNorm)} == {"silu"}
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(net.stem(images), F.gelu(net.stem.whitening(images)))
+
+
 def test_the_same_seed_gives_the_same_weights():
     nets = [net_of("airbench94") for _ in range(3)]
     for net, seed in zip(nets, (1, 1, 2), strict=True):

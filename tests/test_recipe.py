@@ -9,7 +9,7 @@ from speedyresnet.engine.recipes import registered_recipes
 
 
 def test_the_recipes_are_there():
-    assert {"hlb-v0.4", "hlb-v0.7", "airbench94", "pocket"} <= set(registered_recipes())
+    assert {"hlb-v0.4", "hlb-v0.7", "airbench94", "airbench94-muon", "hiverge", "pocket"} <= set(registered_recipes())
     for name in registered_recipes():
         assert recipe(name).name == name
 
@@ -25,6 +25,13 @@ def test_the_recipes_are_there():
         ("net.whitening_bias=False", ("net", "whitening_bias"), False),
         ("averaging.epochs=none", ("averaging", "epochs"), None),
         ("averaging.epochs=3", ("averaging", "epochs"), 3),
+        ("optimizer.kind=muon", ("optimizer", "kind"), "muon"),
+        ("optimizer.muon.momentum=0.7", ("optimizer", "muon", "momentum"), 0.7),
+        (
+            "optimizer.muon.newton_schulz_coefficients=2,-1.5,0.5",
+            ("optimizer", "muon", "newton_schulz_coefficients"),
+            (2.0, -1.5, 0.5),
+        ),
         ("optimizer.learning_rate = 1e-2", ("optimizer", "learning_rate"), 0.01),
     ],
 )
@@ -56,6 +63,11 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net.widths=8,x", "expected an integer"),
         ("loss.label_smoothing=1", "between 0 and 1"),
         ("averaging.epochs=0", "none or at least 1"),
+        ("optimizer.muon=none", "unknown setting"),
+        ("optimizer.muon.momentun=0.9", "did you mean optimizer.muon.momentum"),
+        ("optimizer.muon.newton_schulz_coefficients=1,2", "three numbers"),
+        ("optimizer.muon.newton_schulz_steps=0", "at least 1"),
+        ("augmentation.contrast=1.5", "between 0 and 1"),
         ("averaging.kind=none", "needs an averaging.kind"),
     ],
 )
@@ -111,5 +123,5 @@ def test_a_damaged_stored_recipe_is_refused():
 
 def test_every_number_can_be_set():
     names = setting_names(Recipe)
-    assert {"epochs", "net.widths", "schedule.peak", "evaluation.view"} <= set(names)
+    assert {"epochs", "net.widths", "schedule.peak", "evaluation.view", "optimizer.muon.learning_rate"} <= set(names)
     assert "claim" not in names

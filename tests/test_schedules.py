@@ -70,6 +70,52 @@ def test_one_cycle_is_that_of_torch(peak, end, steps):
             scheduler.step()
 
 
+def test_airbench94_muon_has_the_published_points():
+    made = plan(recipe("airbench94-muon"), IMAGES)
+    assert (made.steps_per_epoch, made.steps, made.whitening_bias_steps) == (25, 200, 75)
+    assert made.steps * 2000 == 400_000
+    assert (made.learning_rate[0], made.learning_rate[100]) == (1.0, 0.5)
+    assert made.learning_rate[199] == pytest.approx(1 / 200)
+    assert made.whitening_bias_learning_rate[74] == pytest.approx(1 / 75)
+    assert not any(made.whitening_bias_learning_rate[75:])
+    assert made.renormalise == [1.0] * 200
+    assert made.averaging_keep == [1.0] * 200
+    assert not any(made.averaging_write_back)
+
+
+def test_hiverge_has_the_published_points():
+    made = plan(recipe("hiverge"), IMAGES)
+    assert (made.steps_per_epoch, made.steps, made.whitening_bias_steps) == (32, 245, 7)
+    assert made.epoch_ends()[-2:] == [224, 245]
+    assert made.steps * 1536 == 376_320
+    assert made.learning_rate[244] == pytest.approx(1 / 245)
+    assert made.whitening_bias_learning_rate[:8] == pytest.approx([1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0])
+    assert [k + 1 for k, value in enumerate(made.renormalise) if value == 1] == [
+        2, 4, 6, 8, 10, 12, 14, 16, 19, 22, 25, 28, 31, 35, 39, 43, 47, 52, 57, 62, 68, 74, 80, 87, 94, 102, 110, 119,
+        128, 138, 149, 160, 172, 185, 199, 214, 230,
+    ]  # fmt: skip
+    assert sum(made.renormalise) == 37
+
+
+def test_a_shared_schedule_is_that_of_the_whitening_bias_too():
+    made = plan(recipe("airbench94"), IMAGES)
+    assert made.whitening_bias_learning_rate[:144] == made.learning_rate[:144]
+    assert made.whitening_bias_learning_rate[144:] == [0.0] * (476 - 144)
+
+
+@pytest.mark.parametrize("kind", ["shared", "linear"])
+def test_a_whitening_bias_may_outlive_the_run(kind):
+    settings = ["epochs=1", "batch_size=500", f"schedule.whitening_bias={kind}"]
+    made = plan(recipe("airbench94", settings), IMAGES)
+    assert (made.steps, made.whitening_bias_steps, len(made.whitening_bias_learning_rate)) == (100, 300, 100)
+    expected = made.learning_rate[50] if kind == "shared" else 1 - 50 / 300
+    assert made.whitening_bias_learning_rate[50] == pytest.approx(expected)
+
+
+def test_filter_banks_may_never_be_renormalised():
+    assert not any(plan(recipe("hiverge", ["optimizer.muon.renormalise_every=0"]), IMAGES).renormalise)
+
+
 def test_an_average_of_the_last_epochs_begins_after_their_first_step():
     averaging = Averaging(kind="lookahead", every=5, decay=0.9, power=0.0, epochs=1, finish=False)
     keep, write_back = averaging_tables(averaging, first_step=10, steps=21)

@@ -223,7 +223,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
     from speedyresnet.engine.recipes import registered_recipes
 
     compiled = {
-        (case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].cutmix, case.constants["T"].filters,
+        (case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
+         case.constants["S"].contrast, case.constants["S"].cutmix, case.constants["T"].filters,
          case.constants["T"].biased, case.constants["T"].activation)
         for case in COMPILE_CASES
     }  # fmt: skip
@@ -235,7 +236,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
         settings = made.augmentation
         for cutmix in {0, settings.cutmix}:
             needed.add((
-                settings.flip, settings.padding, cutmix, len(filters), bias is not None, net.stem.whitening_activation
+                settings.flip, settings.padding, settings.brightness, settings.contrast, cutmix, len(filters),
+                bias is not None, net.stem.whitening_activation,
             ))  # fmt: skip
     assert needed == compiled
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from speedyresnet.engine import recipe
 from speedyresnet.engine.init import whitening_filters
+from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
@@ -13,6 +15,8 @@ VARIANTS = [
     ("airbench94", False, False),
     ("hlb-v0.4", False, False),
     ("hlb-v0.7", False, True),
+    ("airbench94-muon", True, False),
+    ("hiverge", False, False),
 ]
 
 
@@ -126,21 +130,82 @@ def test_the_loss_is_torchs_label_smoothing_loss(make_state, monkeypatch):
 
 def test_batch_norm_biases_learn_faster_with_the_same_decay(make_state):
     state = make_state("airbench94")
-    weights, biases = state.weight_group, state.bias_group
-    assert len(biases.parameters) == 6
+    weights, biases = state.groups["convolutions"], state.groups["batch_norm_biases"]
+    assert len(biases.parameters) == len(weights.parameters) == 6
     assert biases.learning_rate == pytest.approx(64 * weights.learning_rate)
     assert biases.learning_rate * biases.weight_decay == pytest.approx(weights.learning_rate * weights.weight_decay)
 
 
 def test_the_original_learning_rates_come_out_at_the_original_batch_size(make_state):
-    weights = make_state("airbench94", "batch_size=1024", images=1024).weight_group
-    assert weights.learning_rate == pytest.approx(1.464844e-3, rel=1e-6)
-    assert weights.weight_decay == pytest.approx(1.362365, rel=1e-6)
-    hlb = make_state("hlb-v0.7", "batch_size=1024", images=1024)
-    assert hlb.weight_group.learning_rate == pytest.approx(2.978516e-3, rel=1e-6)
-    assert hlb.weight_group.weight_decay == pytest.approx(0.684749, rel=1e-6)
-    assert hlb.bias_group.learning_rate == pytest.approx(0.190625, rel=1e-6)
-    assert hlb.bias_group.weight_decay == pytest.approx(0.0106992, rel=1e-4)
+    airbench = make_state("airbench94", "batch_size=1024", images=1024).groups
+    for name in ("convolutions", "head", "whitening_bias"):
+        assert airbench[name].learning_rate == pytest.approx(1.464844e-3, rel=1e-6)
+        assert airbench[name].weight_decay == pytest.approx(1.362365, rel=1e-6)
+    hlb = make_state("hlb-v0.7", "batch_size=1024", images=1024).groups
+    assert hlb["convolutions"].learning_rate == pytest.approx(2.978516e-3, rel=1e-6)
+    assert hlb["convolutions"].weight_decay == pytest.approx(0.684749, rel=1e-6)
+    assert hlb["batch_norm_biases"].learning_rate == pytest.approx(0.190625, rel=1e-6)
+    assert hlb["batch_norm_biases"].weight_decay == pytest.approx(0.0106992, rel=1e-4)
+    assert "whitening_bias" not in hlb
+    muon = make_state("airbench94-muon", "batch_size=2000", images=2000).groups
+    assert (muon["convolutions"].learning_rate, muon["convolutions"].weight_decay) == (0.24, 0.0)
+    assert muon["head"].learning_rate == pytest.approx(0.67)
+    assert muon["head"].weight_decay == pytest.approx(0.00597015, rel=1e-6)
+    for name in ("whitening_bias", "batch_norm_biases"):
+        assert muon[name].learning_rate == pytest.approx(0.053)
+        assert muon[name].weight_decay == pytest.approx(0.0754717, rel=1e-6)
+    hiverge = make_state("hiverge", "batch_size=1536", images=1536).groups
+    assert hiverge["convolutions"].learning_rate == 0.205
+    assert hiverge["convolutions"].weight_decay == pytest.approx(1.60020e-3, rel=1e-5)
+    assert hiverge["head"].learning_rate == pytest.approx(0.5415)
+    assert hiverge["head"].weight_decay == pytest.approx(0.00295513, rel=1e-5)
+    for name in ("whitening_bias", "batch_norm_biases"):
+        assert hiverge[name].learning_rate == pytest.approx(0.0573)
+        assert hiverge[name].weight_decay == pytest.approx(0.0279267, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "steps", "rates"),
+    [
+        ("airbench94-muon", 2000, 200, {  # step: convolutions, head, batch-norm biases, whitening bias
+            0: (0.24, 0.67, 0.053, 0.053),
+            1: (0.2388, 0.66665, 0.052735, 0.053 * 74 / 75),
+            74: (0.1512, 0.4221, 0.03339, 0.053 / 75),
+            75: (0.15, 0.41875, 0.033125, 0.0),
+            199: (0.0012, 0.00335, 0.000265, 0.0),
+        }),
+        ("hiverge", 1536, 245, {
+            0: (0.205, 0.5415, 0.0573, 0.0573),
+            1: (0.205 * 244 / 245, 0.5415 * 244 / 245, 0.0573 * 244 / 245, 0.0573 * 6 / 7),
+            6: (0.205 * 239 / 245, 0.5415 * 239 / 245, 0.0573 * 239 / 245, 0.0573 / 7),
+            7: (0.205 * 34 / 35, 0.5415 * 34 / 35, 0.0573 * 34 / 35, 0.0),
+            244: (0.205 / 245, 0.5415 / 245, 0.0573 / 245, 0.0),
+        }),
+    ],
+)  # fmt: skip
+def test_the_muon_recipes_have_the_published_rates_at_every_step(make_state, name, batch_size, steps, rates):
+    state = make_state(name, f"batch_size={batch_size}", "dtype=float64", images=50_000, device="meta")
+    made = state.plan
+    assert made.steps == steps
+    assert parameter_counts(make_net(recipe(name), classes=10, channels=3, dtype=torch.float16, device="meta")) == (
+        1_972_792, 1_971_352,
+    )  # fmt: skip
+    groups = [state.groups[group] for group in ("convolutions", "head", "batch_norm_biases", "whitening_bias")]
+    for step, expected in rates.items():
+        tables = [made.learning_rate] * 3 + [made.whitening_bias_learning_rate]
+        found = [table[step] * group.learning_rate for table, group in zip(tables, groups, strict=True)]
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["airbench94-muon", "hiverge"])
+def test_muon_recipes_learn(make_state, name):
+    """At an eighth of the width, with its logit scale; the rate of the summed loss is that of the whole batch."""
+    state = make_state(name, "epochs=20", "net.logit_scale=0.03125", "optimizer.learning_rate=1.75", images=64)
+    for step in range(40):
+        training_step(state, whitening_bias=step < state.plan.whitening_bias_steps, cutmix=False)
+    losses = state.loss_log
+    assert losses.isfinite().all()
+    assert losses[-5:].mean() < losses[:5].mean() - 0.6  # 64 images are learnt by heart
 
 
 def test_lookahead_writes_the_slow_weights_back(make_state):
@@ -184,8 +249,8 @@ def test_half_precision_trains(make_state, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
 def test_a_step_on_the_gpu_is_that_on_the_cpu(make_state, name, bias, cutmix):
-    on_cpu = make_state(name, "dtype=float64")
-    on_gpu = make_state(name, "dtype=float64", device="cuda")
+    exact = "dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"
+    on_cpu, on_gpu = make_state(name, *exact), make_state(name, *exact, device="cuda")
     on_gpu.net.load_state_dict(on_cpu.net.state_dict())
     on_gpu.restart(seed=3)
     for state in (on_cpu, on_gpu):

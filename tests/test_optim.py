@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+
+from speedyresnet.engine.optim import ParameterGroup, muon_, newton_schulz
+from speedyresnet.engine.recipe import Muon
+
+SHAPES = [(6, 4, 3, 3), (40, 2, 3, 3), (6, 4, 3, 3), (5, 5, 1, 1)]  # the second has more rows than columns
+EXACT = Muon(newton_schulz_dtype="float64", newton_schulz_coefficients=(3.4, -4.7, 2.1), weight_decay=0.2)
+
+
+def random_filters(seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    return [each.to(memory_format=torch.channels_last) for each in made]
+
+
+def group_of(parameters, settings):
+    return ParameterGroup(parameters, 1.0, settings.weight_decay, [torch.zeros_like(each) for each in parameters])
+
+
+def scalar(value, dtype=torch.float64):
+    return torch.tensor(value, dtype=dtype)
+
+
+def reference_newton_schulz(matrix, settings):
+    """By singular values: the iteration is a polynomial of each of them."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / (values.square().sum().sqrt() + 1e-7)
+    a, b, c = settings.newton_schulz_coefficients
+    for _ in range(settings.newton_schulz_steps):
+        values = a * values + b * values**3 + c * values**5
+    return left @ torch.diag(values) @ right
+
+
+def reference_step(weight, buffer, gradient, learning_rate, renormalise, settings):
+    """One filter bank, as its own matrix."""
+    buffer = settings.momentum * buffer + gradient
+    direction = (gradient + settings.momentum * buffer).flatten(1)
+    if renormalise:
+        weight = weight * math.sqrt(len(weight)) / weight.norm()
+    update = reference_newton_schulz(direction, settings).view(weight.shape)
+    weight = weight - learning_rate * update
+    return weight - learning_rate * settings.weight_decay * weight, buffer
+
+
+def test_muon_is_the_reference_of_each_filter_bank_step_by_step():
+    parameters = random_filters(0)
+    group = group_of(parameters, EXACT)
+    expected = [(each.clone(), torch.zeros_like(each)) for each in parameters]
+    for step in range(6):
+        gradients = random_filters(1 + step)
+        rate, renormalise = 0.1 * (step + 1) * (step != 3), step % 3 == 0
+        muon_(group, [each.clone() for each in gradients], scalar(rate), scalar(float(renormalise)), EXACT)
+        for place, gradient in enumerate(gradients):
+            expected[place] = reference_step(*expected[place], gradient, rate, renormalise, EXACT)
+            torch.testing.assert_close(parameters[place], expected[place][0], rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(group.momentum_buffers[place], expected[place][1], rtol=1e-13, atol=1e-13)
+
+
+def test_renormalised_filters_have_unit_rows_on_average():
+    parameters = random_filters(0)
+    muon_(group_of(parameters, EXACT), random_filters(1), scalar(0.0), scalar(1.0), EXACT)
+    for each in parameters:
+        assert float(each.square().sum()) == pytest.approx(len(each))
+
+
+def test_nothing_moves_at_rate_zero_without_renormalisation():
+    parameters, before = random_filters(0), random_filters(0)
+    muon_(group_of(parameters, EXACT), random_filters(1), scalar(0.0), scalar(0.0), EXACT)
+    for each, old in zip(parameters, before, strict=True):
+        assert torch.equal(each, old)
+
+
+def test_the_update_does_not_depend_on_the_scale_of_the_loss():
+    updated = []
+    for scale in (1.0, 1e4):
+        parameters = random_filters(0)
+        gradients = [each * scale for each in random_filters(1)]
+        muon_(group_of(parameters, EXACT), gradients, scalar(0.1), scalar(0.0), EXACT)
+        updated.append(parameters)
+    for one, other in zip(*updated, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_of_zero_moves_nothing():
+    parameters, before = random_filters(0), random_filters(0)
+    settings = Muon(newton_schulz_dtype="float64")
+    muon_(group_of(parameters, settings), [0 * each for each in before], scalar(0.1), scalar(0.0), settings)
+    for each, old in zip(parameters, before, strict=True):
+        assert torch.equal(each, old)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.04), ("float16", 0.005)])
+@pytest.mark.parametrize("shape", [(3, 16, 64), (2, 64, 16)])
+def test_newton_schulz_brings_singular_values_near_one(shape, dtype, bound):
+    settings = Muon(newton_schulz_dtype=dtype, newton_schulz_steps=5)
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = newton_schulz(matrices, settings)
+    assert (found.shape, found.dtype) == (shape, getattr(torch, dtype))
+    values = torch.linalg.svdvals(found.float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    for each, matrix in zip(found, matrices, strict=True):
+        assert (each.double() - reference_newton_schulz(matrix.double(), settings)).abs().max() < bound
+
+
+def test_tall_matrices_are_iterated_as_their_transposes():
+    """Which costs less: the products then have the side of the columns."""
+    tall = torch.randn(2, 40, 18, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(newton_schulz(tall, EXACT), newton_schulz(tall.mT, EXACT).mT)
+    assert not torch.equal(newton_schulz(tall, EXACT), tall)
+
+
+def test_half_precision_weights_are_rounded_once():
+    """In float16 the decay would be 1 or 0.9995, and each operation would round."""
+    settings = Muon(newton_schulz_dtype="float16", momentum=0.0, weight_decay=3e-3)
+    weight, gradient = random_filters(0, torch.float16)[0], random_filters(1, torch.float16)[0]
+
+    def matrix(filters):
+        return filters.permute(0, 2, 3, 1).flatten(1)
+
+    update = newton_schulz(matrix(gradient).float()[None], settings)[0].double()
+    old = matrix(weight).double()
+    expected = (old * math.sqrt(len(old)) / old.norm() - 0.1 * update) * (1 - 0.1 * 3e-3)
+    muon_(group_of([weight], settings), [gradient], *torch.tensor([0.1, 1.0]), settings)
+    assert (matrix(weight) != expected.half()).sum() <= 0.01 * weight.numel()  # ties that float32 breaks otherwise
+
+
+def test_muon_is_one_graph_and_knows_no_host():
+    def step(parameters, gradients, buffers, rate, renormalise):
+        muon_(ParameterGroup(parameters, 1.0, 0.2, buffers), gradients, rate, renormalise, EXACT)
+
+    parameters, buffers = random_filters(0), random_filters(2)
+    other, other_buffers = random_filters(0), random_filters(2)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for renormalise in (0.0, 1.0):
+        step(parameters, random_filters(1), buffers, scalar(0.1), scalar(renormalise))
+        compiled(other, random_filters(1), other_buffers, scalar(0.1), scalar(renormalise))
+    for one, another in zip([*parameters, *buffers], [*other, *other_buffers], strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-10, atol=1e-10)
+    paper = [[each.to("meta") for each in random_filters(0)] for _ in range(3)]
+    step(*paper, scalar(0.1).to("meta"), scalar(1.0).to("meta"))
