@@ -79,6 +79,12 @@ def stages(
         tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_CHECKOUT / "tests"))
         found.insert(0, Stage(name="tests", share=0.25, arguments=tests))
     if device != "cpu":
+        found += [
+            Stage(name=f"steps of {name}", share=0.1, files=(f"steps-{name}.json",),
+                  arguments=(*_COMMAND, "step", "--recipe", name, "--device", device, *of_data, "--out",
+                             f"{{}}/steps-{name}.json"))
+            for name in ("airbench94-muon", "hiverge")
+        ]  # fmt: skip
         found.append(Stage(name="kernels of all providers", share=0.25, files=("kernels-all.json",),
                            arguments=bench("kernels", "--out", "{}/kernels-all.json")))  # fmt: skip
     if peers:

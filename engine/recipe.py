@@ -151,6 +151,10 @@ class Schedule:
     peak: float = 0.23
     """Fraction of the steps at which the peak is reached."""
     end: float = 0.07
+    epochs: float | None = None
+    """Epochs until the end of the curve, whose last value holds on; none: those of the run."""
+    floor: float = 0.0
+    """Never less than that."""
     whitening_bias: Literal["shared", "linear"] = "shared"
     """`linear`: the whitening bias has a schedule of its own, from 1 at the first step to 0 where it is frozen."""
 
@@ -168,6 +172,8 @@ class Averaging:
     """The decay grows with (step / steps) ** power; 0 keeps it constant."""
     epochs: int | None = None
     """Averages only the last so many of the whole epochs; none starts from the initial weights."""
+    tail: float | None = None
+    """Averages only so many epochs at the end of the run, instead."""
     finish: bool = True
     """Ends with the slow copy written back."""
 

@@ -54,6 +54,12 @@ SCHEDULES: dict[str, Callable[[Schedule, int], list[float]]] = {
 }
 
 
+def learning_rate_table(schedule: Schedule, curve_steps: int, steps: int) -> list[float]:
+    """Multiple of the peak at each of `steps` steps: a curve of `curve_steps`, its last value from then on."""
+    curve = [max(value, schedule.floor) for value in SCHEDULES[schedule.kind](schedule, curve_steps)]
+    return (curve + curve[-1:] * steps)[:steps]
+
+
 def whitening_bias_table(shared: list[float], kind: str, trained_steps: int) -> list[float]:
     """Learning rate of the whitening bias as a multiple of its peak, one a step; what follows its freezing is 0."""
     own = _fall(0.0, trained_steps) if kind == "linear" else shared
@@ -61,15 +67,15 @@ def whitening_bias_table(shared: list[float], kind: str, trained_steps: int) -> 
     return (own[:trained_steps] + [0.0] * steps)[:steps]
 
 
-def renormalisation_table(muon: Muon, steps: int) -> list[float]:
+def renormalisation_table(muon: Muon, curve_steps: int, steps: int) -> list[float]:
     """1 at the steps at which Muon renormalises the filter banks, else 0.
 
     At step k = 1, 2, ... it does so when the last time is `renormalise_every` steps past, and as many more as the
-    whole part of renormalise_growth * k / steps.
+    whole part of renormalise_growth * k / curve_steps, which stops growing at curve_steps.
     """
     table, last = [0.0] * steps, 0
     for k in range(1, steps + 1):
-        interval = muon.renormalise_every + int(muon.renormalise_growth * (k / steps))
+        interval = muon.renormalise_every + int(muon.renormalise_growth * (min(k, curve_steps) / curve_steps))
         if muon.renormalise_every and k - last >= interval:
             table[k - 1], last = 1.0, k
     return table
@@ -79,7 +85,7 @@ def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple
     """Per step: what the slow copy keeps of itself (1: it stays), and how much of it is written back (0 or 1).
 
     With k = step + 1 the copy moves at every k divisible by `averaging.every`, from `first_step` on. Where the
-    average covers only the last epochs, its first move is a plain copy of the live weights.
+    average covers only the end of a run, its first move is a plain copy of the live weights.
     """
     keep, write_back = [1.0] * steps, [0.0] * steps
     if averaging.kind == "none":
@@ -88,11 +94,21 @@ def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple
     for k in moves:
         keep[k - 1] = averaging.decay**averaging.every * (k / steps) ** averaging.power
         write_back[k - 1] = float(averaging.kind == "lookahead")
-    if averaging.epochs is not None and moves:
+    if (averaging.epochs is not None or averaging.tail is not None) and moves:
         keep[moves[0] - 1], write_back[moves[0] - 1] = 0.0, 0.0
     if averaging.finish:
         write_back[-1] = 1.0
     return keep, write_back
+
+
+def _first_averaging_step(recipe: Recipe, steps_per_epoch: int, steps: int) -> int | None:
+    """Steps done before the average begins; none without one."""
+    averaging = recipe.averaging
+    if averaging.kind == "none":
+        return None
+    if averaging.tail is not None:
+        return max(steps - math.ceil(averaging.tail * steps_per_epoch), 0)
+    return steps_per_epoch * max(math.floor(recipe.epochs) - averaging.epochs, 0) if averaging.epochs else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,25 +148,22 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
         )
     steps_per_epoch = train_images // recipe.batch_size
     steps = math.ceil(steps_per_epoch * recipe.epochs)
-    averaging, augmentation = recipe.averaging, recipe.augmentation
-    first_averaging_epoch = None
-    if averaging.kind != "none":
-        first_averaging_epoch = max(math.floor(recipe.epochs) - averaging.epochs, 0) if averaging.epochs else 0
-    keep, write_back = averaging_tables(averaging, steps_per_epoch * (first_averaging_epoch or 0), steps)
+    augmentation, schedule = recipe.augmentation, recipe.schedule
+    first_averaging_step = _first_averaging_step(recipe, steps_per_epoch, steps)
+    keep, write_back = averaging_tables(recipe.averaging, first_averaging_step or 0, steps)
     cutmix = augmentation.cutmix > 0 and augmentation.cutmix_epochs > 0
-    learning_rate = SCHEDULES[recipe.schedule.kind](recipe.schedule, steps)
+    curve_steps = steps if schedule.epochs is None else math.ceil(steps_per_epoch * schedule.epochs)
+    learning_rate = learning_rate_table(schedule, curve_steps, steps)
     whitening_bias_steps = math.ceil(recipe.optimizer.whitening_bias_epochs * steps_per_epoch)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         steps=steps,
         learning_rate=learning_rate,
-        whitening_bias_learning_rate=whitening_bias_table(
-            learning_rate, recipe.schedule.whitening_bias, whitening_bias_steps
-        ),
-        renormalise=renormalisation_table(recipe.optimizer.muon, steps),
+        whitening_bias_learning_rate=whitening_bias_table(learning_rate, schedule.whitening_bias, whitening_bias_steps),
+        renormalise=renormalisation_table(recipe.optimizer.muon, curve_steps, steps),
         averaging_keep=keep,
         averaging_write_back=write_back,
-        first_averaging_epoch=first_averaging_epoch,
+        first_averaging_epoch=None if first_averaging_step is None else first_averaging_step // steps_per_epoch,
         first_cutmix_epoch=max(math.ceil(recipe.epochs - augmentation.cutmix_epochs), 0) if cutmix else None,
         whitening_bias_steps=whitening_bias_steps,
     )

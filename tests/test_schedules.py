@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from speedyresnet.engine import UserError, recipe
+from speedyresnet.engine.backends import variant_of_step
 from speedyresnet.engine.recipe import Averaging, Schedule
 from speedyresnet.engine.schedules import averaging_tables, one_cycle, plan
 
@@ -134,3 +135,25 @@ def test_everything_follows_epochs_and_batch_size():
 def test_fewer_images_than_a_batch_is_refused():
     with pytest.raises(UserError, match="batch_size 1024 exceeds the 100 training images"):
         plan(recipe("airbench94"), 100)
+
+
+def test_progressive_has_the_tables_of_the_original():
+    """E1 as described: D = 272 of 284 steps, floor from step 259, snapshot after 264 steps, then five moves."""
+    found = plan(recipe("progressive"), 50_000)
+    assert (found.steps_per_epoch, found.steps) == (32, 284)
+    for step in (0, 100, 258):
+        assert found.learning_rate[step] == pytest.approx(1 - step / 272)
+    assert found.learning_rate[258] > 0.05
+    assert found.learning_rate[259:] == [0.05] * 25
+    assert found.whitening_bias_learning_rate[:9] == pytest.approx([1 - s / 7 for s in range(7)] + [0, 0])
+    moves = {k + 1: keep for k, keep in enumerate(found.averaging_keep) if keep != 1.0}
+    assert moves == pytest.approx({264: 0.0, 268: 0.7, 272: 0.7, 276: 0.7, 280: 0.7, 284: 0.7})
+    written = [k + 1 for k, value in enumerate(found.averaging_write_back) if value]
+    assert written == [268, 272, 276, 280, 284]
+    renormalised = [k + 1 for k, value in enumerate(found.renormalise) if value]
+    assert renormalised == [
+        *range(2, 19, 2), *range(21, 37, 3), *range(40, 53, 4), 57, 62, 67, 72, 78, 84, 90, 97, 104, 112, 120, 129, 138,
+        148, 158, 169, 180, 192, 205, 219, 233, 248, 264, 281,
+    ]  # fmt: skip
+    sizes = [variant_of_step(recipe("progressive"), found, step).size for step in (0, 95, 96, 191, 192, 283)]
+    assert sizes == [24, 24, 28, 28, 0, 0]
