@@ -701,6 +701,8 @@ COMPILE_CASES = [
     _compile_case(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
     _compile_case(256, Transforms(padding=2, flip="alternating")),  # pocket
     _compile_case(2000, Transforms(padding=2, flip="alternating")),  # airbench94-muon
-    _compile_case(1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308)),  # hiverge
-    _compile_case(1024, Transforms(padding=2, flip="alternating", brightness=0.14, contrast=0.13, size=24)),
+    *(
+        _compile_case(1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size))
+        for size in (0, 28, 24)  # hiverge, progressive
+    ),
 ]

@@ -738,15 +738,17 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[Co
 def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str]]:
     """[N, C, H, W] of the norms of the recipes, and the activation behind them."""
     norms = [((1024, 32, 31, 31), "gelu")]  # behind the projection of hlb-v0.4
-    for batch_size, widths, activation in (
-        (1024, (64, 256, 256), "gelu"),  # airbench94
-        (1024, (128, 256, 512), "gelu"),  # hlb-v0.4
-        (1024, (64, 256, 512), "gelu"),  # hlb-v0.7
-        (256, (32, 128, 128), "gelu"),  # pocket
-        (2000, (64, 256, 256), "gelu"),  # airbench94-muon
-        (1536, (64, 256, 256), "silu"),  # hiverge
+    for batch_size, widths, sides, activation in (
+        (1024, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94
+        (1024, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.4
+        (1024, (64, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.7
+        (256, (32, 128, 128), (15, 7, 3), "gelu"),  # pocket
+        (2000, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94-muon
+        (1536, (64, 256, 256), (15, 7, 3), "silu"),  # hiverge
+        (1536, (64, 256, 256), (13, 6, 3), "silu"),  # progressive at 28 pixels
+        (1536, (64, 256, 256), (11, 5, 2), "silu"),  # at 24 pixels
     ):
-        shapes = [(batch_size, width, side, side) for width, side in zip(widths, (15, 7, 3), strict=True)]
+        shapes = [(batch_size, width, side, side) for width, side in zip(widths, sides, strict=True)]
         norms += [(shape, activation) for shape in shapes]
     return list(dict.fromkeys(norms))
 

@@ -392,9 +392,13 @@ _SHIPPED = {
         (256, 32, 31, 31), (256, 128, 15, 15), (256, 128, 7, 7),
         (2000, 64, 31, 31), (2000, 256, 15, 15), (2000, 256, 7, 7),
     ],
-    "silu": [(1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7)],
+    "silu": [
+        (1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7),
+        (1536, 64, 27, 27), (1536, 256, 13, 13), (1536, 256, 6, 6),
+        (1536, 64, 23, 23), (1536, 256, 11, 11), (1536, 256, 5, 5),
+    ],
 }  # fmt: skip
-"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it: SiLU in hiverge, GELU in the others."""
+"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it: SiLU in hiverge and progressive."""
 COMPILE_CASES = [
     case for activation, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, activation)
     if AVAILABLE

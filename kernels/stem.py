@@ -69,7 +69,7 @@ class StemConstants:
     alpha: float = CELU_ALPHA
     widened: bool = INTERPRETED
     """Factors are multiplied in float32, since Triton's interpreter takes bfloat16 for integers."""
-    block_patches: int = _BLOCK_PATCHES
+    block_patches: int
     block_taps: int
     block_filters: int
 
@@ -196,6 +196,7 @@ def _constants(
     drawn = augment_constants(count, height, width, image_channels, transforms)
     filters, channels, kernel, _ = weight.shape
     taps = kernel * kernel * channels
+    scaled = transforms.size > 0  # four pixels are read for each value then: with as many patches registers spill
     stem = StemConstants(
         kernel=kernel,
         taps=taps,
@@ -204,6 +205,7 @@ def _constants(
         width=drawn.out_width - kernel + 1,
         biased=bias is not None,
         activation=activation,
+        block_patches=_BLOCK_PATCHES // 2 if scaled else _BLOCK_PATCHES,
         block_taps=max(_next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
         block_filters=max(_next_power_of_two(filters), 16),
     )
@@ -507,9 +509,15 @@ COMPILE_CASES = (
         *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
         *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
         *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
-        *_compile_cases(
-            1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308), biased=True
-        ),  # hiverge
+        *(
+            case
+            for size in (0, 28, 24)  # hiverge, progressive
+            for case in _compile_cases(
+                1536,
+                Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size),
+                biased=True,
+            )
+        ),
     ]
     if AVAILABLE
     else []

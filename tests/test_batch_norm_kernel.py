@@ -253,7 +253,8 @@ def test_every_norm_of_the_shipped_recipes_is_compiled():
         for module in net.modules():
             if isinstance(module, BatchNorm):
                 module.register_forward_pre_hook(lambda _, given: shapes.append("x".join(map(str, given[0].shape))))  # noqa: B023
-        net(torch.empty(made.batch_size, 3, 32, 32, dtype=torch.float16, device="meta"))
+        for side in {32, *filter(None, made.augmentation.sizes)}:
+            net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
         assert {f"{shape}, float16, {made.net.activation}" for shape in shapes} <= compiled
 
 

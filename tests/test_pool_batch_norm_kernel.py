@@ -258,7 +258,8 @@ def test_every_pooling_of_the_shipped_recipes_is_compiled():
         net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
         for group in net.groups:
             group.pool.register_forward_pre_hook(lambda _, given: shapes.append("x".join(map(str, given[0].shape))))  # noqa: B023
-        net(torch.empty(made.batch_size, 3, 32, 32, dtype=torch.float16, device="meta"))
+        for side in {32, *filter(None, made.augmentation.sizes)}:
+            net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
         needed |= {f"{shape}, float16, {made.net.activation}" for shape in shapes}
     assert needed == compiled
 

@@ -1,5 +1,7 @@
 """The stem kernel against augment, conv2d, activation: in Triton's interpreter without a GPU, on the GPU with one."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,7 +226,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
 
     compiled = {
         (case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
-         case.constants["S"].contrast, case.constants["S"].cutmix, case.constants["T"].filters,
+         case.constants["S"].contrast, case.constants["S"].out_height, case.constants["S"].cutmix,
+         case.constants["T"].filters,
          case.constants["T"].biased, case.constants["T"].activation)
         for case in COMPILE_CASES
     }  # fmt: skip
@@ -234,9 +237,9 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
         net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta")
         filters, bias = net.stem.whitening.weight, net.stem.whitening.bias
         settings = made.augmentation
-        for cutmix in {0, settings.cutmix}:
+        for cutmix, side in itertools.product({0, settings.cutmix}, {32, *filter(None, settings.sizes)}):
             needed.add((
-                settings.flip, settings.padding, settings.brightness, settings.contrast, cutmix, len(filters),
+                settings.flip, settings.padding, settings.brightness, settings.contrast, side, cutmix, len(filters),
                 bias is not None, net.stem.whitening_activation,
             ))  # fmt: skip
     assert needed == compiled
