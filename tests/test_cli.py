@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine.data import save_pack
@@ -166,3 +167,17 @@ def test_interruption_writes_the_record_and_exits_with_130(pack_file, tmp_path):
     stored = json.loads(record.read_text())
     assert stored["status"] == "interrupted"
     assert len(stored["history"]) >= 2
+
+
+def test_a_full_gpu_is_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("speedyresnet.engine.cli.train_run", full)
+    monkeypatch.setattr(sys, "argv", ["speedyresnet", "train", "--data", "synthetic", "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "memory is full" in error
+    assert "--set batch_size" in error
