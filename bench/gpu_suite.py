@@ -1,8 +1,8 @@
 """Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
 
 Every part is a process of its own, so that one which crashes or hangs takes nothing else with it, and which is killed
-when the minutes are over. At most eight files: suite.json (the machine, and how each part ended), steps.json,
-runs.jsonl, profile.json, profile.trace.json.gz, kernels.json, versus.json.
+when the minutes are over. A few small files: suite.json (the machine, and how each part ended), steps*.json,
+runs.jsonl, profile.json, profile.trace.json.gz, kernels*.json, versus.json.
 """
 
 import json
