@@ -59,7 +59,11 @@ def view_logits(forward: Forward, images: Tensor, view: View) -> dict[str, Tenso
         return found
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), "reflect")
-    crops = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
+    # Copied, so that a compiled forward pass meets one memory layout only.
+    crops = [
+        crop.contiguous(memory_format=torch.channels_last)
+        for crop in (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
+    ]
     shifted = [0.5 * logits(crop) + 0.5 * logits(crop.flip(-1)) for crop in crops]
     found["six_view"] = 0.5 * mirror + 0.25 * shifted[0] + 0.25 * shifted[1]
     return found

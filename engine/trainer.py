@@ -311,7 +311,7 @@ class Trainer:
         else:  # one batch sets everything up
             few = slice(0, settings.batch_size)
             part = dataclasses.replace(whole, images=whole.images[few], labels=whole.labels[few])
-            make_scorer(self.state, self.backend, None, part, settings.view)()
+            make_scorer(self.state, self.backend, self._other_weights(settings.weights), part, settings.view)()
 
     def prepare(self, seed: int) -> float:
         """Reset everything for a run with `seed`; returns the seconds it took."""
@@ -383,9 +383,13 @@ class Trainer:
         """Accuracy and loss on all test images of the `live` or `averaged` weights; leaves the net evaluating."""
         self.net.eval()
         if (weights, view) not in self._scorers:
-            other = self.state.averaged_state() if weights == "averaged" else None
+            other = self._other_weights(weights)
             self._scorers[weights, view] = make_scorer(self.state, self.backend, other, self._test, view)
         return read_scores(self._scorers[weights, view](), len(self._test.labels))
+
+    def _other_weights(self, weights: str) -> dict[str, Tensor] | None:
+        """What to evaluate instead of the net's own parameters and buffers, by name."""
+        return self.state.averaged_state() if weights == "averaged" else None
 
     def evaluate(self) -> tuple[Accuracy, float]:
         """The recipe's final evaluation, and the seconds it took."""

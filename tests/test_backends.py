@@ -21,7 +21,7 @@ from speedyresnet.engine.backends import (
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
-from speedyresnet.engine.step import training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 from speedyresnet.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -38,11 +38,12 @@ def put_back(state, tensors):
             tensor.copy_(tensors[name])
 
 
-def assert_same_steps(make_state, backend, states=20):
-    """One step of `backend` from each of the states of an eager run gives the eager loss and weights."""
-    state = make_state("airbench94", "batch_size=16", "epochs=2", "optimizer.whitening_bias_epochs=1", images=160)
+def assert_same_steps(make_state, backend, provider="reference", images=160):
+    """One step of `backend` from each state of an eager run of two epochs gives the eager loss and weights."""
+    state = make_state("airbench94", "batch_size=16", "epochs=2", "optimizer.whitening_bias_epochs=1", images=images)
+    state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))
     steps = {}
-    for number in range(states):
+    for number in range(state.plan.steps):
         before, variant = copied(state), variant_of_step(state.recipe, state.plan, number)
         if variant not in steps:
             steps[variant] = make_step(state, backend, variant)
@@ -73,6 +74,13 @@ def test_compiled_steps_are_eager_steps(make_state):
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2  # one for each variant, and none since
+
+
+@pytest.mark.slow
+def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
+    """Inductor around our operators, which take one memory layout only; without a GPU in Triton's interpreter."""
+    torch._dynamo.reset()
+    assert_same_steps(make_state, "compile", "triton", images=32)
 
 
 @TRACING
