@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .evaluate import LabelledImages, device_scores, forward_of
-from .graphs import CapturedFunction, CapturedStep, pool_of
+from .graphs import CapturedFunction, CapturedStep, Result, pool_of
 from .recipe import Recipe, View
 from .schedules import Plan
 from .step import TrainingState, training_step
@@ -129,7 +129,7 @@ def make_scorer(
         device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
     )
     if backend != "graph":
-        return score
+        return _explained(score, backend)
     return CapturedFunction(score, data.images.device, pool_of(state), functools.partial(_explaining, backend))
 
 
@@ -149,15 +149,16 @@ def _explaining(backend: str) -> Iterator[None]:
         raise BackendError(f"--backend {backend} failed at {place}: {reason[0]}; use --backend eager") from error
 
 
-def _explained(function: Callable[[], None], backend: str) -> Callable[[], None]:
+def _explained(function: Callable[[], Result], backend: str) -> Callable[[], Result]:
     """`function`, whose first call is explained; later ones cost nothing more."""
     first = True
 
-    def call() -> None:
+    def call() -> Result:
         nonlocal first
         context: AbstractContextManager[object] = _explaining(backend) if first else nullcontext()
         with context:
-            function()
+            result = function()
         first = False
+        return result
 
     return call

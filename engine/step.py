@@ -184,41 +184,26 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
     )
 
 
+def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str, Any]:
+    """Arguments that `augmented_batch` and `stem` have in common."""
+    names = "images", "labels", "seed", "counter", "scale", "shift", "dtype"
+    return {name: getattr(state, name) for name in names} | {
+        "transforms": transforms_of(state.recipe, cutmix=cutmix, size=size),
+        "batch_size": state.recipe.batch_size,
+        "steps_per_epoch": state.plan.steps_per_epoch,
+    }
+
+
 def training_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step."""
-    return augmented_batch(
-        state.images,
-        state.labels,
-        state.seed,
-        state.counter,
-        state.scale,
-        state.shift,
-        transforms_of(state.recipe, cutmix=cutmix, size=size),
-        batch_size=state.recipe.batch_size,
-        steps_per_epoch=state.plan.steps_per_epoch,
-        dtype=state.dtype,
-        provider=state.kernels["augment"],
-    )
+    return augmented_batch(**_batch_inputs(state, cutmix=cutmix, size=size), provider=state.kernels["augment"])
 
 
 def whitened_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step behind the whitening and its activation, in the fused kernel."""
-    own, whitening = state.net.stem, state.net.stem.whitening
-    return stem(
-        state.images,
-        state.labels,
-        state.seed,
-        state.counter,
-        state.scale,
-        state.shift,
-        transforms_of(state.recipe, cutmix=cutmix, size=size),
-        whitening.weight,
-        whitening.bias,
-        activation=own.whitening_activation,
-        batch_size=state.recipe.batch_size,
-        steps_per_epoch=state.plan.steps_per_epoch,
-        dtype=state.dtype,
-    )
+    whitening, activation = state.net.stem.whitening, state.net.stem.whitening_activation
+    inputs = _batch_inputs(state, cutmix=cutmix, size=size)
+    return stem(**inputs, weight=whitening.weight, bias=whitening.bias, activation=activation)
 
 
 Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]

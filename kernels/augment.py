@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
-from .language import INTERPRETED, tl, triton
+from .language import INTERPRETED, next_power_of_two, tl, triton
 from .random import (
     below,
     below_device,
@@ -70,6 +70,19 @@ class Transforms:
     def result(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what comes out of images of `height` x `width` pixels."""
         return (self.size, self.size) if self.size else self.window(height, width)
+
+
+TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
+TRANSFORM_SCHEMA = (
+    "int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
+    "float brightness, float contrast, int size"
+)
+"""Of the same, as arguments of an operator."""
+
+
+def transforms_from(settings: Sequence[Any]) -> Transforms:
+    """Transforms from the values of TRANSFORM_NAMES, as operators get them."""
+    return Transforms(**dict(zip(TRANSFORM_NAMES, settings, strict=True)))
 
 
 class Batch(NamedTuple):
@@ -372,7 +385,7 @@ def augment_constants(count: int, height: int, width: int, channels: int, transf
 
 def _blocks(row_values: int) -> dict[str, int]:
     """Sizes of a tile for rows of so many values."""
-    block_values = min(_next_power_of_two(row_values), 256)
+    block_values = min(next_power_of_two(row_values), 256)
     # With twice as many values a tile, cutmix spills in Triton 3.6.
     return {"BLOCK_ROWS": max(512 // block_values, 1), "BLOCK_VALUES": block_values}
 
@@ -400,10 +413,6 @@ def _compile_case(batch_size: int, transforms: Transforms) -> CompileCase:
         warps=AUGMENT_WARPS,
         bytes=batch_size * (3 * 32 * 32 + 2 * 3 * height * width + 16),
     )
-
-
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
 
 
 # -- reference
@@ -559,8 +568,7 @@ def augmented_batch_reference(
 _LIBRARY = library.Library("speedyresnet", "FRAGMENT")
 _LIBRARY.define(
     "augment(Tensor images, Tensor labels, Tensor seed, Tensor counter, Tensor scale, Tensor shift, int batch_size, "
-    "int steps_per_epoch, ScalarType dtype, int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
-    "float brightness, float contrast, int size) -> (Tensor, Tensor, Tensor)"
+    f"int steps_per_epoch, ScalarType dtype, {TRANSFORM_SCHEMA}) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -571,7 +579,7 @@ def _implementation(function: Callable[..., Batch]) -> Callable[..., tuple[Tenso
         images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
         batch_size: int, steps_per_epoch: int, dtype: torch.dtype, *transforms: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        made = Transforms(**dict(zip(TRANSFORM_NAMES, transforms, strict=True)))
+        made = transforms_from(transforms)
         tensors = images, labels, seed, counter, scale, shift
         batch = function(*tensors, made, batch_size, steps_per_epoch, dtype)
         pasted_labels = labels.new_empty(0) if batch.pasted_labels is None else batch.pasted_labels
@@ -584,13 +592,12 @@ def _augment_fake(
     images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
     batch_size: int, steps_per_epoch: int, dtype: torch.dtype, *transforms: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    made = Transforms(**dict(zip(TRANSFORM_NAMES, transforms, strict=True)))
+    made = transforms_from(transforms)
     shape = batch_size, *made.result(*images.shape[1:3]), images.shape[3]
     batch = images.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2)
     return batch, labels.new_empty(batch_size), labels.new_empty(batch_size if made.cutmix else 0)
 
 
-TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton), "CUDA")
 _LIBRARY.impl("augment", _implementation(augmented_batch_triton if INTERPRETED else augmented_batch_reference), "CPU")
 library.register_fake("speedyresnet::augment", _augment_fake, lib=_LIBRARY)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
-from .language import AVAILABLE, INTERPRETED, tl, triton
+from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
 from .resources import CompileCase
 
 ResidualPlace = Literal["none", "before_activation", "after_activation"]
@@ -313,10 +313,6 @@ def input_gradient_kernel(
 # -- launchers
 
 
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
 class Tiles(NamedTuple):
     """How a tensor is cut up."""
 
@@ -334,7 +330,7 @@ class Tiles(NamedTuple):
     def combining(self) -> dict[str, Any]:
         """Constants of the second stages: 16 channels a program, all rows of partial results at once."""
         constants = dataclasses.replace(self.constants, block_rows=0, block_channels=COMBINED_CHANNELS)
-        return {"BLOCK_PROGRAMS": _next_power_of_two(self.programs), "S": constants}
+        return {"BLOCK_PROGRAMS": next_power_of_two(self.programs), "S": constants}
 
 
 COMBINED_CHANNELS = 16
@@ -343,7 +339,7 @@ COMBINED_CHANNELS = 16
 def tiles_of(x: Tensor, groups: int, values: int = 2048) -> Tiles:
     """Tiles of `values` values of x, [N, C, H, W] in channels_last: runs of channels first."""
     channels = x.shape[1]
-    block_channels = min(max(_next_power_of_two(channels), 8), 64)
+    block_channels = min(max(next_power_of_two(channels), 8), 64)
     constants = NormConstants(
         channels=channels,
         pixels=x.shape[2] * x.shape[3],

@@ -35,3 +35,8 @@ else:
         AVAILABLE = False
 
 INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def next_power_of_two(value: int) -> int:
+    """The least power of two that is not below `value`; sizes of blocks have to be such."""
+    return 1 << (value - 1).bit_length()

@@ -32,6 +32,7 @@ from torch import Tensor, library, nn
 from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .augment import (
     TRANSFORM_NAMES,
+    TRANSFORM_SCHEMA,
     Augmentation,
     AugmentConstants,
     Batch,
@@ -41,9 +42,10 @@ from .augment import (
     check_augment,
     drawn_device,
     store_labels_device,
+    transforms_from,
     values_device,
 )
-from .language import AVAILABLE, INTERPRETED, tl, triton
+from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
 from .resources import CompileCase
 
 WARPS = 4
@@ -185,10 +187,6 @@ def stem_gradient_kernel(
 # -- launchers
 
 
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
 def _constants(
     images: Tensor, weight: Tensor, bias: Tensor | None, activation: str, transforms: Transforms
 ) -> dict[str, AugmentConstants | StemConstants]:
@@ -206,8 +204,8 @@ def _constants(
         biased=bias is not None,
         activation=activation,
         block_patches=_BLOCK_PATCHES // 2 if scaled else _BLOCK_PATCHES,
-        block_taps=max(_next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
-        block_filters=max(_next_power_of_two(filters), 16),
+        block_taps=max(next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
+        block_filters=max(next_power_of_two(filters), 16),
     )
     return {"S": drawn, "T": stem}
 
@@ -224,7 +222,7 @@ def stem_triton(
     bias: Tensor | None, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, activation: str, *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Feature maps, labels, pasted labels (empty without cutmix), and seed and counter that they were drawn at."""
-    transforms = _transforms(settings)
+    transforms = transforms_from(settings)
     y = _features(images, weight, batch_size, dtype, transforms)
     batch_labels, pasted_labels, drawn_at = (
         torch.empty(size, dtype=torch.int64, device=images.device)
@@ -246,13 +244,9 @@ def stem_backward_triton(
     bias_sums = torch.empty(len(gradient), len(bias), dtype=torch.float32, device=gradient.device)
     stem_gradient_kernel[(len(gradient),)](
         gradient, images, drawn_at, scale, shift, weight, bias, bias_sums, steps_per_epoch,
-        **_constants(images, weight, bias, activation, _transforms(settings)), num_warps=WARPS,
+        **_constants(images, weight, bias, activation, transforms_from(settings)), num_warps=WARPS,
     )  # fmt: skip
     return bias_sums.sum(0).to(bias.dtype)
-
-
-def _transforms(settings: tuple[Any, ...]) -> Transforms:
-    return Transforms(**dict(zip(TRANSFORM_NAMES, settings, strict=True)))
 
 
 # -- reference
@@ -268,7 +262,7 @@ def stem_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`stem_triton` in plain PyTorch."""
     batch, own, pasted = augmented_batch_reference(
-        images, labels, seed, counter, scale, shift, _transforms(settings), batch_size, steps_per_epoch, dtype
+        images, labels, seed, counter, scale, shift, transforms_from(settings), batch_size, steps_per_epoch, dtype
     )
     u = _preactivation(batch, weight, bias)
     y = u if activation == "none" else ACTIVATIONS[activation](u)
@@ -294,19 +288,15 @@ def stem_backward_reference(
 
 # -- registration
 
-_SETTINGS = (
-    "int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
-    "float brightness, float contrast, int size"
-)
 _LIBRARY = library.Library("speedyresnet", "FRAGMENT")
 _LIBRARY.define(
     "stem(Tensor images, Tensor labels, Tensor seed, Tensor counter, Tensor scale, Tensor shift, Tensor weight, "
-    f"Tensor? bias, int batch_size, int steps_per_epoch, ScalarType dtype, str activation, {_SETTINGS}) "
+    f"Tensor? bias, int batch_size, int steps_per_epoch, ScalarType dtype, str activation, {TRANSFORM_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
     "stem_backward(Tensor gradient, Tensor images, Tensor drawn_at, Tensor scale, Tensor shift, Tensor weight, "
-    f"Tensor bias, int steps_per_epoch, str activation, {_SETTINGS}) -> Tensor"
+    f"Tensor bias, int steps_per_epoch, str activation, {TRANSFORM_SCHEMA}) -> Tensor"
 )
 for _name, _kernel, _plain in (
     ("stem", stem_triton, stem_reference),
@@ -321,7 +311,7 @@ def _stem_fake(
     images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
     bias: Tensor | None, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, activation: str, *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    transforms = _transforms(settings)
+    transforms = transforms_from(settings)
     y = _features(images, weight, batch_size, dtype, transforms)
     pasted = labels.new_empty(batch_size if transforms.cutmix else 0)
     return y, labels.new_empty(batch_size), pasted, labels.new_empty(2)
