@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+# One thread for each worker of pytest-xdist: PyTorch's idle threads spin and would slow their neighbours tenfold.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
