@@ -16,7 +16,7 @@ from ..kernels.resources import dumped_code
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
-from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
+from .data import Pack, default_data, load_data, pack_path, pack_source
 from .display import FileProgress, print_result, training_display
 from .errors import UserError
 from .export import FORMATS, check_format, export_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speedyresnet.bench.cli import main
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
 TINY = ["--set", "batch_size=64", "--set", "width_multiplier=0.125", "--set", "epochs=2", "--device", "cpu"]
