@@ -1,7 +1,9 @@
 """The command line: train, evaluate, export, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -39,6 +41,7 @@ app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
@@ -58,6 +61,7 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     command = typer.main.get_command(application)
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
+        print(end="", flush=True)  # while a full disk can still be told
     except (typer.Exit, typer.Abort) as end:
         code = getattr(end, "exit_code", 130)
     except UserError as error:
@@ -72,7 +76,19 @@ def run_command_line(application: typer.Typer) -> NoReturn:
         )
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        code = _output_refused(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _output_refused(error: OSError) -> int:
+    """Exit code where standard output takes no more; raises any other error again."""
+    if error.errno not in (*_FULL, errno.EPIPE):
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+    if error.errno == errno.EPIPE:
+        return 1
+    return _refused(f"cannot write {error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere")
 
 
 def _refused(message: str) -> int:
