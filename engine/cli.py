@@ -1,5 +1,6 @@
 """The command line: train, evaluate, export, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -15,9 +16,11 @@ from rich.table import Table
 
 from ..kernels import resources
 from ..kernels.resources import dumped_code
+from .api import TrainedRun
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
+from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
 from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
 from .display import FileProgress, print_result, training_display
 from .errors import UserError
@@ -29,7 +32,7 @@ from .recipe import Recipe
 from .recipe import recipe as recipe_called
 from .recipes import registered_recipes
 from .schedules import plan
-from .trainer import pick_device, pick_dtype, pick_kernels
+from .trainer import interrupt_flag, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -50,7 +53,7 @@ DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack f
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
 BackendOption = Annotated[str, typer.Option("--backend", help=", ".join(BACKENDS) + " or auto.")]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of weights, order and augmentation.")
+    int | None, typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of weights, order and augmentation.")
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -119,6 +122,27 @@ def _chosen_data(data: str | None) -> Pack:
         progress.close()
 
 
+def _with_those_of(
+    begun: Progress, device: str, backend: str, seed: int | None, data: str | None
+) -> tuple[str, str, int, str]:
+    """Device, backend, seed and data: what the user did not choose is that of the run that goes on."""
+    return (
+        begun.device if device == "auto" else device,
+        begun.backend if backend == AUTO else backend,
+        begun.seed if seed is None else seed,
+        data or begun.data,
+    )
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Raise UserError where one of them cannot be written, or two are the same."""
+    given = [path for path in paths if path is not None]
+    for path in given:
+        check_writable(path)
+    if len({path.resolve() for path in given}) < len(given):
+        raise UserError(f"{given[0]} is named twice; give --out, --save and --checkpoint a file each")
+
+
 @app.command("train")
 def train_command(
     recipe: RecipeOption = None,
@@ -126,20 +150,31 @@ def train_command(
     data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     out: OutOption = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the trained model here.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Write what --resume takes here.")] = None,
+    minutes: Annotated[
+        float, typer.Option("--checkpoint-minutes", min=LEAST_MINUTES, help="From one checkpoint to the next.")
+    ] = DEFAULT_MINUTES,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on from this checkpoint, with all that it was begun with.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
     console = notes_console(as_json)
-    place = pick_device(device)
-    made = recipe_called(recipe or default_recipe(place), settings or ())
+    begun = None if resume is None else read_checkpoint(resume)
+    if begun:
+        device, backend, seed, data = _with_those_of(begun.progress, device, backend, seed, data)
+    place, seed = pick_device(device), seed or 0
+    if begun and not (recipe or settings):
+        made = begun.progress.recipe
+    else:
+        made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made, place, pick_dtype(made, place), backend)
-    for path in (out, save):
-        if path is not None:
-            check_writable(path)
+    _check_outputs(out, save, checkpoint or resume)
     pack = _chosen_data(data)
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
     console.print(
@@ -148,19 +183,32 @@ def train_command(
         f"{default_backend(place) if backend == AUTO else backend}, {dtype}, seed {seed}",
         highlight=False,
     )
-    with training_display(console) as display:
-        run = train_run(made, pack, device=place, backend=backend, seed=seed, display=display)
-    if out is not None:
-        run.record.write(out)
-    if save is not None:
-        run.save(save)
-    if as_json:
-        print(run.record.to_json())
-    else:
-        print_result(console, run.record)
+    with contextlib.ExitStack() as stack:
+        with training_display(console) as display:
+            run = train_run(
+                made, pack, device=place, backend=backend, seed=seed, display=display,
+                checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun,
+            )  # fmt: skip
+            stack.enter_context(interrupt_flag())  # from here on Ctrl-C waits until the result is kept
+        _keep_result(run, out, save, None if as_json else console)
     if run.record.status == "diverged":
-        console.print("the loss is no longer finite: lower optimizer.learning_rate", highlight=False)
+        advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
+        console.print(advice, highlight=False)
     raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": 130}[run.record.status])
+
+
+def _keep_result(run: TrainedRun, out: Path | None, save: Path | None, console: Console | None) -> None:
+    """Write the files asked for, and print the result, as a table or as JSON, even where a file is refused."""
+    try:
+        if out is not None:
+            run.record.write(out)
+        if save is not None:
+            run.save(save)
+    finally:
+        if console is None:
+            print(run.record.to_json())
+        else:
+            print_result(console, run.record)
 
 
 @app.command("evaluate")

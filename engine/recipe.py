@@ -417,12 +417,13 @@ def recipe_from_dict(stored: dict[str, Any]) -> Recipe:
     Raises:
         UserError: a key or a type that no recipe of this version has.
     """
-    made = _dataclass_from_dict(Recipe, {key: value for key, value in stored.items() if key != "hash"}, "recipe")
+    made = dataclass_from_dict(Recipe, {key: value for key, value in stored.items() if key != "hash"}, "recipe")
     _check_ranges(made)
     return made  # type: ignore[no-any-return]
 
 
-def _dataclass_from_dict(kind: Any, stored: Any, where: str) -> Any:
+def dataclass_from_dict(kind: Any, stored: Any, where: str) -> Any:
+    """The dataclass `kind` whose `dataclasses.asdict` went through JSON; UserError where a field or a type differs."""
     hints = typing.get_type_hints(kind)
     if not isinstance(stored, dict) or set(stored) != set(hints):
         raise UserError(f"{where} was stored by another version or is damaged")
@@ -437,7 +438,7 @@ def _from_json(value: Any, hint: Any, where: str) -> Any:
             return None
         return _from_json(value, next(kind for kind in kinds if kind is not types.NoneType), where)
     if dataclasses.is_dataclass(hint):
-        return _dataclass_from_dict(hint, value, where)
+        return dataclass_from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_from_json(item, kinds[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -76,6 +76,10 @@ class RunRecord:
     seconds: Seconds = field(default_factory=Seconds)
     accuracy: Accuracy
     history: list[HistoryRow] = field(default_factory=list)
+    diverged_at_step: int | None = None
+    """The first step, counted from 1, whose loss was not finite."""
+    resumed_at_steps: list[int] = field(default_factory=list)
+    """How many steps were done each time the run went on from a checkpoint; the clocks count them once."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the order of the schema."""
