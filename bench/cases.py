@@ -28,7 +28,7 @@ from speedyresnet.engine.step import (
     transforms_of,
     whitened_batch,
 )
-from speedyresnet.engine.trainer import pick_kernels
+from speedyresnet.engine.trainer import check_fit, pick_kernels
 from speedyresnet.kernels.augment import Batch, augmented_batch
 
 from .other_augmentations import masked_crops, torchvision_augmentation
@@ -99,7 +99,8 @@ class Case:
 
 
 def random_state(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> TrainingState:
-    """A state ready to step on 50,000 random images of CIFAR-10's size."""
+    """A state ready to step on 50,000 random images of CIFAR-10's size; UserError where they do not fit."""
+    check_fit(recipe, 32, 32)
     net = make_net(recipe, classes=10, channels=3, dtype=dtype, device=device).train()
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (50_000,), device=device)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from speedyresnet.engine.api import MAX_SEED, MIN_SEED
 from speedyresnet.engine.backends import AUTO, backends_of, check_backend
 from speedyresnet.engine.cli import (
     BackendOption,
@@ -19,13 +20,15 @@ from speedyresnet.engine.cli import (
     SetOption,
     app,
     default_recipe,
+    finite,
     notes_console,
     run_command_line,
 )
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import check_writable, write_text
+from speedyresnet.engine.files import check_outputs, check_writable, write_text
 from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipe import recipe_file
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
@@ -34,7 +37,7 @@ from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
-from .pool import PoolPlan
+from .pool import PoolPlan, read_pool
 from .profiling import print_profile, profile_paths, profile_step, save_profile
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
@@ -58,10 +61,16 @@ def record_command(
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
-    target: Annotated[float | None, typer.Option("--target", help="Accuracy in percent.")] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of the first run; the others count up.")
+    ] = 0,
+    target: Annotated[
+        float | None, typer.Option("--target", min=0, max=100, callback=finite, help="Accuracy in percent.")
+    ] = None,
     view: Annotated[str | None, typer.Option("--view", help="Of the target: " + ", ".join(VIEWS) + ".")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", help="Time that the mean must stay below.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0, callback=finite, help="Time that the mean must stay below.")
+    ] = None,
     clock: Annotated[str, typer.Option("--clock", help="Of the time: " + ", ".join(CLOCKS) + ".")] = "prepare+train",
     validation: Annotated[
         int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
@@ -77,7 +86,10 @@ def record_command(
             raise UserError(f"{name} {value}: choose {', '.join(allowed)}")
     check_view(made, view)
     check_backend(backend, place)
-    check_writable(out)
+    if seed + runs - 1 > MAX_SEED:
+        raise UserError(f"--seed {seed} leaves no room for {runs} seeds up to {MAX_SEED}; give a smaller one")
+    check_outputs([out], [data, recipe_file(recipe)])
+    read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
     records = record_runs(made, load_data(data or "cifar10"), place, backend, plan, out, console)
@@ -109,8 +121,7 @@ def step_command(
     backends = [backend] if backend else backends_of(place)
     for each in backends:
         check_backend(each, place)
-    if out is not None:
-        check_writable(out)
+    check_outputs([out], [data, recipe_file(recipe)])
     pack = load_data(source)
     times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
     compiling = [each for each in backends if each in ("compile", "graph")] if builds else []
@@ -141,8 +152,8 @@ def profile_command(
     place, console = pick_device(device), notes_console(as_json)
     made = recipe_called(recipe or default_recipe(place), settings or ())
     if out is not None:
-        for path in profile_paths(out):
-            check_writable(path)
+        check_writable(out)
+        check_outputs(profile_paths(out), [data, recipe_file(recipe)])
         matplotlib_pyplot()
     result, trace = profile_step(made, load_data(data or "cifar10"), place, steps)
     if out is not None:
@@ -165,7 +176,7 @@ def versus_command(
     backend: BackendOption = AUTO,
     runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each starts every script and ours once.")] = 3,
-    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds a process.")] = 600.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=1.0, callback=finite, help="Seconds a process.")] = 600.0,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
     work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
     out: OutOption = None,
@@ -178,9 +189,7 @@ def versus_command(
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
     check_backend(backend, place)
-    for path in (out, work and work / "log"):
-        if path is not None:
-            check_writable(path)
+    check_outputs([out, work and work / "log"], [data, recipe_file(recipe)])
     pack = load_data(data or "cifar10")
     check_data(pack)
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
@@ -218,8 +227,7 @@ def kernels_command(
         if each not in OPERATIONS:
             raise UserError(f"--operation {each}: choose {', '.join(OPERATIONS)}")
     made = recipe_called(recipe or default_recipe(place), settings or ())
-    if out is not None:
-        check_writable(out)
+    check_outputs([out], [recipe_file(recipe)])
     dtype = pick_dtype(made, place)
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
     for each in providers or ():
@@ -241,7 +249,7 @@ def kernels_command(
 @bench_app.command("gpu-suite")
 def gpu_suite_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="Never longer.")] = 9.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.0, callback=finite, help="Never longer.")] = 9.0,
     recipe: Annotated[str, typer.Option("--recipe", help="A name, or my_file.py:function.")] = "airbench94",
     settings: SetOption = None,
     data: DataOption = "cifar10",

@@ -3,6 +3,7 @@
 None of their code is here; a checkout of their repository is needed.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -177,7 +178,7 @@ def parse_peers(given: list[str]) -> dict[str, Path]:
             raise UserError(f"--peer {each}: give NAME=PATH with one of {', '.join(PEERS)}")
         if name in scripts:
             raise UserError(f"--peer {name} is given twice; give it once")
-        scripts[name] = _find_script(name, Path(path).expanduser())
+        scripts[name] = _find_script(name, Path(os.path.expanduser(path)))
     return scripts
 
 

@@ -51,9 +51,10 @@ def read_pool(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or "pool" not in record:
+            whole = record["schema"] == SCHEMA and type(record["seed"]) is int and len(_identity(record)) > 0
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
             raise UserError(f"{path}: line {number} is no run of a pool; give another --out")
         records.append(record)
     return records

@@ -21,8 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from speedyresnet.engine.data import Pack, save_pack
+from speedyresnet.engine.data import Pack
 from speedyresnet.engine.files import write_text
+from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
 

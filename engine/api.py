@@ -9,13 +9,16 @@ from torch import Tensor
 from .backends import AUTO, default_backend
 from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkpoint
 from .data import Pack, load_data
+from .errors import UserError
 from .evaluate import Accuracy
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
-from .recipe import Recipe, View
+from .recipe import Recipe, View, checked_recipe
 from .recipe import recipe as recipe_called
 from .record import RunRecord
 from .trainer import Display, Trainer, pick_device, pick_dtype
+
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,9 @@ def train(
     Raises:
         UserError: anything wrong with what was given, a checkpoint of another run, or one that cannot be written.
     """
-    made = recipe_called(recipe) if isinstance(recipe, str) else recipe
+    made = recipe_called(recipe) if isinstance(recipe, str) else checked_recipe(recipe)
+    if type(seed) is not int or not MIN_SEED <= seed <= MAX_SEED:
+        raise UserError(f"the seed {seed!r} must be an integer from {MIN_SEED} to {MAX_SEED}")
     pack = data if isinstance(data, Pack) else load_data(data)
     place = pick_device(str(device))
     begun = read_checkpoint(Path(resume)) if isinstance(resume, str | Path) else resume

@@ -7,21 +7,24 @@ nothing else, so on a CPU a run that goes on gives the same bits as one that was
 import dataclasses
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from .data import Pack
 from .errors import UserError
 from .files import write_atomically
-from .recipe import Recipe, dataclass_from_dict, with_settings
-from .record import HistoryRow, RunRecord
+from .recipe import Recipe, checked_recipe, typed_value
+from .record import HistoryRow, RunRecord, finite_values
 from .step import TrainingState
+from .tensor_file import Header, read_tensors
 
 FORMAT = "speedyresnet.checkpoint/1"
 DEFAULT_MINUTES = 10.0
@@ -108,19 +111,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: no such file, or one that is no checkpoint of this version.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; `speedyresnet train --checkpoint {path}` writes one")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} is not a checkpoint of a run (its format is {metadata.get('format')!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            progress = dataclass_from_dict(Progress, json.loads(metadata["progress"]), f"checkpoint {path}")
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        progress, tensors = read_tensors(path, partial(_progress, path))
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a checkpoint or is damaged ({error}); begin the run again") from error
-    with_settings(progress.recipe, ())  # checks its ranges
     return Checkpoint(path=path, progress=progress, tensors=tensors)
+
+
+def _progress(path: Path, header: Header) -> Progress:
+    """What the metadata of a checkpoint say."""
+    if header.metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of a run (its format is {header.metadata.get('format')!r})")
+    try:
+        progress: Progress = typed_value(json.loads(header.metadata["progress"]), Progress, "progress")
+        checked_recipe(progress.recipe)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint {path} is damaged or of another version ({error}); begin the run again") from error
+    return progress
 
 
 class CheckpointFile:
@@ -168,7 +177,7 @@ class CheckpointFile:
             history=tuple(record.history),
             resumed_at_steps=tuple(record.resumed_at_steps),
         )
-        metadata = {"format": FORMAT, "progress": json.dumps(dataclasses.asdict(progress))}
+        metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         tensors = {name: t.detach().cpu().contiguous() for name, t in state.changing_tensors().items()}
         content = save(tensors, metadata)
         write_atomically(self.path, lambda part: part.write_bytes(content))

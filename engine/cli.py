@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,23 +17,24 @@ from rich.table import Table
 
 from ..kernels import resources
 from ..kernels.resources import dumped_code
-from .api import TrainedRun
+from .api import MAX_SEED, MIN_SEED, TrainedRun
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
 from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
-from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
+from .data import Pack, default_data, load_data, pack_path, pack_source
 from .display import FileProgress, print_result, training_display
-from .errors import UserError
+from .errors import UserError, one_line
 from .export import FORMATS, check_format, export_model
-from .files import check_writable, write_text
+from .files import check_outputs, check_writable, write_text
 from .model_file import read_model
-from .nets import forward_flops_per_image, make_net, parameter_counts
-from .recipe import Recipe
+from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
+from .pack_file import save_pack
+from .recipe import Recipe, recipe_file
 from .recipe import recipe as recipe_called
 from .recipes import registered_recipes
 from .schedules import plan
-from .trainer import interrupt_flag, pick_device, pick_dtype, pick_kernels
+from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -53,10 +55,17 @@ DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack f
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
 BackendOption = Annotated[str, typer.Option("--backend", help=", ".join(BACKENDS) + " or auto.")]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of weights, order and augmentation.")
+    int | None, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of weights, order and augmentation.")
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuses NaN and infinity, which no limit of an option does; a callback for options."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not finite.")
+    return value
 
 
 def run_command_line(application: typer.Typer) -> NoReturn:
@@ -70,13 +79,13 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     except UserError as error:
         code = _refused(str(error))
     except _USAGE_ERROR as error:
-        code = _refused(error.format_message())
-    except torch.OutOfMemoryError:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        code = _refused(
-            f"the GPU's memory is full ({peak:.1f} GiB were in use): lower --set batch_size, --set "
-            f"evaluation.batch_size or --set width_multiplier"
-        )
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx and error.format_message() else ""
+        code = _refused(error.format_message() + where)
+    except (MemoryError, RuntimeError) as error:
+        full = _full_memory(error)
+        if full is None:
+            raise
+        code = _refused(f"{full}: lower --set batch_size, --set evaluation.batch_size or --set width_multiplier")
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
@@ -94,17 +103,28 @@ def _output_refused(error: OSError) -> int:
     return _refused(f"cannot write {error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere")
 
 
+def _full_memory(error: Exception) -> str | None:
+    """In words which memory is full, if that is what `error` says."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is full ({torch.cuda.max_memory_allocated() / 2**30:.1f} GiB were in use)"
+    # PyTorch has no exception of its own for the memory of the CPU.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "the memory is full"
+    return None
+
+
 def _refused(message: str) -> int:
-    line = " ".join(message.split())
-    if line:
+    if line := one_line(message):
         print(f"speedyresnet: {line}", file=sys.stderr)
     return 2
 
 
 def notes_console(quiet: bool = False) -> Console:
     """Where notes go: standard output, or standard error when standard output is for JSON only."""
-    console = Console(stderr=quiet, soft_wrap=True)
-    return console if console.is_terminal else Console(stderr=quiet, soft_wrap=True, width=_FILE_COLUMNS)
+    # Without markup, because names and paths may have brackets and colons.
+    options: dict[str, Any] = {"stderr": quiet, "soft_wrap": True, "markup": False, "emoji": False}
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=_FILE_COLUMNS)
 
 
 def default_recipe(device: torch.device) -> str:
@@ -132,15 +152,6 @@ def _with_those_of(
         begun.seed if seed is None else seed,
         data or begun.data,
     )
-
-
-def _check_outputs(*paths: Path | None) -> None:
-    """Raise UserError where one of them cannot be written, or two are the same."""
-    given = [path for path in paths if path is not None]
-    for path in given:
-        check_writable(path)
-    if len({path.resolve() for path in given}) < len(given):
-        raise UserError(f"{given[0]} is named twice; give --out, --save and --checkpoint a file each")
 
 
 @app.command("train")
@@ -174,8 +185,9 @@ def train_command(
         made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made, place, pick_dtype(made, place), backend)
-    _check_outputs(out, save, checkpoint or resume)
+    check_outputs([out, save, checkpoint or resume], [data, recipe_file(recipe)])
     pack = _chosen_data(data)
+    fitting_plan(made, pack)  # before anything is printed
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
     console.print(
         f"recipe {made.name} ({made.hash}), data {pack.name} ({len(pack.train_labels):,} + "
@@ -221,9 +233,9 @@ def evaluate_command(
 ) -> None:
     """Accuracy of a saved model on the test images of a data set (default: cifar10)."""
     place = pick_device(device)
-    if out is not None:
-        check_writable(out)
-    accuracy = evaluate_model(model, load_data(data or "cifar10"), device=place)
+    check_outputs([out], [model, data])
+    loaded = read_model(model)
+    accuracy = evaluate_model(loaded, load_data(data or "cifar10"), device=place)
     text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
     if out is not None:
         write_text(out, text + "\n")
@@ -241,14 +253,14 @@ def export_command(
     model: Annotated[Path, typer.Argument(help="A file that `train --save` wrote.")],
     file_format: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS) + ".")],
     out: Annotated[Path, typer.Option("--out", help="Write the net here, as NAME.pt2 for pt2.")],
-    size: Annotated[int | None, typer.Option("--size", min=1, help="SIZE x SIZE pixels; none: as in training.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, max=MAX_IMAGE_SIDE, help="SIZE x SIZE pixels; none: as in training.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """A saved model as one file that PyTorch runs without this package, normalisation inside."""
     check_format(file_format)
-    check_writable(out)
-    if out.resolve() == model.resolve():
-        raise UserError(f"--out {out} is the model itself; give another file name")
+    check_outputs([out], [model])
     metadata = export_model(read_model(model), out, file_format, None if size is None else (size, size))
     written = {"file": str(out), "bytes": out.stat().st_size} | metadata
     if as_json:
@@ -395,13 +407,14 @@ def pack_command(
     source: Annotated[str, typer.Argument(help="cifar10, synthetic, or a folder {train,test|val}/<class>/*.")],
     name: Annotated[str | None, typer.Option("--name", help="Name in the cache.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of into the cache.")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Resize images to SIZE x SIZE.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of synthetic images.")] = 0,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, max=MAX_IMAGE_SIDE, help="Resize images to SIZE x SIZE.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of synthetic images.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images into one file that trains at once."""
-    if out is not None:
-        check_writable(out)
+    check_writable(out or pack_path(name or "any"))  # of the cache any file will do
     progress = FileProgress(Console(stderr=True))
     try:
         pack = pack_source(source, name=name, size=size, seed=seed, progress=progress)

@@ -1,4 +1,4 @@
-"""Data packs: where training and test images come from, and the one file format they are kept in.
+"""Data packs: where training and test images come from. How they are kept is in `pack_file.py`.
 
 A pack holds the uint8 images and labels of a train and a test split. The images of a split stand in the order
 of their SHA-256, so one data set gives one pack and one checksum, whatever source and order it came from.
@@ -30,10 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
 
 from .errors import UserError
-from .files import locked, write_atomically
+from .files import check_writable, locked
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -42,7 +41,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 Progress = Callable[[int, int, str], None]
 """Told how many of how many images are done, and what is being done to them."""
 
-FORMAT = "speedyresnet.pack/1"
 DTYPES = {
     "train_images": torch.uint8,
     "train_labels": torch.int64,
@@ -137,7 +135,7 @@ def make_pack(
         "test_images": np.asarray(test_images),
         "test_labels": np.asarray(test_labels, dtype=np.int64),
     }
-    if fault := _find_fault(arrays, class_names):
+    if fault := find_fault(arrays, class_names):
         raise UserError(f"data set {name}: {fault}; give uint8 images [N, H, W, C] and one label per image")
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -145,13 +143,15 @@ def make_pack(
         # A view with other strides, as torchvision's is, would keep them through the indexing.
         arrays[f"{split}_images"] = np.ascontiguousarray(images[order])
         arrays[f"{split}_labels"] = labels[order]
-    return _assemble(name, class_names, arrays)
+    return assemble(name, class_names, arrays)
 
 
-def _find_fault(arrays: Arrays, class_names: Sequence[str]) -> str | None:
+def find_fault(arrays: Arrays, class_names: Sequence[str]) -> str | None:
     """In words, what keeps four arrays from being a data set; None when they are one."""
     if len(set(class_names)) != len(class_names) or not class_names:
         return "the class names are not distinct"
+    if unprintable := next((name for name in class_names if not name.isprintable() or not name), None):
+        return f"the class name {unprintable!r} is not printable"
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
@@ -174,8 +174,8 @@ def _canonical_order(images: Images, labels: Labels) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _assemble(name: str, class_names: Sequence[str], arrays: Arrays) -> Pack:
-    """A pack of arrays that are already in canonical order."""
+def assemble(name: str, class_names: Sequence[str], arrays: Arrays) -> Pack:
+    """A pack of arrays that are already in canonical order and without fault."""
     mean, std = _mean_and_std(arrays["train_images"])
     return Pack(
         **{key: torch.from_numpy(array) for key, array in arrays.items()},
@@ -191,11 +191,12 @@ def _checksum(class_names: Sequence[str], arrays: Arrays) -> str:
     shapes = {key: arrays[key].shape for key in DTYPES}
     digest = hashlib.sha256(json.dumps([list(class_names), shapes]).encode())
     for key in DTYPES:
-        digest.update(_little_endian(arrays[key]).data)
+        digest.update(little_endian(arrays[key]).data)
     return digest.hexdigest()
 
 
-def _little_endian(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def little_endian(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`array`, contiguous and with its bytes in the order of pack files and checksums."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
@@ -216,95 +217,13 @@ def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]
     return mean, tuple(math.sqrt(variance) for variance in variances)
 
 
-# --- Pack files
-
-
-def save_pack(pack: Pack, path: Path) -> None:
-    """Write a pack as one safetensors file, atomically; the same pack gives the same bytes.
-
-    Raises UserError where the file cannot be written.
-    """
-    write_atomically(path, partial(_write_safetensors, pack))
-
-
-def _write_safetensors(pack: Pack, path: Path) -> None:
-    # Not safetensors' own writer, which puts metadata in another order each time.
-    header: dict[str, Any] = {"__metadata__": _metadata(pack)}
-    # The labels come first, because images can end at an odd byte.
-    keys = sorted(DTYPES, key=lambda key: key.endswith("images"))
-    end = 0
-    for key in keys:
-        tensor = getattr(pack, key)
-        start, end = end, end + tensor.nbytes
-        dtype = "U8" if tensor.dtype == torch.uint8 else "I64"
-        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for key in keys:
-            file.write(_little_endian(getattr(pack, key).numpy()).data)
-
-
-def _metadata(pack: Pack) -> dict[str, str]:
-    return {
-        "format": FORMAT,
-        "name": pack.name,
-        "class_names": json.dumps(pack.class_names),
-        "sha256": pack.sha256,
-        "mean": json.dumps(pack.mean),
-        "std": json.dumps(pack.std),
-    }
-
-
-def read_pack(path: Path) -> Pack:
-    """Read a pack file and verify all of it: 60,000 CIFAR images take about half a second.
-
-    Raises UserError when the file is missing, damaged or not a pack.
-    """
-    if not path.is_file():
-        raise UserError(f"no data pack at {path}; make one with `speedyresnet data pack`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise _refusal(path, f"is not a whole data pack ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise _refusal(path, f"is not a data pack of format {FORMAT}")
-    return _verified(path, metadata, tensors)
-
-
-def _verified(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Pack:
-    """The pack of a file's tensors, with everything that can be derived derived anew and compared."""
-    if {key: tensor.dtype for key, tensor in tensors.items()} != DTYPES:
-        found = {key: str(tensor.dtype) for key, tensor in tensors.items()}
-        raise _refusal(path, f"has the wrong tensors ({found})")
-    try:
-        class_names, mean, std = (json.loads(metadata[key]) for key in ("class_names", "mean", "std"))
-        name, sha256 = metadata["name"], metadata["sha256"]
-    except (KeyError, ValueError) as error:
-        raise _refusal(path, f"has unreadable metadata ({error!r})") from error
-    if not isinstance(class_names, list) or not all(isinstance(entry, str) for entry in class_names):
-        raise _refusal(path, "has unreadable metadata (class_names is not a list of names)")
-    # Cloned, because the file's tensors may be a view of the file, which somebody could overwrite in place.
-    arrays = {key: tensors[key].clone().numpy() for key in DTYPES}
-    if fault := _find_fault(arrays, class_names):
-        raise _refusal(path, f"is damaged: {fault}")
-    pack = _assemble(name, class_names, arrays)
-    if (pack.sha256, list(pack.mean), list(pack.std)) != (sha256, mean, std):
-        raise _refusal(path, "is damaged: its content does not match its checksum, mean and std")
-    return pack
-
-
-def _refusal(path: Path, fault: str) -> UserError:
-    return UserError(f"{path} {fault}; pack the data again with `speedyresnet data pack`")
+# --- Names
 
 
 def cache_folder() -> Path:
     """Where downloads and named packs are kept: $SPEEDYRESNET_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("SPEEDYRESNET_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "speedyresnet"
 
@@ -540,20 +459,20 @@ def pack_source(
         pack_path(name)  # refuses a bad name before the images are read
     if source == "synthetic":
         return _drawn(size, seed, progress)
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and source.lower() != "cifar10":
+    folder = Path(os.path.expanduser(source))
+    if not os.path.isdir(folder) and source.lower() != "cifar10":
         raise UserError(f"no data source {source}; give cifar10, synthetic or a folder: {LAYOUT}")
     name = name or _default_name(source, size)
     if name == "synthetic":
         raise UserError("the name synthetic is kept for drawn images; choose another --name")
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return read_image_folder(folder, name=name, size=size, progress=progress)
     return pack_from_torchvision_cifar10(progress, name=name, size=size)
 
 
 def _default_name(source: str, size: int | None) -> str:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(source))
+    if os.path.isdir(folder):
         return _sanitised(folder.resolve().name)
     return "cifar10" if size in (None, DEFAULT_SIZE) else f"cifar10-{size}"
 
@@ -589,14 +508,16 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
     CIFAR-10 is downloaded and cached where nothing else has that name. Raises UserError, and DownloadError where
     CIFAR-10 cannot be had.
     """
-    name, path = str(data), Path(data).expanduser()
+    from .pack_file import read_pack  # it imports this module for Pack
+
+    name, path = str(data), Path(os.path.expanduser(data))
     if name == "synthetic":
         return _drawn(None, 0, progress)
     if name in _cached_names():
         return read_pack(pack_path(name))
-    if path.is_dir():
+    if os.path.isdir(path):
         return pack_source(str(path.absolute()), progress=progress)
-    if path.is_file():
+    if os.path.exists(path):
         return read_pack(path)
     if name.lower() == "cifar10":
         return _cached_cifar10(progress)
@@ -611,9 +532,12 @@ def _unknown_data(name: str) -> UserError:
 
 
 def _cached_cifar10(progress: Progress | None) -> Pack:
+    from .pack_file import read_pack, save_pack  # it imports this module for Pack
+
     path = pack_path("cifar10")
     if path.exists():
         return read_pack(path)
+    check_writable(path)
     pack = pack_from_torchvision_cifar10(progress)
     save_pack(pack, path)
     return pack

@@ -7,7 +7,7 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .errors import UserError
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Creates the folder. When `write` raises, the old file stays and the temporary one is removed; a process that is
     killed leaves its temporary file to a later writer of `path`. Raises UserError when the operating system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(path)
     with refusals_explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +49,11 @@ def _remove_abandoned(path: Path) -> None:
         with contextlib.suppress(OSError):  # another writer was faster, or it is somebody else's: neither matters
             if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
                 temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -80,11 +85,33 @@ def locked(path: Path, *, wait: bool) -> Iterator[io.FileIO]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError where `path` surely cannot be written later, so that no work is lost."""
-    if path.is_dir():
+    """Raise UserError where `path` cannot be written, found out by a trial, so that no work is lost."""
+    if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder; give a file name")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise UserError(f"cannot write {path}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"cannot write {path}: no permission in {parent}; choose another place")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"cannot write {path}: it is no regular file; give another file name")
+    folder = next(each for each in path.absolute().parents if os.path.exists(each))
+    if not os.path.isdir(folder):
+        raise UserError(f"cannot write {path}: {folder} is not a folder; choose another place")
+    try:
+        with contextlib.suppress(FileNotFoundError):  # it will be made; a name that is too long cannot be
+            path.parent.stat()
+        trial = folder / _temporary(path).name
+        trial.open("xb").close()
+        trial.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise UserError where an output cannot be written, is one of the `inputs`, or is given twice; none is skipped."""
+    taken = {os.path.realpath(each): "read" for each in inputs if each is not None and os.path.isfile(each)}
+    for path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise UserError(f"cannot write {path}: it is {taken[place]} by the same command; give another file name")
+        check_writable(path)
+        taken[place] = "written"

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,8 +19,9 @@ from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
 from .files import write_atomically
-from .nets import SpeedyResNet, make_net
-from .recipe import Recipe, View, recipe_from_dict
+from .nets import MAX_IMAGE_SIDE, SpeedyResNet, check_image_size, make_net
+from .recipe import VIEWS, Recipe, View, recipe_from_dict
+from .tensor_file import DTYPE_NAMES, Header, read_tensors
 from .trainer import DTYPES
 
 FORMAT = "speedyresnet.model/1"
@@ -40,13 +44,21 @@ class Model:
         """Accuracy on the test images of `pack`, with the views of the recipe or those asked for.
 
         Raises:
-            UserError: the pack has other classes or channels.
+            UserError: the pack has other classes or channels or too small images, or there is no such view.
         """
         if pack.class_names != self.class_names:
             raise UserError(
                 f"the model knows {len(self.class_names)} classes ({_listed(self.class_names)}), "
-                f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)})"
+                f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)}); give other --data"
             )
+        if pack.channels != len(self.mean):
+            raise UserError(
+                f"the model takes images of {len(self.mean)} channels, the data {pack.name} has {pack.channels}; "
+                f"give other --data"
+            )
+        if view is not None and view not in VIEWS:
+            raise UserError(f"unknown view {view!r}: choose {', '.join(VIEWS)}")
+        check_image_size(self.recipe.net, *pack.image_size)
         scale, shift = normalisation(self.mean, self.std, torch.promote_types(self.dtype, torch.float32), device)
         settings = self.recipe.evaluation
         data = LabelledImages(
@@ -86,48 +98,71 @@ def read_model(path: Path) -> Model:
     Raises:
         UserError: no such file, or one that is no model of this version.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"model {path} does not exist; `speedyresnet train --save {path}` makes one")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
+        model, tensors = read_tensors(path, partial(_model_without_weights, path))
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a model file or is damaged ({error}); train it again") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not a SpeedyResNet model (its format is {metadata.get('format')!r})")
+    model.net.to_empty(device="cpu").to(memory_format=torch.channels_last).load_state_dict(tensors)
+    return model
+
+
+def _model_without_weights(path: Path, header: Header) -> Model:
+    """The model of a file's metadata, its net on the meta device; the file has the tensors of that net."""
+    if header.metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a SpeedyResNet model (its format is {header.metadata.get('format')!r})")
     try:
-        return _assembled(metadata, tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model {path} is damaged or of another version: {reason}") from error
+        model = _model_of(header.metadata)
+    except (KeyError, ValueError, RuntimeError) as error:  # what JSON and PyTorch raise for what is nonsense
+        raise _damaged(path, repr(error) if isinstance(error, KeyError) else str(error)) from error
+    net = {name: (DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in model.net.state_dict().items()}
+    if header.tensors != net:
+        wrong = min(name for name in {*net, *header.tensors} if net.get(name) != header.tensors.get(name))
+        raise _damaged(path, f"{wrong} is not what its recipe makes")
+    return model
 
 
-def _assembled(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Model:
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"model {path} is damaged or of another version: {reason[:200]}; train it again")
+
+
+def _model_of(metadata: dict[str, str]) -> Model:
+    """The model of `metadata` with its net on the meta device; raises ValueError and its like where they are wrong."""
     recipe = recipe_from_dict(json.loads(metadata["recipe"]))
-    class_names = _strings(json.loads(metadata["class_names"]))
-    mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
+    class_names, mean, std = (json.loads(metadata[key]) for key in ("class_names", "mean", "std"))
+    if not _is_list(class_names, _is_name) or len(set(class_names)) != len(class_names):
+        raise ValueError("class_names is no list of different names")
+    if not (_is_list(mean, _is_fraction) and _is_list(std, _is_fraction) and len(mean) == len(std)):
+        raise ValueError("mean and std are not as many numbers from 0 to 1")
     dtype = DTYPES[metadata["dtype"]]
-    net = make_net(recipe, classes=len(class_names), channels=len(mean), dtype=dtype, device="meta")
-    net = net.to_empty(device="cpu").to(memory_format=torch.channels_last)
-    net.load_state_dict(tensors)
+    # The first files of this format did without the size.
+    image_size = json.loads(metadata["image_size"]) if "image_size" in metadata else None
+    if image_size is not None and not (_is_list(image_size, _is_side) and len(image_size) == 2):
+        raise ValueError(f"image_size is not two numbers of pixels from 1 to {MAX_IMAGE_SIDE}")
     return Model(
-        net=net,
+        net=make_net(recipe, classes=len(class_names), channels=len(mean), dtype=dtype, device="meta"),
         recipe=recipe,
-        class_names=class_names,
-        mean=mean,
-        std=std,
+        class_names=tuple(class_names),
+        mean=tuple(mean),
+        std=tuple(std),
         dtype=dtype,
-        image_size=_image_size(metadata),
+        image_size=image_size and (image_size[0], image_size[1]),
     )
 
 
-def _image_size(metadata: dict[str, str]) -> tuple[int, int] | None:
-    if "image_size" not in metadata:  # the first files of this format did without
-        return None
-    height, width = map(int, json.loads(metadata["image_size"]))
-    return height, width
+def _is_list(values: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether `values`, from JSON, is a list of one or more that fit."""
+    return isinstance(values, list) and len(values) > 0 and all(map(fits, values))
 
 
-def _strings(values: Any) -> tuple[str, ...]:
-    return tuple(str(value) for value in values)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_IMAGE_SIDE

@@ -16,6 +16,9 @@ from ..kernels.pool_batch_norm import pool_batch_norm_act
 from .errors import UserError
 from .recipe import Net, Recipe
 
+MAX_IMAGE_SIDE = 4096
+"""Pixels; with a larger one even the first activations of an image take gigabytes."""
+
 
 class BatchNorm(nn.Module):
     """Batch norm and activation; its scale stays 1, and parameters and statistics are never below float32.
@@ -194,10 +197,18 @@ def make_net(
     return net
 
 
+def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the map that the last group makes of an image."""
+    sides = ((side - net.whitening_kernel) // net.whitening_stride + 1 for side in (height, width))
+    rows, columns = (side >> len(net.widths) for side in sides)
+    return rows, columns
+
+
 def check_image_size(net: Net, height: int, width: int) -> None:
-    """Raises UserError where images are too small for the stem and the poolings of `net`."""
-    side = (min(height, width) - net.whitening_kernel) // net.whitening_stride + 1
-    if side >> len(net.widths) < 1:
+    """Raises UserError where images are too small for the stem and the poolings of `net`, or far too large."""
+    if max(height, width) > MAX_IMAGE_SIDE:
+        raise UserError(f"images of {height} x {width} pixels are too large; give at most {MAX_IMAGE_SIDE} a side")
+    if min(last_map_size(net, height, width)) < 1:
         raise UserError(
             f"images of {height} x {width} pixels are too small for {len(net.widths)} groups, each of which halves "
             f"them; pack larger ones with --size, or give fewer net.widths"
@@ -211,7 +222,12 @@ def parameter_counts(net: nn.Module) -> tuple[int, int]:
 
 
 def forward_flops_per_image(recipe: Recipe, *, classes: int, channels: int, height: int, width: int) -> int:
-    """Two per multiply-add of convolutions and head for one image, zero-padded taps counted."""
+    """Two per multiply-add of convolutions and head for one image, zero-padded taps counted.
+
+    Raises:
+        UserError: images too small for the net.
+    """
+    check_image_size(recipe.net, height, width)
     net = make_net(recipe, classes=classes, channels=channels, dtype=torch.float32, device="meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.empty(1, channels, height, width, device="meta"))

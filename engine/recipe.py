@@ -5,12 +5,17 @@ and stored whole in every run record. Learning rates and decays are those of the
 changes the magnitude that gradients have in half precision.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib.util
 import inspect
 import json
+import operator
+import os
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -249,7 +254,7 @@ def _registered() -> dict[str, RecipeFunction]:
 
 def nearest_names(name: str, names: Iterable[str]) -> str:
     """A hint that lists those of `names` that are like `name`, or else the three that are least unlike it."""
-    names = sorted(names)
+    name, names = name[:100], sorted(names)
     close = difflib.get_close_matches(name, names, n=3) or difflib.get_close_matches(name, names, n=3, cutoff=0.0)
     return f"did you mean {' or '.join(close)}?" if close else "there is none"
 
@@ -260,8 +265,13 @@ def recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: unknown name, unusable file or function, unknown or ill-typed setting.
     """
-    made = _recipe_from_file(name) if ".py:" in name else _recipe_by_name(name)
+    made = _recipe_by_name(name) if recipe_file(name) is None else _recipe_from_file(name)
     return with_settings(made, settings)
+
+
+def recipe_file(name: str | None) -> str | None:
+    """The file in `my_file.py:function`; none where `name` is no such thing."""
+    return name.rpartition(":")[0] if name is not None and ".py:" in name else None
 
 
 def _recipe_by_name(name: str) -> Recipe:
@@ -275,27 +285,25 @@ def _recipe_by_name(name: str) -> Recipe:
 def _recipe_from_file(reference: str) -> Recipe:
     file, _, function = reference.rpartition(":")
     path = Path(file)
-    if not path.is_file():
-        raise UserError(f"recipe file {file} does not exist")
+    if not os.path.isfile(path):
+        raise UserError(f"recipe file {file} does not exist; give my_file.py:function")
     spec = importlib.util.spec_from_file_location(f"speedyresnet_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"recipe file {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        made = getattr(module, function)() if hasattr(module, function) else None
+        functions = dict(inspect.getmembers(module, callable))
+        made = functions[function]() if function in functions else None
     except UserError:
         raise
-    except Exception as error:  # whatever the user's own code raises is the user's to mend
-        reason = " ".join(str(error).split())
-        raise UserError(f"recipe {reference} failed: {type(error).__name__}: {reason}") from error
-    if not hasattr(module, function):
-        functions = [name for name, _ in inspect.getmembers(module, inspect.isfunction)]
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises is the user's to mend
+        raise UserError(f"recipe {reference} failed: {type(error).__name__}: {error}") from error
+    if function not in functions:
         raise UserError(f"{file} has no function {function!r}; {nearest_names(function, functions)}")
     if not isinstance(made, Recipe):
         raise UserError(f"{reference} returned {type(made).__name__}, not a speedyresnet.engine.Recipe")
-    _check_ranges(made)
-    return made
+    return checked_recipe(made)
 
 
 def with_settings(base: Recipe, settings: Iterable[str]) -> Recipe:
@@ -304,25 +312,24 @@ def with_settings(base: Recipe, settings: Iterable[str]) -> Recipe:
     Raises:
         UserError: unknown key (names its neighbours), a value of the wrong type or out of range.
     """
+    base = checked_recipe(base)
+    known = setting_names(Recipe)
     for setting in settings:
-        key, equals, text = setting.partition("=")
+        key, equals, text = (part.strip() for part in str(setting).partition("="))
         if not equals:
             raise UserError(f"--set {setting}: write it as key=value, for example --set epochs=2")
-        base = _replaced(base, key.strip().split("."), text.strip(), key.strip())
+        if key not in known:
+            raise UserError(f"unknown setting {key!r}: {nearest_names(key, known)}")
+        base = _replaced(base, key.split("."), text, key)
     _check_ranges(base)
     return base
 
 
 def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
-    hints = typing.get_type_hints(type(part))
-    if path[0] not in hints:
-        raise UserError(f"unknown setting {key!r}: {nearest_names(key, setting_names(Recipe))}")
-    value = getattr(part, path[0])
-    if dataclasses.is_dataclass(value) or len(path) > 1:
-        if not dataclasses.is_dataclass(value) or len(path) == 1:
-            raise UserError(f"unknown setting {key!r}: {nearest_names(key, setting_names(Recipe))}")
-        return dataclasses.replace(part, **{path[0]: _replaced(value, path[1:], text, key)})
-    return dataclasses.replace(part, **{path[0]: _parsed(text, hints[path[0]], key)})
+    name, *rest = path
+    hint = typing.get_type_hints(type(part))[name]
+    value = _replaced(getattr(part, name), rest, text, key) if rest else _parsed(text, hint, key)
+    return dataclasses.replace(part, **{name: value})
 
 
 def setting_names(kind: type, prefix: str = "") -> list[str]:
@@ -340,75 +347,112 @@ def _parsed(text: str, hint: Any, key: str) -> Any:
     """The value that `text` stands for under the type `hint`."""
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        if text.lower() == "none":
-            return None
-        hint = next(kind for kind in kinds if kind is not types.NoneType)
-    if typing.get_origin(hint) is Literal:
-        if text not in kinds:
-            raise UserError(f"--set {key}={text}: expected one of {', '.join(kinds)}")
-        return text
+        return None if text.lower() == "none" else _parsed(text, _without_none(kinds), key)
     if typing.get_origin(hint) is tuple:
-        return tuple(_parsed(item, kinds[0], key) for item in text.strip("()[]").split(",") if item.strip())
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"--set {key}={text}: expected true or false")
+        items = text.strip("()[]").removesuffix(",")
+        return tuple(_parsed(item.strip(), kinds[0], key) for item in items.split(",")) if items.strip() else ()
+    if hint is str or text in kinds:
+        return text
+    if hint is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if hint not in (int, float, str):
-        raise UserError(f"--set {key}: this cannot be set from the command line")
-    try:
-        return hint(text)
-    except ValueError:
-        raise UserError(f"--set {key}={text}: expected {'a number' if hint is float else 'an integer'}") from None
+    # Python would also take 1_000 and the digits of other scripts.
+    if hint in (int, float) and re.fullmatch(r"[-+.0-9a-zA-Z]+", text):
+        with contextlib.suppress(ValueError):
+            return hint(text)
+    raise UserError(f"--set {key}={text}: expected {_in_words(hint)}")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "batch_size": (1, 1_000_000),
+    "epochs": (1e-6, 1e6),
+    "width_multiplier": (1e-6, 64),
+    "net.widths": (1, 65_536),
+    "net.group_convolutions": (1, 32),
+    "net.whitening_kernel": (1, 8),
+    "net.whitening_stride": (1, 64),
+    "net.whitening_images": (1, 1_000_000_000),
+    "net.whitening_epsilon": (1e-12, 1e3),
+    "net.project_width": (0, 65_536),
+    "net.batch_norm_momentum": (1e-6, 1),
+    "net.batch_norm_epsilon": (1e-20, 1e3),
+    "net.logit_scale": (1e-6, 1e6),
+    "augmentation.padding": (0, 65_536),
+    "augmentation.cutout": (0, 65_536),
+    "augmentation.cutmix": (0, 65_536),
+    "augmentation.brightness": (0, 1e3),
+    "augmentation.contrast": (0, 1),
+    "augmentation.cutmix_epochs": (0, 1e6),
+    "augmentation.sizes": (0, 65_536),
+    "loss.label_smoothing": (0, 0.999),
+    "loss.scale": (1e-9, 1e9),
+    "optimizer.learning_rate": (0, 1e6),
+    "optimizer.momentum": (0, 0.9999),
+    "optimizer.weight_decay": (0, 1e3),
+    "optimizer.batch_norm_bias_scale": (1e-6, 1e6),
+    "optimizer.head_scale": (1e-6, 1e6),
+    "optimizer.whitening_bias_epochs": (0, 1e6),
+    "optimizer.muon.learning_rate": (0, 1e6),
+    "optimizer.muon.momentum": (0, 0.9999),
+    "optimizer.muon.weight_decay": (0, 1e3),
+    "optimizer.muon.newton_schulz_steps": (1, 100),
+    "optimizer.muon.newton_schulz_coefficients": (-1e3, 1e3),
+    "optimizer.muon.renormalise_every": (0, 1_000_000),
+    "optimizer.muon.renormalise_growth": (0, 1_000_000),
+    "schedule.start": (0, 1e3),
+    "schedule.peak": (0, 0.999),
+    "schedule.end": (0, 1e3),
+    "schedule.epochs": (1e-6, 1e6),
+    "schedule.floor": (0, 1e3),
+    "averaging.every": (1, 1_000_000),
+    "averaging.decay": (0, 1),
+    "averaging.power": (0, 100),
+    "averaging.epochs": (1, 1_000_000),
+    "averaging.tail": (1e-6, 1e6),
+    "evaluation.share": (0, 1),
+    "evaluation.batch_size": (1, 1_000_000),
+    "evaluation.every": (0, 1_000_000),
+}
+"""Least and most of every number, and of each in a list. Generous, but a net within them is laid out in a moment."""
+
+_LENGTHS = {
+    "net.widths": (1, 16),
+    "augmentation.sizes": (0, 10_000),
+    "optimizer.muon.newton_schulz_coefficients": (3, 3),
+}
+"""Least and most numbers in every list."""
+
+_TEXTS = ("name", "summary", "source")
 
 
 def _check_ranges(made: Recipe) -> None:
     """Raises UserError for a value no run can have."""
-    net, loss, optimizer, muon = made.net, made.loss, made.optimizer, made.optimizer.muon
-    limits: list[tuple[str, bool, str]] = [
-        ("batch_size", made.batch_size >= 1, "at least 1"),
-        ("epochs", 0 < made.epochs < 1e6, "above 0"),
-        ("width_multiplier", 0 < made.width_multiplier <= 64, "above 0 and at most 64"),
-        ("net.widths", len(net.widths) > 0 and min(net.widths) > 0, "one or more positive integers"),
-        ("net.group_convolutions", net.group_convolutions >= 1, "at least 1"),
-        ("net.whitening_kernel", 1 <= net.whitening_kernel <= 8, "between 1 and 8"),
-        ("net.whitening_stride", net.whitening_stride >= 1, "at least 1"),
-        ("net.whitening_images", net.whitening_images >= 1, "at least 1"),
-        ("net.whitening_epsilon", net.whitening_epsilon > 0, "above 0"),
-        ("net.project_width", net.project_width >= 0, "0 or more"),
-        ("net.batch_norm_momentum", 0 < net.batch_norm_momentum <= 1, "above 0 and at most 1"),
-        ("net.batch_norm_epsilon", net.batch_norm_epsilon >= 0, "0 or more"),
-        ("augmentation.padding", made.augmentation.padding >= 0, "0 or more"),
-        ("augmentation.cutout", made.augmentation.cutout >= 0, "0 or more"),
-        ("augmentation.cutmix", made.augmentation.cutmix >= 0, "0 or more"),
-        ("augmentation.brightness", made.augmentation.brightness >= 0, "0 or more"),
-        ("augmentation.contrast", 0 <= made.augmentation.contrast <= 1, "between 0 and 1"),
-        ("loss.label_smoothing", 0 <= loss.label_smoothing < 1, "between 0 and 1"),
-        ("loss.scale", loss.scale > 0, "above 0"),
-        ("optimizer.learning_rate", optimizer.learning_rate >= 0, "0 or more"),
-        ("optimizer.momentum", 0 <= optimizer.momentum < 1, "between 0 and 1"),
-        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
-        ("optimizer.batch_norm_bias_scale", optimizer.batch_norm_bias_scale > 0, "above 0"),
-        ("optimizer.head_scale", optimizer.head_scale > 0, "above 0"),
-        ("optimizer.muon.learning_rate", muon.learning_rate >= 0, "0 or more"),
-        ("optimizer.muon.momentum", 0 <= muon.momentum < 1, "between 0 and 1"),
-        ("optimizer.muon.weight_decay", muon.weight_decay >= 0, "0 or more"),
-        ("optimizer.muon.newton_schulz_steps", muon.newton_schulz_steps >= 1, "at least 1"),
-        ("optimizer.muon.newton_schulz_coefficients", len(muon.newton_schulz_coefficients) == 3, "three numbers"),
-        ("optimizer.muon.renormalise_every", muon.renormalise_every >= 0, "0 or more"),
-        ("optimizer.muon.renormalise_growth", muon.renormalise_growth >= 0, "0 or more"),
-        ("optimizer.whitening_bias_epochs", optimizer.whitening_bias_epochs >= 0, "0 or more"),
-        ("schedule.peak", 0 <= made.schedule.peak < 1, "between 0 and 1"),
-        ("averaging.every", made.averaging.every >= 1, "at least 1"),
-        ("averaging.epochs", made.averaging.epochs is None or made.averaging.epochs >= 1, "none or at least 1"),
-        ("averaging.decay", 0 <= made.averaging.decay <= 1, "between 0 and 1"),
-        ("evaluation.batch_size", made.evaluation.batch_size >= 1, "at least 1"),
-        ("evaluation.every", made.evaluation.every >= 0, "0 or more"),
-    ]
-    for key, holds, wanted in limits:
-        if not holds:
-            raise UserError(f"{key} must be {wanted}")
+    for key, (least, most) in _LENGTHS.items():
+        length = len(operator.attrgetter(key)(made))
+        if not least <= length <= most:
+            wanted = f"{least} to {most}" if least < most else f"{most}"
+            raise UserError(f"{key} must be {wanted} numbers, not {length}")
+    for key, (low, high) in _RANGES.items():
+        value = operator.attrgetter(key)(made)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise UserError(f"{key} must be from {low} to {high}, not {number}")
+    for key in _TEXTS:
+        text = getattr(made, key)
+        if not text.isprintable() or len(text) > 1000 or not made.name:
+            raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
+
+
+def checked_recipe(made: object) -> Recipe:
+    """`made` itself, or the recipe whose `dataclasses.asdict` it is, with every type and range checked.
+
+    Raises:
+        UserError: a part or number that is missing, of the wrong type or out of range.
+    """
+    typed: Recipe = typed_value(made, Recipe, "")
+    _check_ranges(typed)
+    return typed
 
 
 def recipe_from_dict(stored: dict[str, Any]) -> Recipe:
@@ -417,33 +461,51 @@ def recipe_from_dict(stored: dict[str, Any]) -> Recipe:
     Raises:
         UserError: a key or a type that no recipe of this version has.
     """
-    made = dataclass_from_dict(Recipe, {key: value for key, value in stored.items() if key != "hash"}, "recipe")
-    _check_ranges(made)
-    return made  # type: ignore[no-any-return]
+    if isinstance(stored, dict):
+        stored = {key: value for key, value in stored.items() if key != "hash"}
+    try:
+        return checked_recipe(stored)
+    except UserError as error:
+        raise UserError(f"the recipe was stored by another version or is damaged: {error}") from error
 
 
-def dataclass_from_dict(kind: Any, stored: Any, where: str) -> Any:
-    """The dataclass `kind` whose `dataclasses.asdict` went through JSON; UserError where a field or a type differs."""
-    hints = typing.get_type_hints(kind)
-    if not isinstance(stored, dict) or set(stored) != set(hints):
-        raise UserError(f"{where} was stored by another version or is damaged")
-    return kind(**{key: _from_json(value, hints[key], f"{where}.{key}") for key, value in stored.items()})
-
-
-def _from_json(value: Any, hint: Any, where: str) -> Any:
-    """`value` from parsed JSON, checked against the type `hint`."""
+def typed_value(value: Any, hint: Any, key: str) -> Any:
+    """`value`, from Python or from parsed JSON, as the type `hint`; `key` is its dotted name, empty for a recipe."""
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        return _from_json(value, next(kind for kind in kinds if kind is not types.NoneType), where)
+        return None if value is None else typed_value(value, _without_none(kinds), key)
     if dataclasses.is_dataclass(hint):
-        return dataclass_from_dict(hint, value, where)
+        return _typed_parts(value, hint, key)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_from_json(item, kinds[0], where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(typed_value(item, kinds[0], key) for item in value)
+    # Compared, because a whole number can be too large to become a float; NaN passes no comparison.
+    if hint is float and isinstance(value, float | int) and type(value) is not bool and abs(value) < 1e300:
         return float(value)
-    fits = value in kinds if typing.get_origin(hint) is Literal else type(value) is hint
-    if not fits:
-        raise UserError(f"{where} was stored by another version or is damaged")
+    fits = isinstance(value, str) and value in kinds if typing.get_origin(hint) is Literal else type(value) is hint
+    if not fits or hint is float:
+        raise UserError(f"{key} must be {_in_words(hint)}, not {reprlib.repr(value)}")
     return value
+
+
+def _typed_parts(value: Any, hint: Any, key: str) -> Any:
+    hints = typing.get_type_hints(hint)
+    parts = {name: getattr(value, name) for name in hints} if isinstance(value, hint) else value
+    if not isinstance(parts, dict) or set(parts) != set(hints):
+        raise UserError(
+            f"{key or 'a recipe'} must be a {hint.__name__} with all its settings, not {type(value).__name__}"
+        )
+    before = f"{key}." if key else ""
+    return hint(**{name: typed_value(part, hints[name], before + name) for name, part in parts.items()})
+
+
+def _without_none(kinds: Iterable[Any]) -> Any:
+    return next(kind for kind in kinds if kind is not types.NoneType)
+
+
+def _in_words(hint: Any) -> str:
+    """What a value of the type `hint` is called."""
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    if typing.get_origin(hint) is tuple:
+        return "a list of numbers"
+    return {bool: "true or false", int: "an integer", float: "a number"}.get(hint, "text")

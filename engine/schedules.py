@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from .errors import UserError
 from .recipe import Averaging, Muon, Recipe, Schedule
 
+MAX_STEPS = 1_000_000
+"""Of a run, and of every curve in it: the tables of a longer one would fill the memory."""
+
 
 def _fall(end: float, steps: int) -> list[float]:
     """Linear from 1 at step 0 towards `end` at step `steps`, one step after the last value."""
@@ -135,11 +138,25 @@ class Plan:
         return [*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps]
 
 
+def _check_steps(recipe: Recipe, steps_per_epoch: int) -> None:
+    epochs = {
+        "epochs": recipe.epochs,
+        "schedule.epochs": recipe.schedule.epochs or 0,
+        "optimizer.whitening_bias_epochs": recipe.optimizer.whitening_bias_epochs,
+    }
+    for key, value in epochs.items():
+        if value * steps_per_epoch > MAX_STEPS:
+            raise UserError(
+                f"{key}={value:g} are {value * steps_per_epoch:,.0f} steps of {recipe.batch_size} images, more than "
+                f"{MAX_STEPS:,}: lower {key} or raise batch_size"
+            )
+
+
 def plan(recipe: Recipe, train_images: int) -> Plan:
     """The steps and tables of `recipe` on `train_images` images; batches that do not fill up are dropped.
 
     Raises:
-        UserError: fewer images than one batch.
+        UserError: fewer images than one batch, or more than MAX_STEPS steps.
     """
     if train_images < recipe.batch_size:
         raise UserError(
@@ -147,6 +164,7 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
             f"lower it, for example --set batch_size={max(train_images // 8, 1)}"
         )
     steps_per_epoch = train_images // recipe.batch_size
+    _check_steps(recipe, steps_per_epoch)
     steps = math.ceil(steps_per_epoch * recipe.epochs)
     augmentation, schedule = recipe.augmentation, recipe.schedule
     first_averaging_step = _first_averaging_step(recipe, steps_per_epoch, steps)

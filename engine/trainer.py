@@ -38,10 +38,10 @@ from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, Scores, read_scores
 from .init import reset_parameters, whitening_filters
-from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, make_net, parameter_counts
-from .recipe import Augmentation, Recipe, View
+from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_map_size, make_net, parameter_counts
+from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
-from .schedules import plan
+from .schedules import Plan, plan
 from .step import REFERENCE_KERNELS, TrainingState
 
 DTYPES = {
@@ -96,7 +96,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise UserError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
@@ -144,29 +144,30 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
     return kernels
 
 
-def check_sizes(recipe: Recipe, height: int, width: int) -> None:
-    """Raise UserError where images of this size, or what they are scaled down to, do not fit the net."""
-    for size in recipe.augmentation.sizes:
-        if not 0 <= size <= min(height, width):
+def check_fit(recipe: Recipe, height: int, width: int) -> None:
+    """Raise UserError where the net or the augmentation of `recipe` cannot take images of this size."""
+    augmentation, side = recipe.augmentation, min(height, width)
+    for size in augmentation.sizes:
+        if size > side:
             raise UserError(f"augmentation.sizes: images of {height} x {width} pixels cannot be scaled down to {size}")
-        check_image_size(recipe.net, size or height, size or width)
-    check_image_size(recipe.net, height, width)
-
-
-def check_augmentation(augmentation: Augmentation, height: int, width: int) -> None:
-    """Raise UserError for transforms that reach beyond images of this size."""
-    side = min(height, width)
-    if augmentation.padding_mode == "reflect" and augmentation.padding >= side:
-        raise UserError(f"augmentation.padding={augmentation.padding} cannot be reflected from images of {side} pixels")
+    for size in {0, *augmentation.sizes}:
+        rows, columns = size or height, size or width
+        check_image_size(recipe.net, rows, columns)
+        if recipe.batch_size * math.prod(last_map_size(recipe.net, rows, columns)) < 2:
+            raise UserError(
+                f"batch_size=1 leaves batch norm one value of {rows} x {columns} pixels; set it to 2 or more"
+            )
+    if augmentation.padding >= side:
+        raise UserError(f"augmentation.padding={augmentation.padding} must be smaller than images of {side} pixels")
     for name in ("cutout", "cutmix"):
         if getattr(augmentation, name) > side:
             raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds images of {side} pixels")
 
 
-def check_share(share: float) -> None:
-    """Raise UserError for a share that is none."""
-    if not 0 <= share <= 1:
-        raise UserError(f"evaluation.share={share} is no share of the images: choose a number from 0 to 1")
+def fitting_plan(recipe: Recipe, pack: Pack) -> Plan:
+    """The plan of `recipe` on `pack`; raises UserError where its net, augmentation or batches do not fit the images."""
+    check_fit(recipe, *pack.image_size)
+    return plan(recipe, len(pack.train_labels))
 
 
 def synchronize(device: torch.device) -> None:
@@ -227,16 +228,12 @@ class Trainer:
         from . import IMPORT_SECONDS  # known once the package is imported
 
         started = time.perf_counter()
-        height, width = pack.image_size
         check_backend(backend, device)
-        check_sizes(recipe, height, width)
-        check_augmentation(recipe.augmentation, height, width)
-        check_share(recipe.evaluation.share)
+        self.plan = fitting_plan(recipe, pack)
         self.recipe, self.pack, self.device = recipe, pack, device
         self.backend = default_backend(device) if backend == AUTO else backend
         self.dtype = pick_dtype(recipe, device)
         self.kernels = pick_kernels(recipe, device, self.dtype, backend)
-        self.plan = plan(recipe, len(pack.train_labels))
         net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         self.state = TrainingState(
             net,

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 # Before any kernel is imported: without a GPU kernels run in Triton's interpreter, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from speedyresnet.engine import tensor_file
 from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.nets import make_net
@@ -29,6 +31,26 @@ def cache(tmp_path, monkeypatch):
     """No test reads or writes the user's own cache."""
     monkeypatch.setenv("SPEEDYRESNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+class HeaderOnly:
+    """`safe_open` of which no tensor may be asked."""
+
+    def __init__(self, *arguments, **options):
+        self.file = safe_open(*arguments, **options)
+        self.keys, self.metadata, self.get_slice = self.file.keys, self.file.metadata, self.file.get_slice
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.fixture
+def headers_only(monkeypatch):
+    """Within, no tensor of a file can be read."""
+    monkeypatch.setattr(tensor_file, "safe_open", HeaderOnly)
 
 
 @pytest.fixture(scope="session")

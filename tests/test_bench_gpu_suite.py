@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speedyresnet.bench.gpu_suite import Stage, run_gpu_suite, stages
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 
 CPU = torch.device("cpu")
 FILES = {

@@ -13,7 +13,7 @@ from speedyresnet.bench.trace import StepParts, Work, covered, launches_and_idle
 from speedyresnet.bench.traffic import Operation, Traffic, step_traffic, traffic_of
 from speedyresnet.engine import parts, recipe
 from speedyresnet.engine.backends import Variant
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]

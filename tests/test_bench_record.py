@@ -12,7 +12,8 @@ from speedyresnet.bench.pool import PoolPlan, read_pool
 from speedyresnet.bench.record import Targets, clock_seconds, record_runs, report, verdicts
 from speedyresnet.bench.statistics import summary
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.data import held_out, save_pack
+from speedyresnet.engine.data import held_out
+from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
 NO_TARGETS = Targets(accuracy=None, view="six_view", seconds=None, clock="total")

@@ -8,7 +8,7 @@ import torch
 from speedyresnet.bench import step_time
 from speedyresnet.bench.step_time import cold_and_warm_build_seconds, measure_steps
 from speedyresnet.engine import recipe
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
 CPU = torch.device("cpu")

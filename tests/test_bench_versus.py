@@ -19,7 +19,8 @@ from speedyresnet.bench.smoke import FIRST_STEP
 from speedyresnet.bench.statistics import paired_ratio
 from speedyresnet.bench.versus import Contestant, Outcome, Sitting, hold_sitting, print_versus, round_order, run_process
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.data import make_pack, save_pack
+from speedyresnet.engine.data import make_pack
+from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "versus"]

@@ -168,7 +168,7 @@ def changed(path, change):
 )
 def test_a_damaged_checkpoint_is_one_line(change, small_pack, file):
     changed(file, change)
-    with pytest.raises(UserError, match=r"damaged|batch_size must be") as error:
+    with pytest.raises(UserError, match="damaged") as error:
         trained(small_pack, resume=file)
     assert "\n" not in str(error.value)
 

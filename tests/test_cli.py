@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speedyresnet.bench.cli import main
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
 TINY = ["--set", "batch_size=64", "--set", "width_multiplier=0.125", "--set", "epochs=2", "--device", "cpu"]
@@ -81,44 +81,6 @@ def test_pack_by_name_is_found_by_name(tmp_path):
     found = json.loads(run("data", "info", "two", "--json").stdout)
     assert found["sha256"] == packed["sha256"]
     assert found["class_names"] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "--recipe", "airbench49"], "did you mean airbench94"),
-        (["train", "--recipe", "none.py:f"], "does not exist"),
-        (["train", "--frobnicate"], "--frobnicate"),
-        (["train", "--set", "epochz=1"], "did you mean epochs"),
-        (["train", "--set", "epochs=x"], "a number"),
-        (["train", "--data", "nowhere"], "nowhere"),
-        (["train", "--device", "tpu"], "unknown device"),
-        (["train", "--backend", "magic", "--data", "synthetic"], "unknown backend"),
-        (["train", "--seed", "1.5"], "--seed"),
-        (["train", "--seed", "99999999999999999999"], "--seed"),
-        (["data"], "command"),
-        (["train", "--out", "/"], "is a folder"),
-        (["train", "--set", "kernels=triton", "--data", "synthetic"], "kernels=auto"),
-        (["evaluate", "none.safetensors", "--data", "synthetic"], "does not exist"),
-        (["evaluate"], "argument"),
-        (["data", "pack", "nowhere"], "nowhere"),
-        (["data", "info", "nowhere"], "nowhere"),
-        (["bench", "gpu-suite", "--out", "x", "--data", "nowhere"], "nowhere"),
-        (["frobnicate"], "frobnicate"),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
-    monkeypatch.setattr(sys, "argv", ["speedyresnet", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    assert words in printed.err
-    assert not list(tmp_path.iterdir())
 
 
 def test_empty_folders_and_unreadable_images_are_named(tmp_path):

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torchvision.datasets import CIFAR10
 
@@ -28,11 +26,10 @@ from speedyresnet.engine.data import (
     make_pack,
     pack_path,
     pack_source,
-    read_pack,
-    save_pack,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_atomically
+from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.synthetic import make_synthetic
 
 CLASSES = ("ant", "bee", "cow")
@@ -172,100 +169,7 @@ def test_make_pack_refuses_labels_out_of_range():
         make_pack("small", CLASSES[:2], images, labels, test_images, test_labels)
 
 
-# --- Pack files
-
-
-def test_pack_round_trip(pack, tmp_path):
-    path = tmp_path / "deep" / "small.safetensors"
-    save_pack(pack, path)
-    assert_same_pack(read_pack(path), pack)
-    assert os.listdir(path.parent) == [path.name]
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata()["format"] == "speedyresnet.pack/1"
-
-
-def test_read_pack_does_not_depend_on_the_file_any_more(pack, tmp_path):
-    path = tmp_path / "small.safetensors"
-    save_pack(pack, path)
-    read = read_pack(path)
-    path.write_bytes(bytes(path.stat().st_size))
-    assert_same_pack(read, pack)
-
-
-@pytest.mark.parametrize("part", ["images", "labels", "name of a class", "mean"])
-def test_altered_file_is_refused(pack, tmp_path, part):
-    path = tmp_path / "small.safetensors"
-    save_pack(pack, path)
-    content = bytearray(path.read_bytes())
-    places = {
-        "images": content.find(pack.test_images.numpy().tobytes()),
-        "labels": content.find(pack.train_labels.numpy().tobytes()),
-        "name of a class": content.find(b"bee"),
-        "mean": content.find(b"[0.") + 5,
-    }
-    content[places[part]] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_pack(path)
-    assert_is_remedy(error, str(path), "is damaged", "speedyresnet data pack")
-
-
-@pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_truncated_file_is_refused(pack, tmp_path, kept):
-    path = tmp_path / "small.safetensors"
-    save_pack(pack, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError) as error:
-        read_pack(path)
-    assert_is_remedy(error, str(path), "is not a whole data pack", "speedyresnet data pack")
-
-
-def test_missing_file_and_other_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no data pack at"):
-        read_pack(tmp_path / "nothing")
-    (tmp_path / "text").write_text("these are some words and not a pack of images")
-    with pytest.raises(UserError, match="is not a whole data pack"):
-        read_pack(tmp_path / "text")
-    save_file({"weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="is not a data pack of format"):
-        read_pack(tmp_path / "weights.safetensors")
-
-
-def rewrite(pack, path, metadata=None, **tensors):
-    """Save a pack with some tensors or metadata replaced."""
-    save_pack(pack, path)
-    with safe_open(path, framework="pt") as file:
-        kept = file.metadata()
-    stored = {key: getattr(pack, key) for key in data.DTYPES} | tensors
-    save_file({key: value.contiguous() for key, value in stored.items()}, path, kept | (metadata or {}))
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (lambda pack: {"train_images": pack.train_images.float()}, "wrong tensors"),
-        (lambda pack: {"extra": torch.zeros(3)}, "wrong tensors"),
-        (lambda pack: {"train_images": pack.train_images[0]}, r"train images are uint8 \[6, 5, 3\]"),
-        (lambda pack: {"test_images": pack.test_images[:0]}, "test images are"),
-        (lambda pack: {"test_images": pack.test_images[:, 1:]}, "test images"),
-        (lambda pack: {"test_labels": pack.test_labels[1:]}, "12 test images and labels of shape"),
-        (lambda pack: {"test_labels": pack.test_labels + 1}, r"not all in 0\.\.2"),
-        (lambda pack: {"train_labels": pack.train_labels - 1}, r"not all in 0\.\.2"),
-        (lambda pack: {"metadata": {"class_names": "ant"}}, "unreadable metadata"),
-        (lambda pack: {"metadata": {"class_names": "[1, 2, 3]"}}, "class_names is not a list of names"),
-        (lambda pack: {"metadata": {"format": "speedyresnet.pack/0"}}, "of format speedyresnet.pack/1"),
-        (lambda pack: {"metadata": {"sha256": "0" * 64}}, "does not match its checksum"),
-        (lambda pack: {"metadata": {"std": "[1.0, 1.0, 1.0]"}}, "does not match its checksum"),
-    ],
-)
-def test_inconsistent_file_is_refused(pack, tmp_path, change, fault):
-    path = tmp_path / "small.safetensors"
-    rewrite(pack, path)
-    read_pack(path)
-    rewrite(pack, path, **change(pack))
-    with pytest.raises(UserError, match=fault) as error:
-        read_pack(path)
-    assert_is_remedy(error, str(path), "speedyresnet data pack")
+# --- Files
 
 
 def test_failing_writer_leaves_the_old_file(tmp_path):
@@ -292,14 +196,6 @@ def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     seen = []
     write_atomically(path, lambda temporary: seen.append((temporary.write_text("new"), path.read_text())))
     assert seen == [(3, "old")]
-
-
-def test_place_that_cannot_be_written(pack, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    for path in (tmp_path / "file" / "pack.safetensors", tmp_path):
-        with pytest.raises(UserError, match="cannot write"):
-            save_pack(pack, path)
-    assert os.listdir(tmp_path) == ["file"]
 
 
 # --- Image folders

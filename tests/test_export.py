@@ -214,7 +214,7 @@ def test_without_json_it_prints_one_line(model_file, tmp_path, monkeypatch, caps
         (["MODEL", "--format", "pt2"], "--out"),
         (["none.safetensors", "--format", "pt2", "--out", "OLD"], "train --save"),
         (["OLD", "--format", "pt2", "--out", "new"], "is not a model file"),
-        (["MODEL", "--format", "pt2", "--out", "MODEL"], "is the model itself"),
+        (["MODEL", "--format", "pt2", "--out", "MODEL"], "it is read by the same command"),
         (["MODEL", "--format", "pt2", "--out", "OLD", "--size", "5"], "too small"),
         (["MODEL", "--format", "pt2", "--out", "OLD", "--size", "0"], "--size"),
         (["MODEL", "--format", "pt2", "--out", "OLD/net.pt2"], "is not a folder"),

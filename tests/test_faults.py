@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.pool import PoolPlan, open_pool, read_pool
 from speedyresnet.engine import UserError, data, export_model, read_model, recipe, save_model
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
-from speedyresnet.engine.data import read_pack, save_pack
+from speedyresnet.engine.display import FileProgress
 from speedyresnet.engine.files import locked, write_atomically
+from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.record import RunRecord
 from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.engine.trainer import Trainer
@@ -228,7 +230,7 @@ def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("options", [["--json"], []])
+@pytest.mark.parametrize("options", [["pocket", "--json"], []])
 def test_standard_output_on_a_full_disk_is_one_line(options):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -249,18 +251,16 @@ def test_a_reader_that_has_enough_is_no_error():
 # --- Ctrl-C
 
 
-@pytest.mark.parametrize("arguments", [["data", "pack", "synthetic"], [*TRAIN, "--data", "synthetic"]])
-@pytest.mark.parametrize("seconds", [0.5, 4.0, 6.0])
-def test_ctrl_c_before_training_is_silent(arguments, seconds, tmp_path, cache):
-    """While PyTorch is imported, images are drawn, steps are built: nothing is done yet, so nothing is left."""
-    out = ["--out", str(tmp_path / "out")]
-    process = subprocess.Popen([*COMMAND, *arguments, *out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(seconds)
+def test_ctrl_c_during_the_imports_is_silent():
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], "recipes"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while "torch" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == ""
-    assert not list(tmp_path.iterdir())
+    assert printed == ""
+    assert all(line.startswith("import time:") for line in errors.splitlines())
 
 
 def run_here(monkeypatch, *arguments):
@@ -277,14 +277,50 @@ def pack_file(small_pack, tmp_path):
     return tmp_path / "small.safetensors"
 
 
-def test_ctrl_c_while_the_result_is_written_waits_for_it(pack_file, tmp_path, monkeypatch):
-    write, out, model = RunRecord.write, tmp_path / "run.json", tmp_path / "model.safetensors"
+def interrupted_in(monkeypatch, owner, name):
+    """Let the method `name` of `owner` begin with Ctrl-C."""
+    method = getattr(owner, name)
 
-    def interrupted(self, path):
+    def interrupted(*arguments, **options):
         signal.raise_signal(signal.SIGINT)
-        write(self, path)
+        return method(*arguments, **options)
 
-    monkeypatch.setattr(RunRecord, "write", interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("name", ["_warm_up", "prepare"])
+def test_ctrl_c_before_training_leaves_nothing(name, pack_file, tmp_path, monkeypatch, capsys):
+    interrupted_in(monkeypatch, Trainer, name)
+    out = tmp_path / "run.json"
+    assert run_here(monkeypatch, *TRAIN, "--data", pack_file, "--out", out) == 130
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == [pack_file]
+
+
+@pytest.mark.parametrize("owner", [FileProgress, Image.Image])
+def test_ctrl_c_while_images_are_read_leaves_nothing(owner, tmp_path, cache, monkeypatch, capsys):
+    """In the main thread between two tasks, and while it waits for the threads that decode."""
+    for place in ("train/a", "test/a"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        for number in range(200):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / place / f"{number}.png")
+    interrupted_in(monkeypatch, owner, "__call__" if owner is FileProgress else "convert")
+    assert run_here(monkeypatch, "data", "pack", tmp_path / "images", "--name", "a") == 130
+    assert capsys.readouterr().err == ""
+    assert not cache.exists()
+
+
+def test_ctrl_c_during_the_evaluation_keeps_the_training(pack_file, tmp_path, monkeypatch):
+    interrupted_in(monkeypatch, Trainer, "evaluate")
+    out = tmp_path / "run.json"
+    assert run_here(monkeypatch, *TRAIN, "--data", pack_file, "--out", out) == 130
+    stored = json.loads(out.read_text())
+    assert (stored["status"], stored["steps"], len(stored["history"])) == ("interrupted", 20, 2)
+
+
+def test_ctrl_c_while_the_result_is_written_waits_for_it(pack_file, tmp_path, monkeypatch):
+    out, model = tmp_path / "run.json", tmp_path / "model.safetensors"
+    interrupted_in(monkeypatch, RunRecord, "write")
     assert run_here(monkeypatch, *TRAIN, "--data", pack_file, "--out", out, "--save", model) == 0
     assert json.loads(out.read_text())["status"] == "finished"
     assert read_model(model).recipe.name == "airbench94"
@@ -332,7 +368,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     [
         (["--resume", "none"], "does not exist"),
         (["--checkpoint-minutes", "0"], "--checkpoint-minutes"),
-        (["--out", "x", "--checkpoint", "./x"], "named twice"),
+        (["--out", "x", "--checkpoint", "./x"], "written by the same command"),
         (["--checkpoint", "/"], "is a folder"),
     ],
 )

@@ -1,10 +1,11 @@
 import dataclasses
 import json
+import operator
 
 import pytest
 
-from speedyresnet.engine import Recipe, UserError, recipe, with_settings
-from speedyresnet.engine.recipe import recipe_from_dict, setting_names
+from speedyresnet.engine import Net, Optimizer, Recipe, UserError, recipe, with_settings
+from speedyresnet.engine.recipe import checked_recipe, recipe_from_dict, setting_names
 from speedyresnet.engine.recipes import registered_recipes
 
 
@@ -54,21 +55,39 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("claim=1", "unknown setting"),
         ("epochs", "key=value"),
         ("epochs=two", "expected a number"),
-        ("epochs=nan", "epochs must be above 0"),
+        ("epochs=nan", r"epochs must be from 1e-06 to 1000000\.0, not nan"),
         ("batch_size=1.5", "expected an integer"),
-        ("batch_size=0", "at least 1"),
+        ("batch_size=0", "from 1 to 1000000, not 0"),
         ("dtype=int8", "expected one of auto, float16"),
         ("net.whitening_bias=maybe", "true or false"),
-        ("net.widths=", "positive integers"),
+        ("net.widths=", "1 to 16 numbers, not 0"),
         ("net.widths=8,x", "expected an integer"),
-        ("loss.label_smoothing=1", "between 0 and 1"),
-        ("averaging.epochs=0", "none or at least 1"),
+        ("loss.label_smoothing=1", "from 0 to 0.999"),
+        ("averaging.epochs=0", "from 1 to 1000000"),
         ("optimizer.muon=none", "unknown setting"),
         ("optimizer.muon.momentun=0.9", "did you mean optimizer.muon.momentum"),
-        ("optimizer.muon.newton_schulz_coefficients=1,2", "three numbers"),
-        ("optimizer.muon.newton_schulz_steps=0", "at least 1"),
-        ("augmentation.contrast=1.5", "between 0 and 1"),
+        ("optimizer.muon.newton_schulz_coefficients=1,2", "must be 3 numbers, not 2"),
+        ("optimizer.muon.newton_schulz_steps=0", "from 1 to 100"),
+        ("augmentation.contrast=1.5", "from 0 to 1, not 1.5"),
         ("averaging.kind=none", "needs an averaging.kind"),
+        ("epochs=1e400", "epochs must be from"),
+        ("epochs=-inf", "epochs must be from"),
+        ("epochs=", "expected a number"),
+        ("epochs=1_0", "expected a number"),
+        ("batch_size=\u0661\u0662", "expected an integer"),
+        ("batch_size=99999999999999", "batch_size must be from"),
+        ("batch_size=" + 5000 * "9", "expected an integer"),
+        ("net.group_convolutions=1000000000", "from 1 to 32"),
+        ("net.widths=" + ",".join(["8"] * 17), "not 17"),
+        ("net.widths=8,,8", "expected an integer"),
+        ("net.widths=8,-1", "from 1 to 65536, not -1"),
+        ("optimizer.learning_rate=inf", "from 0 to"),
+        ("schedule.start=-1", "from 0 to"),
+        ("averaging.power=-1", "from 0 to 100"),
+        ("name=", "name must be one line"),
+        ("name=two\nlines", "name must be one line"),
+        ("summary=\udcff", "summary must be one line"),
+        ("claim.accuracy=1", "unknown setting"),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(setting, message):
@@ -87,17 +106,34 @@ def test_a_recipe_from_a_file(tmp_path):
     file.write_text(
         "import dataclasses\nfrom speedyresnet.engine import recipe\n"
         "def short():\n    return dataclasses.replace(recipe('airbench94'), name='short', epochs=1.0)\n"
-        "def broken():\n    return 1 / 0\ndef other():\n    return 3\n"
+        "def broken():\n    return 1 / 0\ndef other():\n    return 3\ndef leaves():\n    raise SystemExit\n"
+        "def needs(argument):\n    pass\nnumber = 3\n"
+        "def words():\n    return dataclasses.replace(short(), batch_size='many')\n"
     )
     assert recipe(f"{file}:short", ["epochs=3"]).epochs == 3.0
+    (tmp_path / "folder.py").mkdir()
     for reference, message in (
         (f"{file}:shirt", "no function 'shirt'; did you mean short"),
         (f"{file}:broken", "ZeroDivisionError"),
         (f"{file}:other", "returned int"),
+        (f"{file}:leaves", "SystemExit"),
+        (f"{file}:needs", "missing 1 required positional argument: 'argument'"),
+        (f"{file}:number", "no function 'number'"),
+        (f"{file}:words", "batch_size must be an integer, not 'many'"),
+        (f"{file}:", "no function ''"),
+        (f"{tmp_path}/folder.py:short", "does not exist"),
         (f"{tmp_path}/none.py:short", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
             recipe(reference)
+    for source, message in (
+        ("def f(:", "SyntaxError"),
+        ("\0", "null bytes"),
+        ("import sys\nsys.exit(0)", "SystemExit"),
+    ):
+        file.write_text(source + "\n")
+        with pytest.raises(UserError, match=message):
+            recipe(f"{file}:short")
 
 
 def test_the_hash_follows_the_numbers_and_not_the_texts():
@@ -114,14 +150,47 @@ def test_a_stored_recipe_comes_back(name):
     assert recipe_from_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
-def test_a_damaged_stored_recipe_is_refused():
-    stored = dataclasses.asdict(recipe("airbench94"))
-    for damage in ({"epochs": "many"}, {"net": {}}, {"surprise": 1}, {"batch_size": True}):
-        with pytest.raises(UserError):
-            recipe_from_dict(stored | damage)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"epochs": "many"}, "epochs must be a number, not 'many'"),
+        ({"epochs": 10**400}, "epochs must be a number"),
+        ({"epochs": float("nan")}, "epochs must be a number"),
+        ({"batch_size": True}, "batch_size must be an integer"),
+        ({"batch_size": 2.0}, "batch_size must be an integer"),
+        ({"dtype": ["auto"]}, "dtype must be one of auto"),
+        ({"net": {}}, "net must be a Net with all its settings"),
+        ({"net": Net(widths=(8, "x"))}, "net.widths must be an integer, not 'x'"),
+        ({"net": Net(widths=8)}, "net.widths must be a list of numbers"),
+        ({"optimizer": Optimizer(muon=Net())}, "optimizer.muon must be a Muon"),
+        ({"surprise": 1}, "a Recipe with all its settings"),
+        ({"name": "\ud800"}, "name must be one line"),
+    ],
+)
+def test_wrong_types_are_refused_wherever_a_recipe_comes_from(damage, message):
+    made = recipe("airbench94")
+    for refused in (recipe_from_dict, checked_recipe):
+        with pytest.raises(UserError, match=message):
+            refused(dataclasses.asdict(made) | damage)
+    if "surprise" not in damage:
+        with pytest.raises(UserError, match=message):
+            with_settings(dataclasses.replace(made, **damage), ["epochs=2"])
 
 
-def test_every_number_can_be_set():
+def test_what_is_no_recipe_is_refused():
+    for wrong in (None, 3, [], "airbench94", dataclasses.asdict(Net())):
+        for refused in (recipe_from_dict, checked_recipe):
+            with pytest.raises(UserError, match="a recipe must be a Recipe"):
+                refused(wrong)
+
+
+def test_every_number_can_be_set_and_has_a_range():
     names = setting_names(Recipe)
     assert {"epochs", "net.widths", "schedule.peak", "evaluation.view", "optimizer.muon.learning_rate"} <= set(names)
     assert "claim" not in names
+    made = recipe("airbench94")
+    for key in names:
+        kind = operator.attrgetter(key)(made)
+        if not isinstance(kind, str | bool):
+            with pytest.raises(UserError, match=f"{key} must be from"):
+                with_settings(made, [f"{key}={','.join(['-9999'] * 3)}" if isinstance(kind, tuple) else f"{key}=-9999"])

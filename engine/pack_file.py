@@ -1,0 +1,108 @@
+"""Data packs on disk: one safetensors file with images and labels, and as metadata what can be checked against them."""
+
+import json
+import os
+import reprlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .data import DTYPES, Pack, assemble, find_fault, little_endian
+from .errors import UserError
+from .files import write_atomically
+from .tensor_file import DTYPE_NAMES, Header, read_tensors
+
+FORMAT = "speedyresnet.pack/1"
+
+
+def save_pack(pack: Pack, path: Path) -> None:
+    """Write a pack as one safetensors file, atomically; the same pack gives the same bytes.
+
+    Raises UserError where the file cannot be written.
+    """
+    write_atomically(path, partial(_write_safetensors, pack))
+
+
+def _write_safetensors(pack: Pack, path: Path) -> None:
+    # Not safetensors' own writer, which puts metadata in another order each time.
+    header: dict[str, Any] = {"__metadata__": _metadata(pack)}
+    # The labels come first, because images can end at an odd byte.
+    keys = sorted(DTYPES, key=lambda key: key.endswith("images"))
+    end = 0
+    for key in keys:
+        tensor = getattr(pack, key)
+        start, end = end, end + tensor.nbytes
+        dtype = DTYPE_NAMES[tensor.dtype]
+        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in keys:
+            file.write(little_endian(getattr(pack, key).numpy()).data)
+
+
+def _metadata(pack: Pack) -> dict[str, str]:
+    return {
+        "format": FORMAT,
+        "name": pack.name,
+        "class_names": json.dumps(pack.class_names),
+        "sha256": pack.sha256,
+        "mean": json.dumps(pack.mean),
+        "std": json.dumps(pack.std),
+    }
+
+
+def read_pack(path: Path) -> Pack:
+    """Read a pack file and verify all of it: 60,000 CIFAR images take about half a second.
+
+    Raises UserError when the file is missing, damaged or not a pack.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"no data pack at {path}; make one with `speedyresnet data pack`")
+    try:
+        metadata, tensors = read_tensors(path, partial(_checked_metadata, path))
+    except (SafetensorError, OSError) as error:
+        raise _refusal(path, f"is not a whole data pack ({error})") from error
+    return _verified(path, metadata, tensors)
+
+
+def _checked_metadata(path: Path, header: Header) -> dict[str, str]:
+    """Metadata of a header that can be that of a pack."""
+    if header.metadata.get("format") != FORMAT:
+        raise _refusal(path, f"is not a data pack of format {FORMAT}")
+    found = {key: dtype for key, (dtype, _) in header.tensors.items()}
+    if found != {key: DTYPE_NAMES[dtype] for key, dtype in DTYPES.items()}:
+        raise _refusal(path, f"has the wrong tensors ({reprlib.repr(found)})")
+    for key, (_, shape) in header.tensors.items():
+        if len(shape) != (4 if key.endswith("images") else 1) or 0 in shape:
+            raise _refusal(path, f"is damaged: the {key.replace('_', ' ')} are {reprlib.repr(list(shape))}")
+    return header.metadata
+
+
+def _verified(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pack:
+    """The pack of a file's tensors, with everything that can be derived derived anew and compared."""
+    try:
+        class_names, mean, std = (json.loads(metadata[key]) for key in ("class_names", "mean", "std"))
+        name, sha256 = metadata["name"], metadata["sha256"]
+    except (KeyError, ValueError, RecursionError) as error:
+        raise _refusal(path, f"has unreadable metadata ({error!r})") from error
+    if not isinstance(class_names, list) or not all(isinstance(entry, str) for entry in class_names):
+        raise _refusal(path, "has unreadable metadata (class_names is not a list of names)")
+    if not name.isprintable():
+        raise _refusal(path, "has unreadable metadata (its name is not printable)")
+    # Cloned, because the file's tensors may be a view of the file, which somebody could overwrite in place.
+    arrays = {key: tensors[key].clone().numpy() for key in DTYPES}
+    if fault := find_fault(arrays, class_names):
+        raise _refusal(path, f"is damaged: {fault}")
+    pack = assemble(name, class_names, arrays)
+    if (pack.sha256, list(pack.mean), list(pack.std)) != (sha256, mean, std):
+        raise _refusal(path, "is damaged: its content does not match its checksum, mean and std")
+    return pack
+
+
+def _refusal(path: Path, fault: str) -> UserError:
+    return UserError(f"{path} {fault}; pack the data again with `speedyresnet data pack`")
