@@ -169,7 +169,7 @@ def train_command(
         float, typer.Option("--checkpoint-minutes", min=LEAST_MINUTES, help="From one checkpoint to the next.")
     ] = DEFAULT_MINUTES,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on from this checkpoint, with all that it was begun with.")
+        Path | None, typer.Option("--resume", help="Go on from this checkpoint; --data only if it was no name.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
