@@ -39,5 +39,5 @@ setup(
         "typer>=0.15",
     ],
     extras_require={"bench": BENCH, "test": TEST},
-    entry_points={"console_scripts": ["speedyresnet = speedyresnet.bench.cli:main"]},
+    entry_points={"console_scripts": ["speedyresnet = speedyresnet.bench.__main__:main"]},
 )

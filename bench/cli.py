@@ -274,5 +274,5 @@ def gpu_suite_command(
 
 
 def main() -> None:
-    """Entry point of the `speedyresnet` command."""
+    """Run the command line and exit."""
     run_command_line(app)

@@ -4,13 +4,17 @@ The number of runs is fixed when the pool is begun, and every seed is run once. 
 goes on where it ended: a line that is not whole is a run that was not finished, and its seed is run again.
 """
 
+import contextlib
+import io
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.files import locked, refusals_explained
 from speedyresnet.engine.record import SCHEMA, RunRecord
 
 _LINE_START = f'{{"schema": "{SCHEMA}"'.encode()
@@ -70,38 +74,49 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     } | {f"--{key.replace('_', '-')}": value for key, value in record["pool"].items()}
 
 
-class Pool:
-    """The file of a pool, open for further runs; use it as a context manager.
+@contextlib.contextmanager
+def open_pool(path: Path, plan: PoolPlan, first: RunRecord) -> Iterator["Pool"]:
+    """The pool in the file `path`, which is made if it is not there; nobody else can add to it within.
 
     Args:
-        path: the JSON Lines file; made if it is not there.
+        path: the JSON Lines file.
         plan: what was decided beforehand.
         first: the record of a run that has not begun, to compare with what the file holds.
 
     Raises:
-        UserError: the file holds runs of another recipe, data set, machine or plan.
+        UserError: another process has it open, or it holds runs of another recipe, data set, machine or plan.
     """
+    with contextlib.ExitStack() as stack:
+        with refusals_explained(path):
+            try:
+                file = stack.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                raise UserError(f"{path} is being written by another process; give another --out") from None
+        records = read_pool(path)
+        _check_kind(path, records, _identity(first.to_dict() | {"pool": asdict(plan)}))
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        yield Pool(path, plan, records, file)
 
-    def __init__(self, path: Path, plan: PoolPlan, first: RunRecord) -> None:
-        self.path, self.plan = path, plan
-        self.records = read_pool(path)
-        wanted = _identity(first.to_dict() | {"pool": asdict(plan)})
-        for record in self.records:
-            for key, value in _identity(record).items():
-                if value != wanted.get(key):
-                    raise UserError(
-                        f"{path} holds runs with {key} {value}, not {wanted.get(key)}: "
-                        f"a pool is of one kind and its size is fixed beforehand; give another --out"
-                    )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
-    def __enter__(self) -> "Pool":
-        return self
+def _check_kind(path: Path, records: list[dict[str, Any]], wanted: dict[str, Any]) -> None:
+    """Raise UserError where a run is of another kind than `wanted`."""
+    for record in records:
+        for key, value in _identity(record).items():
+            if value != wanted.get(key):
+                raise UserError(
+                    f"{path} holds runs with {key} {value}, not {wanted.get(key)}: "
+                    f"a pool is of one kind and its size is fixed beforehand; give another --out"
+                )
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool that is open for further runs; see `open_pool`."""
+
+    path: Path
+    plan: PoolPlan
+    records: list[dict[str, Any]]
+    file: io.FileIO
 
     def missing_seeds(self) -> list[int]:
         """Seeds that have not been run yet."""
@@ -109,9 +124,11 @@ class Pool:
         return [seed for seed in self.plan.seeds if seed not in done]
 
     def add(self, record: RunRecord) -> None:
-        """Append a run and wait until it is on the disk."""
+        """Append a run and wait until it is on the disk. Raises UserError where the operating system refuses."""
         stored = json.loads(record.to_json()) | {"pool": asdict(self.plan)}
-        self._file.write((json.dumps(stored) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        rest = (json.dumps(stored) + "\n").encode()
+        with refusals_explained(self.path):
+            while rest:  # a disk that gets full takes a part
+                rest = rest[self.file.write(rest) :]
+            os.fsync(self.file.fileno())
         self.records.append(stored)

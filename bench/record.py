@@ -14,7 +14,7 @@ from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipe import Recipe, View
 from speedyresnet.engine.trainer import Trainer
 
-from .pool import Pool, PoolPlan
+from .pool import PoolPlan, open_pool
 from .statistics import Summary, summary
 
 Clock = Literal["train", "prepare+train", "total"]
@@ -55,10 +55,10 @@ def record_runs(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, with all finished runs kept.
-        UserError: `out` holds runs of another kind.
+        UserError: `out` holds runs of another kind, is being written by another process, or cannot be written.
     """
     trainer = Trainer(recipe, held_out(pack, plan.validation) if plan.validation else pack, device, backend)
-    with Pool(out, plan, trainer.new_record(plan.first_seed)) as pool:
+    with open_pool(out, plan, trainer.new_record(plan.first_seed)) as pool:
         missing = pool.missing_seeds()
         console.print(f"{plan.runs - len(missing)} of {plan.runs} runs are in {out}", highlight=False)
         for seed in missing:

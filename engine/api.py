@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backends import AUTO
+from .backends import AUTO, default_backend
+from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkpoint
 from .data import Pack, load_data
 from .errors import UserError
 from .evaluate import Accuracy
@@ -15,7 +16,7 @@ from .nets import SpeedyResNet
 from .recipe import Recipe, View, checked_recipe
 from .recipe import recipe as recipe_called
 from .record import RunRecord
-from .trainer import Display, Trainer, pick_device
+from .trainer import Display, Trainer, pick_device, pick_dtype
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
@@ -45,8 +46,11 @@ def train(
     backend: str = AUTO,
     seed: int = 0,
     display: Display | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = DEFAULT_MINUTES,
+    resume: Checkpoint | str | Path | None = None,
 ) -> TrainedRun:
-    """Train one run.
+    """Train one run. Ctrl-C ends it early with what is done; a second one within a step stops that too.
 
     Args:
         recipe: a recipe or the name of one.
@@ -55,16 +59,28 @@ def train(
         backend: eager, torchscript, compile, graph, or auto: graph on a GPU and eager on a CPU.
         seed: of weights, order and augmentation; any 64-bit integer.
         display: told how the run goes.
+        checkpoint: file for all that the run can go on from, written every so often and when training ends, by
+            Ctrl-C or by itself; none: that of `resume`, if there is one.
+        checkpoint_minutes: from one checkpoint to the next.
+        resume: go on from this checkpoint of the same run. On a CPU with as many threads it gives the same bits as
+            without the interruption. The clocks `prepare` and `train` go on too; `build` is that of the last part.
 
     Raises:
-        UserError: anything wrong with what was given.
+        UserError: anything wrong with what was given, a checkpoint of another run, or one that cannot be written.
     """
     made = recipe_called(recipe) if isinstance(recipe, str) else checked_recipe(recipe)
     if type(seed) is not int or not MIN_SEED <= seed <= MAX_SEED:
         raise UserError(f"the seed {seed!r} must be an integer from {MIN_SEED} to {MAX_SEED}")
     pack = data if isinstance(data, Pack) else load_data(data)
-    trainer = Trainer(made, pack, pick_device(str(device)), backend)
-    record = trainer.run(seed, display)
+    place = pick_device(str(device))
+    begun = read_checkpoint(Path(resume)) if isinstance(resume, str | Path) else resume
+    if begun:
+        executed = default_backend(place) if backend == AUTO else backend
+        begun.check_same_run(made, seed, pack, place, executed, pick_dtype(made, place))
+    file = Path(checkpoint) if checkpoint else begun and begun.path
+    checkpoints = CheckpointFile(file, checkpoint_minutes) if file else None
+    trainer = Trainer(made, pack, place, backend)
+    record = trainer.run(seed, display, checkpoints=checkpoints, resume=begun)
     return TrainedRun(record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype)
 
 

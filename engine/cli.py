@@ -1,9 +1,12 @@
 """The command line: train, evaluate, export, recipes, data. `bench` adds its own commands in speedyresnet.bench.cli."""
 
+import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -15,10 +18,11 @@ from rich.table import Table
 
 from ..kernels import resources
 from ..kernels.resources import dumped_code
-from .api import MAX_SEED, MIN_SEED
+from .api import MAX_SEED, MIN_SEED, TrainedRun
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
+from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
 from .data import Pack, default_data, load_data, pack_path, pack_source
 from .display import FileProgress, print_result, training_display
 from .errors import UserError, one_line
@@ -31,7 +35,7 @@ from .recipe import Recipe, recipe_file
 from .recipe import recipe as recipe_called
 from .recipes import registered_recipes
 from .schedules import plan
-from .trainer import fitting_plan, pick_device, pick_dtype, pick_kernels
+from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +47,7 @@ app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
@@ -51,7 +56,7 @@ DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack f
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
 BackendOption = Annotated[str, typer.Option("--backend", help=", ".join(BACKENDS) + " or auto.")]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of weights, order and augmentation.")
+    int | None, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of weights, order and augmentation.")
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -71,6 +76,7 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     command = typer.main.get_command(application)
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
+        print(end="", flush=True)  # while a full disk can still be told
     except (typer.Exit, typer.Abort) as end:
         code = getattr(end, "exit_code", 130)
     except UserError as error:
@@ -85,7 +91,19 @@ def run_command_line(application: typer.Typer) -> NoReturn:
         code = _refused(f"{full}: lower --set batch_size, --set evaluation.batch_size or --set width_multiplier")
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        code = _output_refused(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _output_refused(error: OSError) -> int:
+    """Exit code where standard output takes no more; raises any other error again."""
+    if error.errno not in (*_FULL, errno.EPIPE):
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+    if error.errno == errno.EPIPE:
+        return 1
+    return _refused(f"cannot write {error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere")
 
 
 def _full_memory(error: Exception) -> str | None:
@@ -127,6 +145,18 @@ def _chosen_data(data: str | None) -> Pack:
         progress.close()
 
 
+def _with_those_of(
+    begun: Progress, device: str, backend: str, seed: int | None, data: str | None
+) -> tuple[str, str, int, str]:
+    """Device, backend, seed and data: what the user did not choose is that of the run that goes on."""
+    return (
+        begun.device if device == "auto" else device,
+        begun.backend if backend == AUTO else backend,
+        begun.seed if seed is None else seed,
+        data or begun.data,
+    )
+
+
 @app.command("train")
 def train_command(
     recipe: RecipeOption = None,
@@ -134,18 +164,31 @@ def train_command(
     data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     out: OutOption = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the trained model here.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Write what --resume takes here.")] = None,
+    minutes: Annotated[
+        float, typer.Option("--checkpoint-minutes", min=LEAST_MINUTES, help="From one checkpoint to the next.")
+    ] = DEFAULT_MINUTES,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on from this checkpoint; --data only if it was no name.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
     console = notes_console(as_json)
-    place = pick_device(device)
-    made = recipe_called(recipe or default_recipe(place), settings or ())
+    begun = None if resume is None else read_checkpoint(resume)
+    if begun:
+        device, backend, seed, data = _with_those_of(begun.progress, device, backend, seed, data)
+    place, seed = pick_device(device), seed or 0
+    if begun and not (recipe or settings):
+        made = begun.progress.recipe
+    else:
+        made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made, place, pick_dtype(made, place), backend)
-    check_outputs([out, save], [data, recipe_file(recipe)])
+    check_outputs([out, save, checkpoint or resume], [data, recipe_file(recipe)])
     pack = _chosen_data(data)
     fitting_plan(made, pack)  # before anything is printed
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
@@ -155,19 +198,32 @@ def train_command(
         f"{default_backend(place) if backend == AUTO else backend}, {dtype}, seed {seed}",
         highlight=False,
     )
-    with training_display(console) as display:
-        run = train_run(made, pack, device=place, backend=backend, seed=seed, display=display)
-    if out is not None:
-        run.record.write(out)
-    if save is not None:
-        run.save(save)
-    if as_json:
-        print(run.record.to_json())
-    else:
-        print_result(console, run.record)
+    with contextlib.ExitStack() as stack:
+        with training_display(console) as display:
+            run = train_run(
+                made, pack, device=place, backend=backend, seed=seed, display=display,
+                checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun,
+            )  # fmt: skip
+            stack.enter_context(interrupt_flag())  # from here on Ctrl-C waits until the result is kept
+        _keep_result(run, out, save, None if as_json else console)
     if run.record.status == "diverged":
-        console.print("the loss is no longer finite: lower optimizer.learning_rate", highlight=False)
+        advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
+        console.print(advice, highlight=False)
     raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": 130}[run.record.status])
+
+
+def _keep_result(run: TrainedRun, out: Path | None, save: Path | None, console: Console | None) -> None:
+    """Write the files asked for, and print the result, as a table or as JSON, even where a file is refused."""
+    try:
+        if out is not None:
+            run.record.write(out)
+        if save is not None:
+            run.save(save)
+    finally:
+        if console is None:
+            print(run.record.to_json())
+        else:
+            print_result(console, run.record)
 
 
 @app.command("evaluate")

@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .errors import UserError
-from .files import check_writable
+from .files import check_writable, locked
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -367,8 +367,13 @@ def _download_cifar10() -> list[Any]:
     if not _is_downloaded(folder) and not is_reachable(CIFAR10.url, PROBE_SECONDS):
         raise _download_error(f"{host} does not answer")
     try:
-        # torchvision's own messages must not get into what the user pipes on.
-        with _stall_limit(STALL_SECONDS), contextlib.redirect_stdout(sys.stderr):
+        # One process after the other: torchvision writes and unpacks in place. Its own messages must not get into what
+        # the user pipes on.
+        with (
+            locked(folder / ".lock", wait=True),
+            _stall_limit(STALL_SECONDS),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             return [CIFAR10(root=folder, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise _download_error(str(error)) from error

@@ -146,7 +146,8 @@ def print_result(console: Console, record: RunRecord) -> None:
     clocks = {name: _seconds(getattr(seconds, name)) for name in ("build", "prepare", "train", "evaluate", "total")}
     views = {"single view": accuracy.single_view, "mirror": accuracy.mirror, "six views": accuracy.six_view}
     found = {view: _percent(value) for view, value in views.items() if value is not None}
-    table = Table(title=f"{record.recipe.name} on {record.data['name']}, seed {record.seed}: {record.status}")
+    ended = record.status + (f" at step {record.diverged_at_step}" if record.diverged_at_step else "")
+    table = Table(title=f"{record.recipe.name} on {record.data['name']}, seed {record.seed}: {ended}")
     for name in ("clock", "seconds", "accuracy", "percent"):
         table.add_column(name, justify="right" if name in ("seconds", "percent") else "left")
     for clock, view in zip_longest(clocks.items(), found.items(), fillvalue=("", "")):

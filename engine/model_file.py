@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..kernels.augment import normalisation
@@ -88,7 +88,8 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
         "dtype": str(dtype).removeprefix("torch."),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomically(path, lambda part: save_file(tensors, part, metadata))
+    content = save(tensors, metadata)  # its own writing of files tells no OSError
+    write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def read_model(path: Path) -> Model:

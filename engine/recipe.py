@@ -450,7 +450,7 @@ def checked_recipe(made: object) -> Recipe:
     Raises:
         UserError: a part or number that is missing, of the wrong type or out of range.
     """
-    typed: Recipe = _typed(made, Recipe, "")
+    typed: Recipe = typed_value(made, Recipe, "")
     _check_ranges(typed)
     return typed
 
@@ -469,15 +469,15 @@ def recipe_from_dict(stored: dict[str, Any]) -> Recipe:
         raise UserError(f"the recipe was stored by another version or is damaged: {error}") from error
 
 
-def _typed(value: Any, hint: Any, key: str) -> Any:
+def typed_value(value: Any, hint: Any, key: str) -> Any:
     """`value`, from Python or from parsed JSON, as the type `hint`; `key` is its dotted name, empty for a recipe."""
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(value, _without_none(kinds), key)
+        return None if value is None else typed_value(value, _without_none(kinds), key)
     if dataclasses.is_dataclass(hint):
         return _typed_parts(value, hint, key)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(item, kinds[0], key) for item in value)
+        return tuple(typed_value(item, kinds[0], key) for item in value)
     # Compared, because a whole number can be too large to become a float; NaN passes no comparison.
     if hint is float and isinstance(value, float | int) and type(value) is not bool and abs(value) < 1e300:
         return float(value)
@@ -495,7 +495,7 @@ def _typed_parts(value: Any, hint: Any, key: str) -> Any:
             f"{key or 'a recipe'} must be a {hint.__name__} with all its settings, not {type(value).__name__}"
         )
     before = f"{key}." if key else ""
-    return hint(**{name: _typed(part, hints[name], before + name) for name, part in parts.items()})
+    return hint(**{name: typed_value(part, hints[name], before + name) for name, part in parts.items()})
 
 
 def _without_none(kinds: Iterable[Any]) -> Any:

@@ -76,6 +76,10 @@ class RunRecord:
     seconds: Seconds = field(default_factory=Seconds)
     accuracy: Accuracy
     history: list[HistoryRow] = field(default_factory=list)
+    diverged_at_step: int | None = None
+    """The first step, counted from 1, whose loss was not finite."""
+    resumed_at_steps: list[int] = field(default_factory=list)
+    """How many steps were done each time the run went on from a checkpoint; the clocks count them once."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the order of the schema."""
@@ -90,18 +94,19 @@ class RunRecord:
 
     def to_json(self, indent: int | None = 1) -> str:
         """One JSON document; numbers that are not finite become null."""
-        return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
+        return json.dumps(finite_values(self.to_dict()), indent=indent, allow_nan=False)
 
     def write(self, path: Path) -> None:
         """Write the JSON document to `path`, which appears whole or not at all."""
         write_atomically(path, lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
 
 
-def _finite(value: Any) -> Any:
+def finite_values(value: Any) -> Any:
+    """`value` with none in the place of numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite_values(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -41,7 +41,8 @@ def read_tensors(path: Path, judge: Callable[[Header], Judged]) -> tuple[Judged,
     Raises:
         OSError, safetensors.SafetensorError: a file that cannot be read, or is no whole safetensors file.
     """
-    with safe_open(path, framework="pt") as file:
+    # By its descriptor, because safetensors opens the name twice, and another process may put a new file there between.
+    with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
         judged = judge(Header(file.metadata() or {}, tensors))

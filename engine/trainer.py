@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from .backends import (
     most_common_variant,
     variant_of_step,
 )
+from .checkpoint import Checkpoint, CheckpointFile
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, Scores, read_scores
@@ -198,14 +199,16 @@ def interrupt_flag() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How far a training loop got."""
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Set when training has to stop for a moment: it is interrupted, or a checkpoint is due."""
 
-    status: Literal["finished", "diverged", "interrupted"]
-    steps: int
-    seconds: float
-    history: list[HistoryRow]
+    interrupted: threading.Event
+    checkpoints: CheckpointFile
+
+    def is_set(self) -> bool:
+        """Whether it is time."""
+        return self.interrupted.is_set() or self.checkpoints.is_due()
 
 
 class Trainer:
@@ -323,40 +326,77 @@ class Trainer:
         synchronize(self.device)
         return time.perf_counter() - started
 
-    def train(self, display: Display, *, validate: bool = True) -> Outcome:
-        """The training loop over the prepared state; Ctrl-C ends it early with what is done."""
-        outcome = Outcome("finished", 0, 0.0, [])
+    def train(
+        self,
+        record: RunRecord,
+        display: Display,
+        *,
+        validate: bool = True,
+        checkpoints: CheckpointFile | None = None,
+    ) -> None:
+        """The training loop over the prepared state, from where `record` is; Ctrl-C ends it with what is done.
+
+        Fills in the status, steps, train clock and history of `record`.
+        """
         display.start(self.plan.steps)
+        if checkpoints:
+            checkpoints.wait()
         with interrupt_flag() as interrupted:
             for epoch, end in enumerate(self.plan.epoch_ends()):
-                first = outcome.steps
-                self._train_until(end, outcome, display, interrupted)
-                if outcome.steps > first:
-                    due = validate and not interrupted.is_set()
-                    outcome.history.append(self._history_row(epoch, outcome, validate=due))
-                    display.epoch(outcome.history[-1])
-                    if not math.isfinite(outcome.history[-1].loss):
-                        outcome.status = "diverged"
-                        break
-                if interrupted.is_set():
-                    outcome.status = "interrupted"
-                    break
-        return outcome
+                if epoch < len(record.history):  # done before the run went on
+                    continue
+                self._train_until(end, record, display, interrupted, checkpoints)
+                stopped = interrupted.is_set()
+                if stopped and checkpoints:
+                    checkpoints.write(self.state, record)
+                if record.steps > epoch * self.plan.steps_per_epoch:
+                    record.history.append(self._history_row(epoch, record, validate=validate and not stopped))
+                    display.epoch(record.history[-1])
+                    if not math.isfinite(record.history[-1].loss):
+                        record.status, record.diverged_at_step = "diverged", self._first_bad_step()
+                        return
+                if stopped:
+                    return
+            record.status = "interrupted" if interrupted.is_set() else "finished"
+            if checkpoints:
+                checkpoints.write(self.state, record)
 
-    def _train_until(self, end: int, outcome: Outcome, display: Display, interrupted: threading.Event) -> None:
-        """The steps up to number `end`, on the train clock; an interruption lets the step at hand finish."""
+    def _train_until(
+        self,
+        end: int,
+        record: RunRecord,
+        display: Display,
+        interrupted: threading.Event,
+        checkpoints: CheckpointFile | None,
+    ) -> None:
+        """The steps up to number `end`, with the checkpoints that fall due, which are on no clock."""
         self.net.train()
-        started = time.perf_counter()
-        while outcome.steps < end and not interrupted.is_set():
-            self._steps[self._variant(outcome.steps)]()
-            outcome.steps += 1
-            display.step(outcome.steps)
-        synchronize(self.device)
-        outcome.seconds += time.perf_counter() - started
+        if checkpoints is None:
+            self._steps_until(end, record, display, interrupted)
+            return
+        pause = Pause(interrupted, checkpoints)
+        self._steps_until(end, record, display, pause)
+        while record.steps < end and not interrupted.is_set():
+            checkpoints.write(self.state, record)
+            self._steps_until(end, record, display, pause)
 
-    def _history_row(self, epoch: int, outcome: Outcome, *, validate: bool) -> HistoryRow:
+    def _steps_until(self, end: int, record: RunRecord, display: Display, pause: Pause | threading.Event) -> None:
+        """The steps up to number `end`, on the train clock; a pause lets the step at hand finish."""
+        started = time.perf_counter()
+        while record.steps < end and not pause.is_set():
+            self._steps[self._variant(record.steps)]()
+            record.steps += 1
+            display.step(record.steps)
+        synchronize(self.device)
+        record.seconds.train = (record.seconds.train or 0.0) + time.perf_counter() - started
+
+    def _first_bad_step(self) -> int:
+        """The first step, counted from 1, whose loss is not finite."""
+        return int((~torch.isfinite(self.state.loss_log)).nonzero()[0]) + 1
+
+    def _history_row(self, epoch: int, record: RunRecord, *, validate: bool) -> HistoryRow:
         """Reads the logs of the epoch that just ended, and validates if that is wanted and due."""
-        first, last = epoch * self.plan.steps_per_epoch, outcome.steps
+        first, last = epoch * self.plan.steps_per_epoch, record.steps
         losses = self.state.loss_log[first:last].double().mean()
         correct = self.state.correct_log[first:last].double().mean()
         every = self.recipe.evaluation.every
@@ -369,7 +409,7 @@ class Trainer:
             step=last,
             loss=float(losses),
             lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.convolution_learning_rate,
-            seconds=outcome.seconds,
+            seconds=record.seconds.train or 0.0,
             train_accuracy=float(correct) / self.recipe.batch_size,
             val_loss=live.loss if live else None,
             val_accuracy=live.accuracy["single_view"] if live else None,
@@ -402,22 +442,39 @@ class Trainer:
             return self.state.averaged_state()
         return self.net.state_dict()
 
-    def run(self, seed: int, display: Display | None = None, *, validate: bool = True) -> RunRecord:
+    def run(
+        self,
+        seed: int,
+        display: Display | None = None,
+        *,
+        validate: bool = True,
+        checkpoints: CheckpointFile | None = None,
+        resume: Checkpoint | None = None,
+    ) -> RunRecord:
         """Prepare, train and evaluate with `seed`; a run that diverges or is interrupted is recorded as such.
 
-        `validate=False` leaves out the validations between epochs.
+        Args:
+            seed: of weights, order and augmentation.
+            display: told how the run goes.
+            validate: between epochs, as the recipe says; or leave that out.
+            checkpoints: written when they are due and when training ends.
+            resume: go on from here instead of preparing.
+
+        Raises:
+            UserError: `resume` is of another run, or a checkpoint cannot be written.
         """
         record = self.new_record(seed)
-        record.seconds.prepare = self.prepare(seed)
-        outcome = self.train(display or Silent(), validate=validate)
-        record.status, record.steps, record.history = outcome.status, outcome.steps, outcome.history
-        record.images_seen = outcome.steps * self.recipe.batch_size
-        record.seconds.train = outcome.seconds
-        if outcome.status != "interrupted":
-            try:
+        if resume:
+            resume.restore(self.state, record)
+        else:
+            record.seconds.prepare = self.prepare(seed)
+        try:
+            self.train(record, display or Silent(), validate=validate, checkpoints=checkpoints)
+            if record.status != "interrupted":
                 record.accuracy, record.seconds.evaluate = self.evaluate()
-            except KeyboardInterrupt:
-                record.status = "interrupted"
+        except KeyboardInterrupt:
+            record.status = "diverged" if record.status == "diverged" else "interrupted"
+        record.images_seen = record.steps * self.recipe.batch_size
         record.memory = {"peak_bytes": peak_bytes(self.device)}
         return record
 

@@ -30,6 +30,8 @@ TOP_LEVEL = {
     "seconds",
     "accuracy",
     "history",
+    "diverged_at_step",
+    "resumed_at_steps",
 }
 
 
@@ -151,9 +153,23 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_a_diverged_run_says_so(small_pack):
+    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+
+    class BadStep(Silent):
+        def step(self, step):
+            if step == 12:
+                trainer.state.learning_rate.fill_(float("nan"))
+
+    stored = json.loads(trainer.run(seed=0, display=BadStep()).to_json())
+    assert (stored["status"], stored["diverged_at_step"]) == ("diverged", 14)  # the 13th step ruins the weights
+    assert [row["loss"] is None for row in stored["history"]] == [False, True]
+    assert stored["accuracy"]["six_view"] < 0.3
+
+
+def test_an_absurd_learning_rate_diverges_within_the_first_steps(small_pack):
     run = train(recipe("airbench94", [*TINY, "optimizer.learning_rate=1e30"]), small_pack, device="cpu")
     assert run.record.status == "diverged"
-    assert json.loads(run.record.to_json())["history"][-1]["loss"] is None
+    assert 2 <= run.record.diverged_at_step <= 4
 
 
 class InterruptAt(Silent):
@@ -275,9 +291,10 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
     sides = []
     trainer.net.stem.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[2]))
     trainer.prepare(seed=0)
-    outcome = trainer.train(Silent(), validate=False)
+    record = trainer.new_record(seed=0)
+    trainer.train(record, Silent(), validate=False)
     per_epoch = trainer.plan.steps_per_epoch
-    assert outcome.status == "finished"
+    assert record.status == "finished"
     assert sides == [24] * per_epoch + [28] * per_epoch + [32] * (trainer.plan.steps - 2 * per_epoch)
     assert [variant.size for variant in trainer._steps] == [24, 28, 0]
     assert [variant.whitening_bias for variant in trainer._steps] == [True, False, False]
