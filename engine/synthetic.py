@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import Pack, Progress, make_pack
+from .data import Pack, make_pack
+from .image_folders import Progress
 
 Floats = npt.NDArray[np.floating[Any]]
 """Always float32: NumPy's stubs lose track of that in arithmetic."""
