@@ -16,8 +16,9 @@ from ..kernels.resources import dumped_code
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
-from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
+from .data import Pack, default_data, load_data, pack_name, pack_source, save_pack, writable_pack_path
 from .display import FileProgress, print_result, training_display
+from .downloads import DOWNLOADS
 from .errors import UserError
 from .export import FORMATS, check_format, export_model
 from .files import check_writable, write_text
@@ -328,22 +329,26 @@ def _setting(value: Any) -> str:
 
 @data_app.command("pack")
 def pack_command(
-    source: Annotated[str, typer.Argument(help="cifar10, synthetic, or a folder {train,test|val}/<class>/*.")],
+    source: Annotated[
+        str, typer.Argument(help=", ".join(DOWNLOADS) + ", synthetic, or a folder {train,test|val}/<class>/*.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name in the cache.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of into the cache.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Resize images to SIZE x SIZE.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of synthetic images.")] = 0,
+    holdout: Annotated[
+        float | None, typer.Option("--holdout", help="Test on this share of a folder that has no test split.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of synthetic images.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images into one file that trains at once."""
-    if out is not None:
-        check_writable(out)
+    path = out or writable_pack_path(pack_name(source, name, size))
+    check_writable(path)
     progress = FileProgress(Console(stderr=True))
     try:
-        pack = pack_source(source, name=name, size=size, seed=seed, progress=progress)
+        pack = pack_source(source, name=name, size=size, holdout=holdout, seed=seed, progress=progress)
     finally:
         progress.close()
-    path = out or pack_path(name or pack.name)
     save_pack(pack, path)
     _print_pack(pack, as_json, path)
 
@@ -354,7 +359,7 @@ def info_command(
     as_json: JsonOption = False,
 ) -> None:
     """What is in a data set."""
-    _print_pack(load_data(data), as_json, None)
+    _print_pack(_chosen_data(data), as_json, None)
 
 
 def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .downloads import CIFAR10_SIZE, DownloadError, download_cifar10
+from .downloads import DOWNLOADS, DownloadError, download
 from .errors import UserError
-from .files import write_atomically
-from .image_folders import LAYOUT, Images, Labels, Progress, read_image_folder
+from .files import check_writable, write_atomically
+from .image_folders import LAYOUT, Images, Labels, Progress, Splits, read_image_folder
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The four arrays of a pack under the names of DTYPES."""
@@ -37,6 +37,8 @@ DTYPES = {
     "test_labels": torch.int64,
 }
 ROWS_PER_SUM = 128
+SYNTHETIC = "synthetic"
+SIZES = range(1, 1025)
 
 
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
@@ -289,36 +291,62 @@ def pack_source(
     *,
     name: str | None = None,
     size: int | None = None,
+    holdout: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pack:
-    """Pack an image folder, CIFAR-10 (downloaded by torchvision) or "synthetic" (drawn from `seed`).
+    """Pack an image folder, a data set of DOWNLOADS or "synthetic" (drawn from `seed`).
 
-    A folder that exists wins over the word cifar10. The name defaults to the source's, except that CIFAR-10 at
-    another size than 32 is called cifar10-SIZE; synthetic data is always called synthetic. Raises UserError.
+    Args:
+        source: a folder that exists wins over the name of a download.
+        name: of the pack; none: see `pack_name`. Synthetic data is always called synthetic.
+        size: side in pixels that images are resized to; none: as they are, those of DOWNLOADS as it says.
+        holdout: share of each class that becomes the test split of a folder that has none.
+        seed: of synthetic images, not negative.
+        progress: told how it goes.
+
+    Raises:
+        UserError: anything wrong with what was given, before the images are read where possible.
     """
-    if size is not None and size < 1:
-        raise UserError(f"--size {size} is no image size; give at least 1 pixel")
-    if name is not None:
-        pack_path(name)  # refuses a bad name before the images are read
-    if source == "synthetic":
+    if size is not None and size not in SIZES:
+        raise UserError(f"--size {size} is no image size; give {SIZES[0]} to {SIZES[-1]} pixels")
+    if holdout is not None and not 0 < holdout < 1:
+        raise UserError(f"--holdout {holdout} is no share of the images; give a number between 0 and 1, such as 0.1")
+    chosen, folder = pack_name(source, name, size), _expanded(source)
+    if folder.is_dir() and source != SYNTHETIC:
+        return make_pack(chosen, *read_image_folder(folder, size, holdout, progress))
+    if holdout is not None:
+        raise UserError(f"{source} has a test split; leave out --holdout")
+    if source == SYNTHETIC:
         return _drawn(size, seed, progress)
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and source.lower() != "cifar10":
-        raise UserError(f"no data source {source}; give cifar10, synthetic or a folder: {LAYOUT}")
-    name = name or _default_name(source, size)
-    if name == "synthetic":
-        raise UserError("the name synthetic is kept for drawn images; choose another --name")
-    if folder.is_dir():
-        return make_pack(name, *read_image_folder(folder, size, progress))
-    return make_pack(name, *download_cifar10(cache_folder() / "downloads", size, progress))
+    return make_pack(chosen, *_downloaded(source.lower(), size, progress))
+
+
+def pack_name(source: str, name: str | None = None, size: int | None = None) -> str:
+    """What a pack of `source` is called: `name`, else as the source; a download at an unusual size is NAME-SIZE.
+
+    Raises UserError for an unknown source and for a name that will not do.
+    """
+    chosen = _default_name(source, size) if name is None else name
+    pack_path(chosen)  # refuses what is no name
+    if chosen == SYNTHETIC and source != SYNTHETIC:
+        raise UserError(f"the name {SYNTHETIC} is kept for drawn images; choose another --name")
+    return chosen
 
 
 def _default_name(source: str, size: int | None) -> str:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _sanitised(folder.resolve().name)
-    return "cifar10" if size in (None, CIFAR10_SIZE) else f"cifar10-{size}"
+    if source == SYNTHETIC:
+        return source
+    if _expanded(source).is_dir():
+        return _sanitised(_expanded(source).resolve().name)
+    name = source.lower()
+    if name not in DOWNLOADS:
+        raise UserError(f"no data source {source}; give {', '.join([*DOWNLOADS, SYNTHETIC])} or a folder: {LAYOUT}")
+    return name if size in (None, DOWNLOADS[name].size) else f"{name}-{size}"
+
+
+def _expanded(source: str | Path) -> Path:
+    return Path(os.path.expanduser(source))  # pathlib's own fails for the home of nobody
 
 
 def _sanitised(text: str) -> str:
@@ -326,10 +354,28 @@ def _sanitised(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-") or "images"
 
 
+def writable_pack_path(name: str) -> Path:
+    """As `pack_path`. Raises UserError where no pack can be written there, before there is one."""
+    return _writable(pack_path(name))
+
+
+def _downloaded(name: str, size: int | None, progress: Progress | None) -> Splits:
+    return download(name, _writable(cache_folder() / "downloads" / name).parent, size, progress)
+
+
+def _writable(path: Path) -> Path:
+    """A path in the cache. Raises UserError where it cannot be written."""
+    try:
+        check_writable(path)
+    except UserError as error:
+        raise UserError(f"{error}; SPEEDYRESNET_CACHE=FOLDER sets another cache") from error
+    return path
+
+
 def _drawn(size: int | None, seed: int, progress: Progress | None) -> Pack:
     from .synthetic import make_synthetic  # it imports this module for Pack
 
-    return make_synthetic(size=size or CIFAR10_SIZE, seed=seed, progress=progress)
+    return make_synthetic(size=size or 32, seed=seed, progress=progress)
 
 
 def held_out(pack: Pack, count: int) -> Pack:
@@ -347,13 +393,12 @@ def held_out(pack: Pack, count: int) -> Pack:
 
 
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
-    """What `--data` names: "synthetic", a cached pack, a pack file, an image folder or CIFAR-10, in this order.
+    """What `--data` names: "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, in this order.
 
-    CIFAR-10 is downloaded and cached where nothing else has that name. Raises UserError, and DownloadError where
-    CIFAR-10 cannot be had.
+    What is downloaded is packed and cached. Raises UserError, and DownloadError where it cannot be had.
     """
-    name, path = str(data), Path(data).expanduser()
-    if name == "synthetic":
+    name, path = str(data), _expanded(data)
+    if name == SYNTHETIC:
         return _drawn(None, 0, progress)
     if name in _cached_names():
         return read_pack(pack_path(name))
@@ -361,23 +406,24 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
         return pack_source(str(path.absolute()), progress=progress)
     if path.is_file():
         return read_pack(path)
-    if name.lower() == "cifar10":
-        return _cached_cifar10(progress)
+    if name.lower() in DOWNLOADS:
+        return _cached_download(name.lower(), progress)
     raise _unknown_data(name)
 
 
 def _unknown_data(name: str) -> UserError:
-    near = difflib.get_close_matches(name, {"cifar10", "synthetic", *_cached_names()}, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, {*DOWNLOADS, SYNTHETIC, *_cached_names()}, n=3, cutoff=0.5)
     hint = f" (nearest: {', '.join(near)})" if near else ""
     remedy = f"make one with `speedyresnet data pack FOLDER --name {_sanitised(name)}`"
     return UserError(f"no pack file, image folder or cached pack {name}{hint}; {remedy}")
 
 
-def _cached_cifar10(progress: Progress | None) -> Pack:
-    path = pack_path("cifar10")
+def _cached_download(name: str, progress: Progress | None) -> Pack:
+    path = pack_path(name)
     if path.exists():
         return read_pack(path)
-    pack = make_pack("cifar10", *download_cifar10(cache_folder() / "downloads", None, progress))
+    _writable(path)
+    pack = make_pack(name, *_downloaded(name, None, progress))
     save_pack(pack, path)
     return pack
 
@@ -392,7 +438,7 @@ def default_data(progress: Progress | None, warn: Callable[[str], None]) -> Pack
     Without a network the warning comes within 20 seconds.
     """
     try:
-        return _cached_cifar10(progress)
+        return _cached_download("cifar10", progress)
     except DownloadError as error:
         warn(f"{error}; until then the synthetic data set is used")
-    return load_data("synthetic", progress=progress)
+    return load_data(SYNTHETIC, progress=progress)

@@ -276,7 +276,7 @@ def test_load_data_takes_names_files_and_folders(pack, tmp_path, cache):
 
 
 def test_a_cached_name_wins_over_a_folder_and_a_folder_over_the_download(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "download_cifar10", lambda *_, **__: pytest.fail("downloads"))
+    monkeypatch.setattr(data, "download", lambda *_, **__: pytest.fail("downloads"))
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "cifar10")
     from_folder = pack_source("./cifar10")
@@ -311,8 +311,12 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
     (folder / "train" / "ant" / "0.png").write_text("never read")
     with pytest.raises(UserError, match="is no pack name"):
         pack_source(str(folder), name="Bad Name")
-    with pytest.raises(UserError, match="--size 0"):
-        pack_source(str(folder), size=0)
+    for size in (0, -1, 5000):
+        with pytest.raises(UserError, match=f"--size {size} is no image size; give 1 to 1024"):
+            pack_source(str(folder), size=size)
+    for share in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match=f"--holdout {share} is no share"):
+            pack_source(str(folder), holdout=share)
 
 
 # --- Synthetic data

@@ -1,6 +1,7 @@
 import contextlib
 import http.server
 import io
+import os
 import pickle
 import socket
 import tarfile
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from data_checks import assert_is_remedy, assert_same_pack
-from torchvision.datasets import CIFAR10
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, Imagenette
 
 from speedyresnet.engine import downloads, synthetic
 from speedyresnet.engine.data import default_data, load_data, pack_path, pack_source, read_pack
 from speedyresnet.engine.downloads import DownloadError, is_reachable
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.synthetic import make_synthetic
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,14 +47,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def come_from(monkeypatch, site):
+    """Let torchvision look for its data sets at `site`."""
+    monkeypatch.setattr(CIFAR10, "url", f"{site}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR100, "url", f"{site}/cifar-100-python.tar.gz")
+    _, checksum = Imagenette._ARCHIVES["160px"]
+    monkeypatch.setitem(Imagenette._ARCHIVES, "160px", (f"{site}/imagenette2-160.tgz", checksum))
+
+
 @pytest.fixture
 def web_server(monkeypatch):
-    """A local web server that CIFAR10.url points at."""
+    """A local web server that every data set is told to come from."""
     monkeypatch.setenv("no_proxy", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.status, server.content = 200, b"0" * 1000
     server.stalls, server.released = False, threading.Event()
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
+    come_from(monkeypatch, f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -71,11 +84,11 @@ def silent_host(monkeypatch):
 
 @pytest.fixture
 def closed_port(monkeypatch):
-    """CIFAR10.url points at a port where nobody listens."""
+    """Every data set is told to come from a port where nobody listens."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-    monkeypatch.setattr(CIFAR10, "url", url)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    come_from(monkeypatch, url)
     return url
 
 
@@ -84,35 +97,70 @@ def few_synthetic_images(monkeypatch):
     monkeypatch.setattr(synthetic, "make_synthetic", lambda **kw: make_synthetic(train_images=50, test_images=20, **kw))
 
 
+def archived(files):
+    """A tar.gz of {name: bytes}."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def small_archive(monkeypatch, dataset, members):
+    """Content of an archive with these members, which torchvision is told to expect of CIFAR-10 or CIFAR-100."""
+    raw = {name: pickle.dumps(content) for name, content in members.items()}
+    sums = {name: md5(content).hexdigest() for name, content in raw.items()}
+    content = archived({f"{dataset.base_folder}/{name}": each for name, each in raw.items()})
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(dataset, part, [[name, sums[name]] for name, _ in getattr(dataset, part)])
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": sums[dataset.meta["filename"]]})
+    monkeypatch.setattr(dataset, "tgz_md5", md5(content).hexdigest())
+    return content
+
+
 @pytest.fixture
 def small_cifar10(monkeypatch):
-    """Content of an archive with CIFAR-10's layout and 4 images a batch, which torchvision is told to expect."""
+    """An archive with CIFAR-10's layout and 4 images a batch, and its members."""
     generator = np.random.default_rng(2)
-    members = {"batches.meta": {"label_names": list(downloads.CIFAR10_CLASSES)}}
+    members = {"batches.meta": {"label_names": list(CIFAR10_CLASSES)}}
     for number, name in enumerate([f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]):
         pixels = generator.integers(0, 256, (4, 3072), dtype=np.uint8)
         members[name] = {"data": pixels, "labels": [number, 2, 5, 9]}
-    buffer = io.BytesIO()
-    sums = {}
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in members.items():
-            raw = pickle.dumps(content)
-            sums[name] = md5(raw).hexdigest()
-            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            entry.size = len(raw)
-            archive.addfile(entry, io.BytesIO(raw))
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in list(members)[1:6]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(buffer.getvalue()).hexdigest())
-    return buffer.getvalue(), members
+    return small_archive(monkeypatch, CIFAR10, members), members
+
+
+@pytest.fixture
+def small_cifar100(monkeypatch):
+    """An archive with CIFAR-100's layout, an image of each fine class and split, and its members."""
+    generator = np.random.default_rng(2)
+    members = {"meta": {"fine_label_names": [f"class {k:03d}" for k in range(100)], "coarse_label_names": ["all"]}}
+    for name in ("train", "test"):
+        pixels = generator.integers(0, 256, (100, 3072), dtype=np.uint8)
+        members[name] = {"data": pixels, "fine_labels": list(range(100)), "coarse_labels": [0] * 100}
+    return small_archive(monkeypatch, CIFAR100, members), members
+
+
+@pytest.fixture
+def small_imagenette(monkeypatch):
+    """An archive with Imagenette's layout: of each class an image of its own grey value in both splits."""
+    files = {"imagenette2-160/noisy_imagenette.csv": b"path"}
+    for grey, number in enumerate(sorted(Imagenette._WNID_TO_CLASS)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (200 + grey, 160), (20 * grey,) * 3).save(buffer, "JPEG", quality=100)
+        files |= {f"imagenette2-160/{split}/{number}/{number}_1.JPEG": buffer.getvalue() for split in ("train", "val")}
+    content = archived(files)
+    url, _ = Imagenette._ARCHIVES["160px"]
+    monkeypatch.setitem(Imagenette._ARCHIVES, "160px", (url, md5(content).hexdigest()))
+    return content
 
 
 def test_cifar10_is_downloaded_packed_and_cached(web_server, small_cifar10, monkeypatch, capsys):
     web_server.content, members = small_cifar10
     warnings = []
     pack = default_data(None, warnings.append)
-    assert (pack.name, pack.class_names) == ("cifar10", downloads.CIFAR10_CLASSES)
+    assert (pack.name, pack.class_names) == ("cifar10", CIFAR10_CLASSES)
     assert (len(pack.train_images), len(pack.test_images)) == (20, 4)
     expected = members["test_batch"]["data"].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
     last = torch.from_numpy(expected[3].copy())
@@ -126,6 +174,57 @@ def test_cifar10_is_downloaded_packed_and_cached(web_server, small_cifar10, monk
     assert (resized.name, resized.image_size) == ("cifar10-16", (16, 16))
     assert warnings == []
     assert capsys.readouterr().out == ""
+
+
+def test_cifar100_has_its_fine_classes(web_server, small_cifar100, capsys):
+    web_server.content, members = small_cifar100
+    pack = load_data("CIFAR100")
+    assert (pack.name, pack.class_names) == ("cifar100", tuple(members["meta"]["fine_label_names"]))
+    assert pack.test_labels.bincount().tolist() == [1] * 100
+    expected = members["test"]["data"][37].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert torch.equal(pack.test_images[pack.test_labels == 37][0], torch.from_numpy(expected.copy()))
+    assert_same_pack(read_pack(pack_path("cifar100")), pack)
+    assert capsys.readouterr().out == ""
+
+
+def test_imagenette_is_resized_and_has_names_of_words(web_server, small_imagenette, cache, monkeypatch, capsys):
+    web_server.content = small_imagenette
+    pack = load_data("imagenette")
+    assert (pack.name, pack.image_size, pack.channels) == ("imagenette", (64, 64), 3)
+    assert (pack.class_names[0], pack.class_names[2], pack.class_names[9]) == ("tench", "cassette player", "parachute")
+    assert [int(pack.test_images[pack.test_labels == k].float().mean().round()) for k in range(10)] == list(
+        range(0, 200, 20)
+    )
+    assert os.listdir(cache / "downloads") == ["imagenette2-160.tgz"]
+    assert_same_pack(read_pack(pack_path("imagenette")), pack)
+    come_from(monkeypatch, "http://127.0.0.1:9")
+    larger = pack_source("imagenette", size=96)
+    assert (larger.name, larger.image_size) == ("imagenette-96", (96, 96))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", downloads.DOWNLOADS)
+def test_offline_says_what_to_do(closed_port, cache, name):
+    started = time.monotonic()
+    with pytest.raises(DownloadError) as error:
+        load_data(name)
+    assert time.monotonic() - started < 5
+    url, _ = downloads.DOWNLOADS[name].archive()
+    assert_is_remedy(error, "does not answer", f"put {url} into {cache / 'downloads'}", f"FOLDER --name {name}`")
+
+
+@pytest.mark.parametrize("name", downloads.DOWNLOADS)
+@pytest.mark.parametrize("part", ["", "packs", "downloads"])
+def test_cache_that_cannot_be_written_is_found_before_the_download(web_server, cache, name, part):
+    web_server.status = 500  # asking would be another error
+    cache.parent.mkdir(exist_ok=True)
+    if part:
+        cache.mkdir()
+    (cache / part).write_text("in the way")
+    with pytest.raises(UserError) as error:
+        load_data(name)
+    assert_is_remedy(error, "cannot write", str(cache / part), "SPEEDYRESNET_CACHE=FOLDER")
+    assert (cache / part).read_text() == "in the way"
 
 
 @pytest.mark.parametrize("kept", ["archive", "files"])

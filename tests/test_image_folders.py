@@ -1,13 +1,14 @@
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
-from data_checks import assert_is_remedy, write_folder, write_images
+from data_checks import assert_is_remedy, assert_same_pack, write_folder, write_images
 from PIL import Image
 
 from speedyresnet.engine import image_folders
-from speedyresnet.engine.data import pack_source, save_pack
+from speedyresnet.engine.data import load_data, pack_source, save_pack
 from speedyresnet.engine.errors import UserError
 
 
@@ -36,19 +37,153 @@ def test_folder_images_and_labels_are_those_of_the_files(tmp_path):
         assert any(np.array_equal(np.asarray(Image.open(file)), image.numpy()) for file in files)
 
 
-def test_all_kinds_of_images(tmp_path):
-    folder = write_folder(tmp_path / "kinds")
-    solid = Image.new("RGB", (8, 8), (200, 100, 50))
-    for suffix in ("JPG", "jpeg", "webp", "BMP"):
-        solid.save(folder / "train" / "ant" / f"solid.{suffix}")
-    solid.convert("L").save(folder / "train" / "ant" / "grey.png")
-    solid.convert("RGBA").save(folder / "train" / "ant" / "alpha.png")
-    solid.quantize(4).save(folder / "train" / "ant" / "palette.png")
+def ants(folder, files):
+    """What the files of {name: (image, options of its writer)} become in a pack, [len(files), 8, 8, C]."""
+    shutil.rmtree(folder / "test" / "ant")
+    (folder / "test" / "ant").mkdir()
+    for name, (image, options) in files.items():
+        image.save(folder / "test" / "ant" / name, **options)
     pack = pack_source(str(folder))
-    ants = pack.train_images[pack.train_labels == 0].float()
-    assert len(ants) == 3 + 7
-    close = (ants - torch.tensor([200.0, 100.0, 50.0])).abs().amax(dim=(1, 2, 3)) < 8
-    assert close.sum() == 6
+    return pack.test_images[pack.test_labels == 0].int()
+
+
+def test_all_kinds_of_images(tmp_path):
+    solid = Image.new("RGB", (8, 8), (200, 100, 50))
+    files = {f"solid.{suffix}": (solid, {}) for suffix in ("JPG", "jpeg", "webp", "BMP", "png")}
+    files |= {"alpha.png": (solid.convert("RGBA"), {}), "palette.png": (solid.quantize(4), {})}
+    files |= {"cmyk.jpg": (solid.convert("CMYK"), {})}
+    found = ants(write_folder(tmp_path / "kinds"), files)
+    assert found.shape == (8, 8, 8, 3)
+    assert (found - torch.tensor([200, 100, 50])).abs().max() < 8
+
+
+def test_transparent_parts_are_white(tmp_path):
+    """Whatever colour hides beneath them."""
+    clear = Image.new("RGBA", (8, 8), (10, 200, 30, 0))
+    black_half = Image.new("LA", (8, 8), (0, 128))
+    keyed = Image.new("P", (8, 8), 3)
+    keyed.putpalette([9] * 12)
+    files = {"clear.png": (clear, {}), "clear.webp": (clear, {"lossless": True}), "half.png": (black_half, {})}
+    files |= {
+        "palette.png": (keyed, {"transparency": 3}),
+        "key.png": (Image.new("RGB", (8, 8)), {"transparency": (0, 0, 0)}),
+    }
+    values = sorted(image.unique().tolist() for image in ants(write_folder(tmp_path / "clear"), files))
+    assert values == [[127], [255], [255], [255], [255]]
+
+
+def write_grey_folder(folder):
+    """8-bit, 16-bit, bilevel and half-transparent greys; the values of 16 bits are 256 times those of 8."""
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    eight = Image.fromarray(ramp)
+    wide = Image.fromarray(ramp.astype(np.uint16) * 256)
+    for split in ("train", "test"):
+        for name, image in (("ant", eight), ("bee", wide), ("cow", eight.convert("1")), ("dog", eight.convert("LA"))):
+            (folder / split / name).mkdir(parents=True)
+            image.save(folder / split / name / "0.png")
+    return torch.from_numpy(ramp)
+
+
+def test_greyscale_folders_have_one_channel(tmp_path):
+    ramp = write_grey_folder(tmp_path / "greys")
+    pack = pack_source(str(tmp_path / "greys"))
+    assert (pack.channels, len(pack.mean)) == (1, 1)
+    images = {pack.class_names[label]: pack.test_images[place, :, :, 0] for place, label in enumerate(pack.test_labels)}
+    assert all(torch.equal(images[name], ramp) for name in ("ant", "bee", "dog"))
+    assert images["cow"].unique().tolist() == [0, 255]
+    assert pack_source(str(tmp_path / "greys"), size=4).train_images.shape == (4, 4, 4, 1)
+
+
+def test_one_coloured_image_makes_all_rgb(tmp_path):
+    ramp = write_grey_folder(tmp_path / "greys")
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "greys" / "test" / "cow" / "9.png")
+    pack = pack_source(str(tmp_path / "greys"))
+    (wide,) = pack.train_images[pack.train_labels == 1]
+    assert torch.equal(wide, ramp[:, :, None].expand(8, 8, 3))
+
+
+def test_links_and_nested_folders_are_followed_and_hidden_ones_are_not(tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    plain = pack_source(str(folder), name="same")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "train" / "ant").rename(tmp_path / "elsewhere" / "ant")
+    (folder / "train" / "ant").symlink_to(tmp_path / "elsewhere" / "ant")
+    bees = folder / "train" / "bee"
+    (bees / "images" / "more").mkdir(parents=True)
+    (bees / "0.png").rename(bees / "images" / "more" / "0.PNG")
+    (bees / "images" / "loop").symlink_to(bees)
+    (bees / ".thumbnails").mkdir()
+    (bees / ".thumbnails" / "1.png").write_text("no image")
+    assert_same_pack(pack_source(str(folder), name="same"), plain)
+
+
+# --- Holding out
+
+
+def write_single_folder(folder, counts, prefix="", seed=3):
+    """FOLDER/CLASS/*.png with so many different images of each class."""
+    generator = np.random.default_rng(seed)
+    for name, count in counts.items():
+        images = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        write_images(folder / name, images, [f"{prefix}{number * 7919 % 104729}.png" for number in range(count)])
+    return folder
+
+
+def contents(images):
+    return [image.numpy().tobytes() for image in images]
+
+
+def test_holding_out_is_stratified_and_keyed_by_pixels(tmp_path):
+    counts = {"ant": 40, "bee": 25, "cow": 4}
+    pack = pack_source(str(write_single_folder(tmp_path / "one", counts)), name="same", holdout=0.2)
+    assert pack.test_labels.bincount().tolist() == [8, 5, 1]
+    assert pack.train_labels.bincount().tolist() == [32, 20, 3]
+    held = [sha256(content).digest() for content in contents(pack.test_images[pack.test_labels == 0])]
+    kept = [sha256(content).digest() for content in contents(pack.train_images[pack.train_labels == 0])]
+    assert max(held) < min(kept)
+    renamed = write_single_folder(tmp_path / "two" / "train", counts, prefix="other-")
+    assert_same_pack(pack_source(str(renamed.parent), name="same", holdout=0.2), pack)
+
+
+def test_equal_images_stay_on_one_side(tmp_path):
+    folder = write_single_folder(tmp_path / "beasts", {"ant": 30, "bee": 30})
+    for number, image in enumerate(sorted((folder / "ant").iterdir())[:20]):
+        shutil.copy(image, folder / "ant" / f"copy {number}.png")
+        shutil.copy(image, folder / "bee" / f"copy {number}.png")
+    pack = pack_source(str(folder), holdout=0.3)
+    assert len(pack.train_labels) + len(pack.test_labels) == 100
+    assert not set(contents(pack.train_images)) & set(contents(pack.test_images))
+
+
+@pytest.mark.parametrize("counts", [{"ant": 1, "bee": 9}, {"ant": 9, "bee": 1}])
+def test_class_with_nothing_to_hold_out(tmp_path, counts):
+    folder = write_single_folder(tmp_path / "beasts", counts)
+    few = min(counts, key=counts.get)
+    shutil.copy(next((folder / few).iterdir()), folder / few / "copy.png")
+    with pytest.raises(UserError, match=f"class {few} has too few different images"):
+        pack_source(str(folder), holdout=0.5)
+
+
+def test_folder_without_a_test_split_needs_holdout(tmp_path):
+    single = write_single_folder(tmp_path / "single", {"ant": 3, "bee": 3})
+    shutil.copytree(single, tmp_path / "half" / "train")
+    for folder in (single, tmp_path / "half"):
+        for load in (pack_source, load_data):
+            with pytest.raises(UserError) as error:
+                load(str(folder))
+            assert_is_remedy(error, f"`speedyresnet data pack {folder} --holdout 0.1 --name NAME`")
+
+
+def test_holdout_where_there_is_a_test_split(tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    for source in (str(folder), "cifar100", "synthetic"):
+        with pytest.raises(UserError, match=r"has a test split.*; leave out --holdout"):
+            pack_source(source, holdout=0.1)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    folder = write_single_folder(tmp_path / "vehicles", {"car": 5, "train": 5})
+    assert pack_source(str(folder), holdout=0.2).class_names == ("car", "train")
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -78,6 +213,9 @@ def test_class_missing_in_one_split(tmp_path, split, other):
 
 def test_wrong_layouts(tmp_path):
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no class folders; expected FOLDER/train/CLASS"):
+        pack_source(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "test").mkdir()
     with pytest.raises(UserError, match="no folder train; expected FOLDER/train/CLASS"):
         pack_source(str(tmp_path / "empty"))
     folder = write_folder(tmp_path / "beasts")
@@ -89,16 +227,25 @@ def test_wrong_layouts(tmp_path):
     (folder / "train").mkdir()
     with pytest.raises(UserError, match="train has no class folders; expected"):
         pack_source(str(folder))
-    shutil.rmtree(folder / "test")
-    with pytest.raises(UserError, match="no folder val; expected"):
-        pack_source(str(folder))
+    one_too_high = tmp_path / "above"
+    write_folder(one_too_high / "beasts")
+    with pytest.raises(UserError, match="above has one class only, beasts; expected"):
+        pack_source(str(one_too_high), holdout=0.2)
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated"])
-def test_unreadable_image_is_named(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["text", "truncated", "dangling link"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+def test_unreadable_image_is_named(tmp_path, damage, suffix):
     folder = write_folder(tmp_path / "beasts")
-    bad = folder / "test" / "bee" / "1.png"
-    bad.write_bytes(b"not an image" if damage == "text" else bad.read_bytes()[:100])
+    bad = folder / "test" / "bee" / f"bad.{suffix}"
+    if damage == "dangling link":
+        bad.symlink_to("nowhere")
+    elif damage == "text":
+        bad.write_text("not an image")
+    else:
+        noise = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(bad)
+        bad.write_bytes(bad.read_bytes()[: bad.stat().st_size * 2 // 3])
     with pytest.raises(UserError) as error:
         pack_source(str(folder))
     assert_is_remedy(error, f"cannot read image {bad}", "repair it")
