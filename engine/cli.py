@@ -16,6 +16,7 @@ from ..kernels.resources import dumped_code
 from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
+from .contact_sheet import check_picture, save_contact_sheet
 from .data import Pack, default_data, load_data, pack_name, pack_source, save_pack, writable_pack_path
 from .display import FileProgress, print_result, training_display
 from .downloads import DOWNLOADS
@@ -356,10 +357,16 @@ def pack_command(
 @data_app.command("info")
 def info_command(
     data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder.")],
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw some images of each class here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is in a data set."""
-    _print_pack(_chosen_data(data), as_json, None)
+    if picture is not None:
+        check_picture(picture)
+    pack = _chosen_data(data)
+    if picture is not None:
+        save_contact_sheet(pack, picture)
+    _print_pack(pack, as_json, None)
 
 
 def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:
