@@ -16,7 +16,7 @@ from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
 from .files import write_atomically
-from .nets import SpeedyResNet, make_net
+from .nets import SpeedyResNet, check_image_size, make_net
 from .recipe import Recipe, View, recipe_from_dict
 from .trainer import DTYPES
 
@@ -40,13 +40,19 @@ class Model:
         """Accuracy on the test images of `pack`, with the views of the recipe or those asked for.
 
         Raises:
-            UserError: the pack has other classes or channels.
+            UserError: the pack has other classes or channels, or images too small for the net.
         """
         if pack.class_names != self.class_names:
             raise UserError(
                 f"the model knows {len(self.class_names)} classes ({_listed(self.class_names)}), "
                 f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)})"
             )
+        if pack.channels != len(self.mean):
+            raise UserError(
+                f"the model takes images of {len(self.mean)} channels, those of {pack.name} have {pack.channels}; "
+                f"give data of the kind it was trained on"
+            )
+        check_image_size(self.recipe.net, *pack.image_size)
         scale, shift = normalisation(self.mean, self.std, torch.promote_types(self.dtype, torch.float32), device)
         settings = self.recipe.evaluation
         data = LabelledImages(
