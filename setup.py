@@ -34,7 +34,7 @@ setup(
         "triton>=3.6; sys_platform == 'linux'",
         "numpy",
         "safetensors>=0.5",
-        "pillow>=10",
+        "pillow>=10.1",
         "rich>=13",
         "typer>=0.15",
     ],

@@ -23,8 +23,10 @@ from .api import evaluate as evaluate_model
 from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
 from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
-from .data import Pack, default_data, load_data, pack_path, pack_source
+from .contact_sheet import check_picture, save_contact_sheet
+from .data import Pack, default_data, load_data, pack_name, pack_source, writable_pack_path
 from .display import FileProgress, print_result, training_display
+from .downloads import DOWNLOADS
 from .errors import UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import check_outputs, check_writable, write_text
@@ -407,23 +409,28 @@ def _setting(value: Any) -> str:
 
 @data_app.command("pack")
 def pack_command(
-    source: Annotated[str, typer.Argument(help="cifar10, synthetic, or a folder {train,test|val}/<class>/*.")],
+    source: Annotated[
+        str, typer.Argument(help=", ".join(DOWNLOADS) + ", synthetic, or a folder {train,test|val}/<class>/*.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name in the cache.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of into the cache.")] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=1, max=MAX_IMAGE_SIDE, help="Resize images to SIZE x SIZE.")
     ] = None,
+    holdout: Annotated[
+        float | None, typer.Option("--holdout", help="Test on this share of a folder that has no test split.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of synthetic images.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images into one file that trains at once."""
-    check_writable(out or pack_path(name or "any"))  # of the cache any file will do
+    path = out or writable_pack_path(pack_name(source, name, size))
+    check_writable(path)
     progress = FileProgress(Console(stderr=True))
     try:
-        pack = pack_source(source, name=name, size=size, seed=seed, progress=progress)
+        pack = pack_source(source, name=name, size=size, holdout=holdout, seed=seed, progress=progress)
     finally:
         progress.close()
-    path = out or pack_path(name or pack.name)
     save_pack(pack, path)
     _print_pack(pack, as_json, path)
 
@@ -431,10 +438,16 @@ def pack_command(
 @data_app.command("info")
 def info_command(
     data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder.")],
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw some images of each class here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is in a data set."""
-    _print_pack(load_data(data), as_json, None)
+    if picture is not None:
+        check_picture(picture)
+    pack = _chosen_data(data)
+    if picture is not None:
+        save_contact_sheet(pack, picture)
+    _print_pack(pack, as_json, None)
 
 
 def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:

@@ -4,42 +4,29 @@ A pack holds the uint8 images and labels of a train and a test split. The images
 of their SHA-256, so one data set gives one pack and one checksum, whatever source and order it came from.
 """
 
-import contextlib
 import difflib
 import hashlib
-import http.client
 import json
 import math
 import os
-import queue
 import re
-import socket
-import sys
-import threading
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 
+from .downloads import DOWNLOADS, DownloadError, download
 from .errors import UserError
-from .files import check_writable, locked
+from .files import check_writable
+from .image_folders import LAYOUT, Images, Labels, Progress, Splits, read_image_folder
+from .nets import MAX_IMAGE_SIDE
 
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
 """The four arrays of a pack under the names of DTYPES."""
-Progress = Callable[[int, int, str], None]
-"""Told how many of how many images are done, and what is being done to them."""
 
 DTYPES = {
     "train_images": torch.uint8,
@@ -47,29 +34,8 @@ DTYPES = {
     "test_images": torch.uint8,
     "test_labels": torch.int64,
 }
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-LAYOUT = "expected FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val) with png, jpg, webp or bmp images"
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-DEFAULT_SIZE = 32
-PROBE_SECONDS = 8.0
-STALL_SECONDS = 10.0
-IMAGES_PER_TASK = 64
 ROWS_PER_SUM = 128
-
-
-class DownloadError(UserError):
-    """A data set could not be downloaded. The message says what to do without a network."""
+SYNTHETIC = "synthetic"
 
 
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
@@ -223,7 +189,7 @@ def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]
 def cache_folder() -> Path:
     """Where downloads and named packs are kept: $SPEEDYRESNET_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("SPEEDYRESNET_CACHE"):
-        return Path(os.path.expanduser(chosen))
+        return _expanded(chosen)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "speedyresnet"
 
@@ -235,208 +201,6 @@ def pack_path(name: str) -> Path:
     return cache_folder() / "packs" / f"{name}.safetensors"
 
 
-# --- Image folders
-
-
-def read_image_folder(folder: Path, *, name: str, size: int | None = None, progress: Progress | None = None) -> Pack:
-    """Pack the images of FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val, where there is no test).
-
-    Classes are numbered in alphabetical order. Images become RGB, upright as their EXIF tag says, and with
-    `size` are resized to size x size pixels (aspect ratio not kept). Raises UserError for any other layout,
-    for an image that cannot be read and, without `size`, for images of several sizes.
-    """
-    try:
-        class_names, splits = _list_splits(folder)
-    except OSError as error:
-        raise UserError(f"cannot list {folder} ({error}); give a folder that you may read") from error
-    files = [path for paths, _ in splits for path in paths]
-    images = _decode_all(files, size, progress)
-    (train_files, train_labels), (_, test_labels) = splits
-    train_count = len(train_files)
-    return make_pack(name, class_names, images[:train_count], train_labels, images[train_count:], test_labels)
-
-
-def _list_splits(folder: Path) -> tuple[list[str], list[tuple[list[Path], Labels]]]:
-    """Class names, then image files and labels of the train and of the test split."""
-    train, test = folder / "train", folder / "test"
-    if not test.is_dir():
-        test = folder / "val"
-    for split in (train, test):
-        if not split.is_dir():
-            raise UserError(f"{folder} has no folder {split.name}; {LAYOUT}")
-    class_names = _list_classes(train)
-    for name in sorted(set(class_names) ^ set(_list_classes(test))):
-        absent = test if name in class_names else train
-        raise UserError(f"class {name} is missing in {absent}; both splits need the same classes")
-    return class_names, [_list_images(split, class_names) for split in (train, test)]
-
-
-def _list_classes(split: Path) -> list[str]:
-    names = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise UserError(f"{split} has no class folders; {LAYOUT}")
-    return names
-
-
-def _list_images(split: Path, class_names: Sequence[str]) -> tuple[list[Path], Labels]:
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = sorted(path for path in (split / name).iterdir() if _is_image(path))
-        if not found:
-            raise UserError(f"{split / name} has no images; {LAYOUT}")
-        files += found
-        labels += [label] * len(found)
-    return files, np.array(labels, dtype=np.int64)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _decode_all(files: Sequence[Path], size: int | None, progress: Progress | None) -> Images:
-    """All images as one array [N, H, W, 3], decoded by a few threads (Pillow releases Python's lock)."""
-    images = np.empty((len(files), *_decode(files[0], size).shape), dtype=np.uint8)
-    starts = range(0, len(files), IMAGES_PER_TASK)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        # map returns in order, so of several bad files the first is reported; leaving it cancels the rest.
-        for done in pool.map(partial(_decode_some, files, images, size), starts):
-            if progress is not None:
-                progress(done, len(files), "reading images")
-    return images
-
-
-def _decode_some(files: Sequence[Path], images: Images, size: int | None, start: int) -> int:
-    """Decode one task's files into their places in `images`; returns the index after the last."""
-    end = min(start + IMAGES_PER_TASK, len(files))
-    for index in range(start, end):
-        pixels = _decode(files[index], size)
-        if pixels.shape != images.shape[1:]:
-            (height, width), (first_height, first_width) = pixels.shape[:2], images.shape[1:3]
-            raise UserError(
-                f"{files[index]} is {width}x{height} pixels, but {files[0]} is {first_width}x{first_height}; "
-                "give --size to resize all images"
-            )
-        images[index] = pixels
-    return end
-
-
-def _decode(path: Path, size: int | None) -> Images:
-    """One file as RGB, [H, W, 3]."""
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _resize(image.convert("RGB"), size)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError(f"cannot read image {path}: {error}; repair it or take it away") from error
-
-
-def _resize(image: Image.Image, size: int | None) -> Images:
-    """Pixels of an image, resized with antialiasing to size x size unless `size` is None."""
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-# --- CIFAR-10
-
-
-def pack_from_torchvision_cifar10(
-    progress: Progress | None = None, *, name: str = "cifar10", size: int | None = None
-) -> Pack:
-    """Download CIFAR-10 into the cache folder, unless it is there, and pack it.
-
-    Raises DownloadError: within PROBE_SECONDS where there is no network, and when nothing has come in for
-    STALL_SECONDS.
-    """
-    arrays: list[npt.NDArray[Any]] = []
-    for dataset in _download_cifar10():
-        images = dataset.data if size in (None, DEFAULT_SIZE) else _resize_all(dataset.data, size, progress)
-        arrays += [images, np.array(dataset.targets, dtype=np.int64)]
-    train_images, train_labels, test_images, test_labels = arrays
-    return make_pack(name, CIFAR10_CLASSES, train_images, train_labels, test_images, test_labels)
-
-
-def _download_cifar10() -> list[Any]:
-    """The train and the test set as torchvision gives them."""
-    # Imported late: it takes a second that other sources need not spend.
-    from torchvision.datasets import CIFAR10
-
-    folder = cache_folder() / "downloads"
-    host = urllib.parse.urlsplit(CIFAR10.url).hostname
-    if not _is_downloaded(folder) and not is_reachable(CIFAR10.url, PROBE_SECONDS):
-        raise _download_error(f"{host} does not answer")
-    try:
-        # One process after the other: torchvision writes and unpacks in place. Its own messages must not get into what
-        # the user pipes on.
-        with (
-            locked(folder / ".lock", wait=True),
-            _stall_limit(STALL_SECONDS),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            return [CIFAR10(root=folder, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise _download_error(str(error)) from error
-
-
-def _download_error(fault: str) -> DownloadError:
-    one_line = " ".join(fault.split())
-    remedy = "pack an image folder instead: `speedyresnet data pack FOLDER --name cifar10`"
-    return DownloadError(f"cannot download CIFAR-10 ({one_line}); {remedy}")
-
-
-def _is_downloaded(folder: Path) -> bool:
-    """Whether a whole CIFAR-10, packed or unpacked, lies in the download folder."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    if check_integrity(folder / CIFAR10.filename, CIFAR10.tgz_md5):
-        return True
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    return all(check_integrity(folder / CIFAR10.base_folder / file, md5) for file, md5 in files)
-
-
-def is_reachable(url: str, seconds: float) -> bool:
-    """Whether the host of `url` answers a request, with whatever status, within `seconds`."""
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    # A thread, because looking up a name has no time limit; a daemon, so that it cannot hold up the exit.
-    threading.Thread(target=lambda: answers.put(_answers(url, seconds)), daemon=True).start()
-    try:
-        return answers.get(timeout=seconds)
-    except queue.Empty:
-        return False
-
-
-def _answers(url: str, seconds: float) -> bool:
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, http.client.HTTPException):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _stall_limit(seconds: float) -> Iterator[None]:
-    """Let every connection opened inside fail once nothing has come in for `seconds`."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _resize_all(images: Images, size: int | None, progress: Progress | None) -> Images:
-    resized = []
-    for done, image in enumerate(images, start=1):
-        resized.append(_resize(Image.fromarray(image), size))
-        if progress is not None and (done % 1000 == 0 or done == len(images)):
-            progress(done, len(images), "resizing images")
-    return np.stack(resized)
-
-
 # --- What the command line takes
 
 
@@ -445,36 +209,62 @@ def pack_source(
     *,
     name: str | None = None,
     size: int | None = None,
+    holdout: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pack:
-    """Pack an image folder, CIFAR-10 (downloaded by torchvision) or "synthetic" (drawn from `seed`).
+    """Pack an image folder, a data set of DOWNLOADS or "synthetic" (drawn from `seed`).
 
-    A folder that exists wins over the word cifar10. The name defaults to the source's, except that CIFAR-10 at
-    another size than 32 is called cifar10-SIZE; synthetic data is always called synthetic. Raises UserError.
+    Args:
+        source: a folder that exists wins over the name of a download.
+        name: of the pack; none: see `pack_name`. Synthetic data is always called synthetic.
+        size: side in pixels that images are resized to; none: as they are, those of DOWNLOADS as it says.
+        holdout: share of each class that becomes the test split of a folder that has none.
+        seed: of synthetic images, not negative.
+        progress: told how it goes.
+
+    Raises:
+        UserError: anything wrong with what was given, before the images are read where possible.
     """
-    if size is not None and size < 1:
-        raise UserError(f"--size {size} is no image size; give at least 1 pixel")
-    if name is not None:
-        pack_path(name)  # refuses a bad name before the images are read
-    if source == "synthetic":
+    if size is not None and not 1 <= size <= MAX_IMAGE_SIDE:
+        raise UserError(f"--size {size} is no image size; give 1 to {MAX_IMAGE_SIDE} pixels")
+    if holdout is not None and not 0 < holdout < 1:
+        raise UserError(f"--holdout {holdout} is no share of the images; give a number between 0 and 1, such as 0.1")
+    chosen, folder = pack_name(source, name, size), _expanded(source)
+    if os.path.isdir(folder) and source != SYNTHETIC:
+        return make_pack(chosen, *read_image_folder(folder, size, holdout, progress))
+    if holdout is not None:
+        raise UserError(f"{source} has a test split; leave out --holdout")
+    if source == SYNTHETIC:
         return _drawn(size, seed, progress)
-    folder = Path(os.path.expanduser(source))
-    if not os.path.isdir(folder) and source.lower() != "cifar10":
-        raise UserError(f"no data source {source}; give cifar10, synthetic or a folder: {LAYOUT}")
-    name = name or _default_name(source, size)
-    if name == "synthetic":
-        raise UserError("the name synthetic is kept for drawn images; choose another --name")
-    if os.path.isdir(folder):
-        return read_image_folder(folder, name=name, size=size, progress=progress)
-    return pack_from_torchvision_cifar10(progress, name=name, size=size)
+    return make_pack(chosen, *_downloaded(source.lower(), size, progress))
+
+
+def pack_name(source: str, name: str | None = None, size: int | None = None) -> str:
+    """What a pack of `source` is called: `name`, else as the source; a download at an unusual size is NAME-SIZE.
+
+    Raises UserError for an unknown source and for a name that will not do.
+    """
+    chosen = _default_name(source, size) if name is None else name
+    pack_path(chosen)  # refuses what is no name
+    if chosen == SYNTHETIC and source != SYNTHETIC:
+        raise UserError(f"the name {SYNTHETIC} is kept for drawn images; choose another --name")
+    return chosen
 
 
 def _default_name(source: str, size: int | None) -> str:
-    folder = Path(os.path.expanduser(source))
-    if os.path.isdir(folder):
-        return _sanitised(folder.resolve().name)
-    return "cifar10" if size in (None, DEFAULT_SIZE) else f"cifar10-{size}"
+    if source == SYNTHETIC:
+        return source
+    if os.path.isdir(_expanded(source)):
+        return _sanitised(_expanded(source).resolve().name)
+    name = source.lower()
+    if name not in DOWNLOADS:
+        raise UserError(f"no data source {source}; give {', '.join([*DOWNLOADS, SYNTHETIC])} or a folder: {LAYOUT}")
+    return name if size in (None, DOWNLOADS[name].size) else f"{name}-{size}"
+
+
+def _expanded(source: str | Path) -> Path:
+    return Path(os.path.expanduser(source))  # pathlib's own fails for the home of nobody
 
 
 def _sanitised(text: str) -> str:
@@ -482,10 +272,28 @@ def _sanitised(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-") or "images"
 
 
+def writable_pack_path(name: str) -> Path:
+    """As `pack_path`. Raises UserError where no pack can be written there, before there is one."""
+    return _writable(pack_path(name))
+
+
+def _downloaded(name: str, size: int | None, progress: Progress | None) -> Splits:
+    return download(name, _writable(cache_folder() / "downloads" / name).parent, size, progress)
+
+
+def _writable(path: Path) -> Path:
+    """A path in the cache. Raises UserError where it cannot be written."""
+    try:
+        check_writable(path)
+    except UserError as error:
+        raise UserError(f"{error}; SPEEDYRESNET_CACHE=FOLDER sets another cache") from error
+    return path
+
+
 def _drawn(size: int | None, seed: int, progress: Progress | None) -> Pack:
     from .synthetic import make_synthetic  # it imports this module for Pack
 
-    return make_synthetic(size=size or DEFAULT_SIZE, seed=seed, progress=progress)
+    return make_synthetic(size=size or 32, seed=seed, progress=progress)
 
 
 def held_out(pack: Pack, count: int) -> Pack:
@@ -503,42 +311,41 @@ def held_out(pack: Pack, count: int) -> Pack:
 
 
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
-    """What `--data` names: "synthetic", a cached pack, a pack file, an image folder or CIFAR-10, in this order.
+    """What `--data` names: "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, in this order.
 
-    CIFAR-10 is downloaded and cached where nothing else has that name. Raises UserError, and DownloadError where
-    CIFAR-10 cannot be had.
+    What is downloaded is packed and cached. Raises UserError, and DownloadError where it cannot be had.
     """
     from .pack_file import read_pack  # it imports this module for Pack
 
-    name, path = str(data), Path(os.path.expanduser(data))
-    if name == "synthetic":
+    name, path = str(data), _expanded(data)
+    if name == SYNTHETIC:
         return _drawn(None, 0, progress)
     if name in _cached_names():
         return read_pack(pack_path(name))
-    if os.path.isdir(path):
+    if os.path.isdir(path):  # unlike pathlib's, it takes any text
         return pack_source(str(path.absolute()), progress=progress)
     if os.path.exists(path):
         return read_pack(path)
-    if name.lower() == "cifar10":
-        return _cached_cifar10(progress)
+    if name.lower() in DOWNLOADS:
+        return _cached_download(name.lower(), progress)
     raise _unknown_data(name)
 
 
 def _unknown_data(name: str) -> UserError:
-    near = difflib.get_close_matches(name, {"cifar10", "synthetic", *_cached_names()}, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, {*DOWNLOADS, SYNTHETIC, *_cached_names()}, n=3, cutoff=0.5)
     hint = f" (nearest: {', '.join(near)})" if near else ""
     remedy = f"make one with `speedyresnet data pack FOLDER --name {_sanitised(name)}`"
     return UserError(f"no pack file, image folder or cached pack {name}{hint}; {remedy}")
 
 
-def _cached_cifar10(progress: Progress | None) -> Pack:
+def _cached_download(name: str, progress: Progress | None) -> Pack:
     from .pack_file import read_pack, save_pack  # it imports this module for Pack
 
-    path = pack_path("cifar10")
+    path = pack_path(name)
     if path.exists():
         return read_pack(path)
-    check_writable(path)
-    pack = pack_from_torchvision_cifar10(progress)
+    _writable(path)
+    pack = make_pack(name, *_downloaded(name, None, progress))
     save_pack(pack, path)
     return pack
 
@@ -553,7 +360,7 @@ def default_data(progress: Progress | None, warn: Callable[[str], None]) -> Pack
     Without a network the warning comes within 20 seconds.
     """
     try:
-        return _cached_cifar10(progress)
+        return _cached_download("cifar10", progress)
     except DownloadError as error:
         warn(f"{error}; until then the synthetic data set is used")
-    return load_data("synthetic", progress=progress)
+    return load_data(SYNTHETIC, progress=progress)

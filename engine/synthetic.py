@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import Pack, Progress, make_pack
+from .data import SYNTHETIC, Pack, make_pack
+from .image_folders import Progress
 
 Floats = npt.NDArray[np.floating[Any]]
 """Always float32: NumPy's stubs lose track of that in arithmetic."""
 Shape = Callable[[Floats, Floats], Floats]
 
-NAME = "synthetic"
 PIXELS_PER_CHUNK = 1 << 18
 BLOBS = 2
 
@@ -214,4 +214,4 @@ def make_synthetic(
 
     train = _draw_split(train_images, size, (seed, 0), report)
     test = _draw_split(test_images, size, (seed, 1), report)
-    return make_pack(NAME, tuple(SHAPES), *train, *test)
+    return make_pack(SYNTHETIC, tuple(SHAPES), *train, *test)

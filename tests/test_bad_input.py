@@ -144,7 +144,7 @@ ROWS = [
     ("train --data " + "x" * 5000, "make one with"),
     ("train --data /dev/null", "no data pack at /dev/null"),
     ("train --data words", "words is not a whole data pack"),
-    ("train --data empty", "empty has no folder train"),
+    ("train --data empty", "empty has no class folders"),
     ("train --data model.safetensors", "is not a data pack of format"),
     ("train --data cut.safetensors", "is not a whole data pack"),
     ("data info foreign.safetensors", "is not a data pack of format"),
@@ -233,7 +233,7 @@ def test_bad_input_is_one_line_and_changes_nothing(arguments, words, folder, cac
 def test_a_cache_that_cannot_be_written_is_refused_before_any_work(place, arguments, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SPEEDYRESNET_CACHE", place)
-    for work in ("pack_from_torchvision_cifar10", "pack_source"):
+    for work in ("download", "pack_source"):
         monkeypatch.setattr(f"speedyresnet.engine.data.{work}", lambda *_, **__: pytest.fail("work"))
     monkeypatch.setattr("speedyresnet.engine.cli.pack_source", lambda *_, **__: pytest.fail("work"))
     code, printed, error = command(monkeypatch, capsys, *arguments.split())

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine.pack_file import save_pack
@@ -143,3 +144,35 @@ def test_a_full_gpu_is_one_line(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "memory is full" in error
     assert "--set batch_size" in error
+
+
+def test_data_commands_check_where_they_write_before_they_read(tmp_path):
+    """The images cannot be read, which nobody gets to know."""
+    for name in ("ant", "bee"):
+        (tmp_path / "beasts" / name).mkdir(parents=True)
+        (tmp_path / "beasts" / name / "0.png").write_text("no image")
+    (tmp_path / "file").write_text("in the way")
+    occupied = {"env": os.environ | {"SPEEDYRESNET_CACHE": str(tmp_path / "file" / "cache")}}
+    done = run("data", "pack", tmp_path / "beasts", "--holdout", "0.5", **occupied)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("speedyresnet: cannot write")
+    assert done.stderr.endswith("SPEEDYRESNET_CACHE=FOLDER sets another cache\n")
+    done = run("data", "info", tmp_path / "beasts", "--picture", tmp_path / "file" / "sheet.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"speedyresnet: cannot write {tmp_path / 'file' / 'sheet.png'}: {tmp_path / 'file'} is not a folder\n"
+    )
+
+
+def test_a_folder_with_holdout_is_packed_and_drawn(tmp_path):
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "beasts" / name).mkdir(parents=True)
+        for index in range(20):
+            Image.new("L", (28, 28), 100 * number + index).save(tmp_path / "beasts" / name / f"{index}.png")
+    done = run("data", "pack", tmp_path / "beasts", "--holdout", "0.1", "--json")
+    packed = json.loads(done.stdout)
+    assert (packed["channels"], packed["test_images"], packed["train_images_per_class"]) == (1, 4, [18, 18])
+    done = run("data", "info", "beasts", "--json", "--picture", tmp_path / "sheet.png")
+    assert json.loads(done.stdout)["sha256"] == packed["sha256"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800

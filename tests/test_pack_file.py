@@ -2,9 +2,9 @@ import json
 import os
 import pickle
 
-import numpy as np
 import pytest
 import torch
+from data_checks import CLASSES, assert_is_remedy, assert_same_pack, random_arrays
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -14,33 +14,10 @@ from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.model_file import read_model
 from speedyresnet.engine.pack_file import read_pack, save_pack
 
-CLASSES = ("ant", "bee", "cow")
-
-
-def random_arrays(seed=0, counts=(30, 12), shape=(6, 5, 3), classes=3):
-    generator = np.random.default_rng(seed)
-    for count in counts:
-        yield generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        yield np.arange(count) % classes
-
 
 @pytest.fixture
 def pack():
     return make_pack("small", CLASSES, *random_arrays())
-
-
-def assert_same_pack(first, second):
-    for key in data.DTYPES:
-        assert torch.equal(getattr(first, key), getattr(second, key)), key
-    for key in ("name", "class_names", "sha256", "mean", "std"):
-        assert getattr(first, key) == getattr(second, key), key
-
-
-def assert_is_remedy(error, *words):
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_pack_round_trip(pack, tmp_path):

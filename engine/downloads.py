@@ -1,0 +1,210 @@
+"""Data sets that torchvision downloads, and what is said where there is no network.
+
+A new one is an entry in DOWNLOADS.
+"""
+
+import contextlib
+import http.client
+import queue
+import socket
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+from .files import locked
+from .image_folders import Images, Progress, Splits, read_image_folder, resized
+
+PROBE_SECONDS = 8.0
+STALL_SECONDS = 10.0
+
+
+class DownloadError(UserError):
+    """A data set could not be downloaded. The message says what to do without a network."""
+
+
+class Download(Protocol):
+    """A data set that torchvision knows where to find."""
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of its images where no other is asked for."""
+
+    def archive(self) -> tuple[str, str]:
+        """Where the archive is, and its MD5."""
+
+    def is_unpacked(self, folder: Path) -> bool:
+        """Whether all that is needed lies in `folder`, so that the archive is not."""
+
+    def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
+        """The images, `size` x `size`; the archive is downloaded into `folder` unless it is there."""
+
+
+# torchvision is imported late: it takes a second that other sources need not spend.
+
+
+@dataclass(frozen=True, slots=True)
+class Cifar:
+    """A class of torchvision.datasets that is CIFAR10 or made like it."""
+
+    title: str
+    class_name: str
+    size: int = 32
+
+    def _dataset(self) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.class_name)
+
+    def archive(self) -> tuple[str, str]:
+        """Where the archive is, and its MD5."""
+        return self._dataset().url, self._dataset().tgz_md5
+
+    def is_unpacked(self, folder: Path) -> bool:
+        """Whether all files of the archive lie in `folder`, whole."""
+        from torchvision.datasets.utils import check_integrity
+
+        dataset = self._dataset()
+        files = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
+        return all(check_integrity(folder / dataset.base_folder / file, md5) for file, md5 in files)
+
+    def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
+        """Images, labels and class names as torchvision has them; of CIFAR-100 the 100 fine classes."""
+        train, test = (self._dataset()(root=folder, train=train, download=True) for train in (True, False))
+        images = (part.data if size == self.size else _resize_all(part.data, size, progress) for part in (train, test))
+        labels = (np.array(part.targets, dtype=np.int64) for part in (train, test))
+        (train_images, test_images), (train_labels, test_labels) = images, labels
+        return Splits(train.classes, train_images, train_labels, test_images, test_labels)
+
+
+class Imagenette:
+    """Imagenette from its edition with a shorter side of 160 pixels."""
+
+    title: ClassVar[str] = "Imagenette"
+    size: ClassVar[int] = 64
+
+    def archive(self) -> tuple[str, str]:
+        """Where the archive is, and its MD5."""
+        from torchvision.datasets import Imagenette as Dataset
+
+        url, md5 = Dataset._ARCHIVES["160px"]
+        return url, md5
+
+    def is_unpacked(self, folder: Path) -> bool:
+        """Never: it is unpacked anew for each pack."""
+        return False
+
+    def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
+        """Images squashed to squares; classes in the order of their WordNet numbers, under their first English name."""
+        from torchvision.datasets import Imagenette as Dataset
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        url, md5 = self.archive()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not by torchvision's own class: it takes any unpacked folder for whole, also where unpacking was interrupted.
+        with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+            download_and_extract_archive(url, folder, unpacked, md5=md5)
+            splits = read_image_folder(Path(unpacked) / Path(url).stem, size, progress=progress)
+        return splits._replace(class_names=[Dataset._WNID_TO_CLASS[number][0] for number in splits.class_names])
+
+
+DOWNLOADS: dict[str, Download] = {
+    "cifar10": Cifar("CIFAR-10", "CIFAR10"),
+    "cifar100": Cifar("CIFAR-100", "CIFAR100"),
+    "imagenette": Imagenette(),
+}
+"""By the name that `--data` and `data pack` know them by."""
+
+
+def download(name: str, folder: Path, size: int | None = None, progress: Progress | None = None) -> Splits:
+    """A data set of DOWNLOADS at `size` x `size` pixels, downloaded into `folder` unless it is there.
+
+    Raises DownloadError: within PROBE_SECONDS where there is no network, and when nothing has come in for
+    STALL_SECONDS.
+    """
+    source = DOWNLOADS[name]
+    url, _ = source.archive()
+    if not _is_downloaded(source, folder) and not is_reachable(url, PROBE_SECONDS):
+        raise _download_error(name, folder, f"{urllib.parse.urlsplit(url).hostname} does not answer")
+    try:
+        # One process after the other: torchvision writes and unpacks in place. Its own messages must not get into what
+        # the user pipes on.
+        with (
+            locked(folder / ".lock", wait=True),
+            _stall_limit(STALL_SECONDS),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            return source.read(folder, size or source.size, progress)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise _download_error(name, folder, str(error)) from error
+
+
+def _is_downloaded(source: Download, folder: Path) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    url, md5 = source.archive()
+    return source.is_unpacked(folder) or check_integrity(folder / Path(url).name, md5)
+
+
+def _download_error(name: str, folder: Path, fault: str) -> DownloadError:
+    source = DOWNLOADS[name]
+    one_line = " ".join(fault.split())
+    remedy = f"pack an image folder instead: `speedyresnet data pack FOLDER --name {name}`"
+    return DownloadError(
+        f"cannot download {source.title} ({one_line}); put {source.archive()[0]} into {folder}, or {remedy}"
+    )
+
+
+def is_reachable(url: str, seconds: float) -> bool:
+    """Whether the host of `url` answers a request, with whatever status, within `seconds`."""
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    # A thread, because looking up a name has no time limit; a daemon, so that it cannot hold up the exit.
+    threading.Thread(target=lambda: answers.put(_answers(url, seconds)), daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return False
+
+
+def _answers(url: str, seconds: float) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _stall_limit(seconds: float) -> Iterator[None]:
+    """Let every connection opened inside fail once nothing has come in for `seconds`."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _resize_all(images: Images, size: int, progress: Progress | None) -> Images:
+    results = []
+    for done, image in enumerate(images, start=1):
+        results.append(resized(Image.fromarray(image), size))
+        if progress is not None and (done % 1000 == 0 or done == len(images)):
+            progress(done, len(images), "resizing images")
+    return np.stack(results)
