@@ -35,6 +35,8 @@ class Net:
     """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
     """Where the output of a group's first convolution is added to that of its last."""
+    squeeze_excite_ratio: int = 0
+    """Channels of a group for each hidden unit of its squeeze-and-excite, see `nets.SqueezeExcite`; 0 leaves it out."""
     activation: Activation = "gelu"
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
@@ -126,9 +128,9 @@ class Optimizer:
     weight_decay: float = 0.0153 / 11.5
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
-    """Batch-norm biases learn that much faster, with the same decay a step."""
+    """Biases of batch norm and of squeeze-and-excite learn that much faster, with the same decay a step."""
     head_scale: float = 1.0
-    """The head learns that much faster, with the same decay a step."""
+    """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
     """Epochs after which the whitening bias is frozen."""
     master_weights: bool = False
@@ -370,6 +372,7 @@ def _check_ranges(made: Recipe) -> None:
         ("width_multiplier", 0 < made.width_multiplier <= 64, "above 0 and at most 64"),
         ("net.widths", len(net.widths) > 0 and min(net.widths) > 0, "one or more positive integers"),
         ("net.group_convolutions", net.group_convolutions >= 1, "at least 1"),
+        ("net.squeeze_excite_ratio", net.squeeze_excite_ratio >= 0, "0 or more"),
         ("net.whitening_kernel", 1 <= net.whitening_kernel <= 8, "between 1 and 8"),
         ("net.whitening_stride", net.whitening_stride >= 1, "at least 1"),
         ("net.whitening_images", net.whitening_images >= 1, "at least 1"),
@@ -407,6 +410,10 @@ def _check_ranges(made: Recipe) -> None:
     for key, holds, wanted in limits:
         if not holds:
             raise UserError(f"{key} must be {wanted}")
+    if net.squeeze_excite_ratio and net.group_convolutions == 1:
+        raise UserError(
+            "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"
+        )
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
 
