@@ -21,6 +21,7 @@ from .display import FileProgress, print_result, training_display
 from .errors import UserError
 from .export import FORMATS, check_format, export_model
 from .files import check_writable, write_text
+from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import forward_flops_per_image, make_net, parameter_counts
 from .recipe import Recipe
@@ -198,7 +199,7 @@ def export_command(
 
 
 def _described(made: Recipe) -> dict[str, Any]:
-    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes."""
+    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's."""
     net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
     schedule = plan(made, 50_000)
@@ -210,6 +211,9 @@ def _described(made: Recipe) -> dict[str, Any]:
         "parameters": parameters,
         "trainable_parameters": trainable,
         "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=32, width=32),
+        "estimated_peak_bytes": estimated_peak_bytes(
+            made, classes=10, images_shape=(60_000, 32, 32, 3), dtype=pick_dtype(made, torch.device("cuda"))
+        ),
         "steps": schedule.steps,
         "images_seen": schedule.steps * made.batch_size,
         "hash": made.hash,
@@ -297,22 +301,22 @@ def _claim(row: dict[str, Any]) -> str:
 def _print_recipes(rows: list[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("recipe", no_wrap=True)
-    for column in ("parameters", "MFLOP/image", "steps"):
+    for column in ("parameters", "MFLOP/image", "GB", "steps"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("claimed")
     table.add_column("what")
     for row in rows:
-        flops = f"{row['forward_flops_per_image'] / 1e6:.1f}"
-        table.add_row(row["name"], f"{row['parameters']:,}", flops, str(row["steps"]), _claim(row), row["summary"])
-    Console().print(table)
+        flops, memory = f"{row['forward_flops_per_image'] / 1e6:.1f}", f"{row['estimated_peak_bytes'] / 1e9:.1f}"
+        numbers = f"{row['parameters']:,}", flops, memory, str(row["steps"])
+        table.add_row(row["name"], *numbers, _claim(row), row["summary"])
+    notes_console().print(table)
+    print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
 
 
 def _print_recipe(row: dict[str, Any]) -> None:
-    for key in ("name", "summary", "source", "parameters", "trainable_parameters", "forward_flops_per_image"):
-        print(f"{key:26s} {row[key]}")
-    print(f"{'claim':26s} {_claim(row) or 'none'}")
-    for key in ("steps", "images_seen", "hash"):
-        print(f"{key:26s} {row[key]}")
+    for key, value in (row | {"claim": _claim(row) or "none"}).items():
+        if key != "recipe":
+            print(f"{key:26s} {value}")
     print("settings (change with --set):")
     for key, value in row["recipe"].items():
         if isinstance(value, dict) and key != "claim":

@@ -112,7 +112,9 @@ class TrainingState:
 
         convolutions: list[Tensor] = [p for p in net.parameters() if p.requires_grad and p.dim() == 4]
         linear: list[Tensor] = [p for p in net.parameters() if p.dim() == 2]
-        biases = [m.bias for m in net.modules() if isinstance(m, BatchNorm | Linear) and m.bias is not None]
+        biases: list[Tensor] = [
+            m.bias for m in net.modules() if isinstance(m, BatchNorm | Linear) and m.bias is not None
+        ]
         muon = settings.muon if settings.kind == "muon" else None
         groups = {
             "convolutions": group(convolutions, muon.learning_rate, muon.weight_decay) if muon else sgd(convolutions),
