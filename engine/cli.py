@@ -18,6 +18,7 @@ from .api import train as train_run
 from .backends import AUTO, BACKENDS, check_backend, default_backend
 from .data import Pack, default_data, load_data, pack_path, pack_source, save_pack
 from .display import FileProgress, print_result, training_display
+from .doctor import examination, examination_text
 from .errors import UserError
 from .export import FORMATS, check_format, export_model
 from .files import check_writable, write_text
@@ -236,6 +237,14 @@ def recipes_command(
         _print_recipes(rows)
     else:
         _print_recipe(rows[0])
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine can do, and how to get what is missing."""
+    place = pick_device("auto")
+    facts = examination(recipe_called(default_recipe(place)), place)
+    print(json.dumps(facts, indent=1) if as_json else examination_text(facts))
 
 
 @app.command("kernels")

@@ -15,13 +15,15 @@ from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
+from speedyresnet.kernels.language import AVAILABLE
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if ("kernel" in item.nodeid or "triton" in item.nodeid) and not AVAILABLE:
+            item.add_marker(pytest.mark.skip(reason="needs Triton"))
 
 
 @pytest.fixture(autouse=True)
