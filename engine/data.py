@@ -77,7 +77,7 @@ class DownloadError(UserError):
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pack:
-    """A data set in host memory.
+    """A data set in host memory; `load_data` has an example.
 
     Attributes:
         train_images, test_images: torch.uint8 [N, H, W, C].
@@ -583,6 +583,23 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
 
     CIFAR-10 is downloaded and cached where nothing else has that name. Raises UserError, and DownloadError where
     CIFAR-10 cannot be had.
+
+    Examples:
+        >>> from speedyresnet.engine import load_data
+        >>> pack = load_data("synthetic")
+        >>> pack.name, pack.num_classes, pack.image_size, pack.channels
+        ('synthetic', 10, (32, 32), 3)
+        >>> pack.train_images.shape, pack.train_images.dtype
+        (torch.Size([20000, 32, 32, 3]), torch.uint8)
+        >>> pack.train_labels.shape, pack.test_labels.dtype
+        (torch.Size([20000]), torch.int64)
+        >>> [round(value, 2) for value in pack.mean], len(pack.sha256)
+        ([0.5, 0.5, 0.5], 64)
+        >>> pack.class_names[:3]
+        ('disc', 'ring', 'square')
+        >>> load_data("no-such-data")
+        Traceback (most recent call last):
+        speedyresnet.engine.errors.UserError: no pack file, image folder or cached pack no-such-data...
     """
     name, path = str(data), Path(data).expanduser()
     if name == "synthetic":

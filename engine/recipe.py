@@ -205,7 +205,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run, but for the data, the seed and the machine."""
+    """Everything that decides a run, but for the data, the seed and the machine; `recipe` has an example."""
 
     name: str
     summary: str
@@ -261,6 +261,23 @@ def recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
 
     Raises:
         UserError: unknown name, unusable file or function, unknown or ill-typed setting.
+
+    Examples:
+        >>> import dataclasses
+        >>> from speedyresnet.engine import recipe
+        >>> made = recipe("airbench94", ["epochs=12", "net.widths=64,256,384"])
+        >>> made.name, made.epochs, made.batch_size
+        ('airbench94', 12.0, 1024)
+        >>> made.net.widths, made.net.activation
+        ((64, 256, 384), 'gelu')
+        >>> made.hash == recipe("airbench94").hash
+        False
+        >>> other = dataclasses.replace(made, name="mine", epochs=8.0)
+        >>> other.name, other.epochs
+        ('mine', 8.0)
+        >>> recipe("airbench94", ["epoch=12"])
+        Traceback (most recent call last):
+        speedyresnet.engine.errors.UserError: unknown setting 'epoch': did you mean epochs...
     """
     made = _recipe_from_file(name) if ".py:" in name else _recipe_by_name(name)
     return with_settings(made, settings)
