@@ -14,6 +14,7 @@ PACKAGES = {
     "speedyresnet.bench": "bench",
 }
 BENCH = ["scipy", "matplotlib", "jinja2"]
+DOCS = ["pdoc>=15"]
 TEST = [*BENCH, "pytest>=8", "pytest-benchmark>=5", "pytest-xdist", "hypothesis"]
 
 setup(
@@ -38,6 +39,6 @@ setup(
         "rich>=13",
         "typer>=0.15",
     ],
-    extras_require={"bench": BENCH, "test": TEST},
+    extras_require={"bench": BENCH, "docs": DOCS, "test": TEST},
     entry_points={"console_scripts": ["speedyresnet = speedyresnet.bench.__main__:main"]},
 )

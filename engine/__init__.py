@@ -5,6 +5,7 @@
 >>> run.record.accuracy.single_view
 """
 
+import logging
 import os
 import time
 
@@ -13,6 +14,9 @@ _IMPORT_STARTED = time.perf_counter()
 # PyTorch reads this at its first allocation: large CPU tensors go on huge pages, which saves a step of pocket most of
 # its page faults and a fifth of its time (bench/LOG.md, 2026-11-21).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# Where Triton is missing PyTorch would note at every import that it cannot count the FLOPs of Triton kernels.
+logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 from .api import TrainedRun, evaluate, train
 from .data import Pack, load_data

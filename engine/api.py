@@ -23,7 +23,7 @@ MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """What `train` returns."""
+    """What `train` returns, with an example there."""
 
     record: RunRecord
     net: SpeedyResNet
@@ -67,6 +67,25 @@ def train(
 
     Raises:
         UserError: anything wrong with what was given, a checkpoint of another run, or one that cannot be written.
+
+    Examples:
+        Four steps of a narrow net; a run in earnest leaves the settings out.
+
+        >>> from speedyresnet.engine import load_data, recipe, train
+        >>> made = recipe("pocket", ["epochs=0.1", "batch_size=500", "width_multiplier=0.125"])
+        >>> run = train(made, load_data("synthetic"), device="cpu", seed=3)
+        >>> run.record.status, run.record.steps, run.record.images_seen
+        ('finished', 4, 2000)
+        >>> 0 <= run.record.accuracy.mirror <= 1
+        True
+        >>> run.record.seconds.total > run.record.seconds.train
+        True
+        >>> [row.step for row in run.record.history], run.record.backend
+        ([4], 'eager')
+        >>> sum(weight.numel() for weight in run.net.parameters()) == run.record.model["parameters"]
+        True
+        >>> run.save("model.safetensors")
+        >>> run.record.write("run.json")
     """
     made = recipe_called(recipe) if isinstance(recipe, str) else checked_recipe(recipe)
     if type(seed) is not int or not MIN_SEED <= seed <= MAX_SEED:
@@ -93,8 +112,30 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy of a model (or the file it is in) on the test images of a pack (or what `load_data` takes).
 
+    Args:
+        model: what `read_model` gives, or a file that `TrainedRun.save` wrote.
+        data: a pack, or what `load_data` takes.
+        device: as for `train`.
+        view: single_view, mirror or six_view; none takes what the model's recipe says.
+
     Raises:
         UserError: a file that is no model, or data that does not fit it.
+
+    Examples:
+        >>> from speedyresnet.engine import evaluate, load_data, read_model, recipe, train
+        >>> made = recipe("pocket", ["epochs=0.1", "batch_size=500", "width_multiplier=0.125"])
+        >>> pack = load_data("synthetic")
+        >>> run = train(made, pack, device="cpu")
+        >>> run.save("model.safetensors")
+        >>> accuracy = evaluate("model.safetensors", pack, device="cpu")
+        >>> accuracy == run.record.accuracy
+        True
+        >>> model = read_model("model.safetensors")
+        >>> model.recipe == made, model.image_size, model.class_names[0]
+        (True, (32, 32), 'disc')
+        >>> single = evaluate(model, pack, device="cpu", view="single_view")
+        >>> single.single_view == accuracy.single_view, single.mirror
+        (True, None)
     """
     loaded = model if isinstance(model, Model) else read_model(Path(model))
     pack = data if isinstance(data, Pack) else load_data(data)

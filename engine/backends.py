@@ -71,12 +71,18 @@ def default_backend(device: torch.device) -> str:
 
 def backends_of(device: torch.device) -> list[str]:
     """Those that `device` and this PyTorch can run."""
-    return [each for each in BACKENDS if _obstacle(each, device) is None]
+    return [each for each in BACKENDS if backend_obstacle(each, device) is None]
 
 
-def _obstacle(backend: str, device: torch.device) -> str | None:
-    if backend == "compile" and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        return "needs a C++ compiler on a CPU"
+def cpp_compiler() -> str | None:
+    """Path of a C++ compiler that torch.compile can use; none where there is none."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+def backend_obstacle(backend: str, device: torch.device) -> str | None:
+    """Why `device` and this PyTorch cannot run `backend`; none if they can."""
+    if backend == "compile" and device.type == "cpu" and cpp_compiler() is None:
+        return "needs a C++ compiler on a CPU (apt install g++)"
     if backend == "graph" and device.type != "cuda":
         return "needs a CUDA GPU"
     return torchscript_obstacle() if backend == "torchscript" else None
@@ -88,7 +94,7 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise UserError(f"unknown backend {backend!r}: choose {', '.join(BACKENDS)} or {AUTO}")
     if backend == AUTO:
         return
-    obstacle = _obstacle(backend, device)
+    obstacle = backend_obstacle(backend, device)
     if obstacle:
         raise UserError(f"--backend {backend} {obstacle}; use --backend eager")
 

@@ -26,10 +26,12 @@ from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoin
 from .contact_sheet import check_picture, save_contact_sheet
 from .data import Pack, default_data, load_data, pack_name, pack_source, writable_pack_path
 from .display import FileProgress, print_result, training_display
+from .doctor import examination, examination_text
 from .downloads import DOWNLOADS
 from .errors import UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import check_outputs, check_writable, write_text
+from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
@@ -279,7 +281,7 @@ def export_command(
 
 
 def _described(made: Recipe) -> dict[str, Any]:
-    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes."""
+    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's."""
     net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
     schedule = plan(made, 50_000)
@@ -291,6 +293,9 @@ def _described(made: Recipe) -> dict[str, Any]:
         "parameters": parameters,
         "trainable_parameters": trainable,
         "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=32, width=32),
+        "estimated_peak_bytes": estimated_peak_bytes(
+            made, classes=10, images_shape=(60_000, 32, 32, 3), dtype=pick_dtype(made, torch.device("cuda"))
+        ),
         "steps": schedule.steps,
         "images_seen": schedule.steps * made.batch_size,
         "hash": made.hash,
@@ -313,6 +318,14 @@ def recipes_command(
         _print_recipes(rows)
     else:
         _print_recipe(rows[0])
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine can do, and how to get what is missing."""
+    place = pick_device("auto")
+    facts = examination(recipe_called(default_recipe(place)), place)
+    print(json.dumps(facts, indent=1) if as_json else examination_text(facts))
 
 
 @app.command("kernels")
@@ -378,22 +391,22 @@ def _claim(row: dict[str, Any]) -> str:
 def _print_recipes(rows: list[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("recipe", no_wrap=True)
-    for column in ("parameters", "MFLOP/image", "steps"):
+    for column in ("parameters", "MFLOP/image", "GB", "steps"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("claimed")
     table.add_column("what")
     for row in rows:
-        flops = f"{row['forward_flops_per_image'] / 1e6:.1f}"
-        table.add_row(row["name"], f"{row['parameters']:,}", flops, str(row["steps"]), _claim(row), row["summary"])
-    Console().print(table)
+        flops, memory = f"{row['forward_flops_per_image'] / 1e6:.1f}", f"{row['estimated_peak_bytes'] / 1e9:.1f}"
+        numbers = f"{row['parameters']:,}", flops, memory, str(row["steps"])
+        table.add_row(row["name"], *numbers, _claim(row), row["summary"])
+    notes_console().print(table)
+    print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
 
 
 def _print_recipe(row: dict[str, Any]) -> None:
-    for key in ("name", "summary", "source", "parameters", "trainable_parameters", "forward_flops_per_image"):
-        print(f"{key:26s} {row[key]}")
-    print(f"{'claim':26s} {_claim(row) or 'none'}")
-    for key in ("steps", "images_seen", "hash"):
-        print(f"{key:26s} {row[key]}")
+    for key, value in (row | {"claim": _claim(row) or "none"}).items():
+        if key != "recipe":
+            print(f"{key:26s} {value}")
     print("settings (change with --set):")
     for key, value in row["recipe"].items():
         if isinstance(value, dict) and key != "claim":

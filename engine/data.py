@@ -41,7 +41,7 @@ SYNTHETIC = "synthetic"
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pack:
-    """A data set in host memory.
+    """A data set in host memory; `load_data` has an example.
 
     Attributes:
         train_images, test_images: torch.uint8 [N, H, W, C].
@@ -314,6 +314,23 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
     """What `--data` names: "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, in this order.
 
     What is downloaded is packed and cached. Raises UserError, and DownloadError where it cannot be had.
+
+    Examples:
+        >>> from speedyresnet.engine import load_data
+        >>> pack = load_data("synthetic")
+        >>> pack.name, pack.num_classes, pack.image_size, pack.channels
+        ('synthetic', 10, (32, 32), 3)
+        >>> pack.train_images.shape, pack.train_images.dtype
+        (torch.Size([20000, 32, 32, 3]), torch.uint8)
+        >>> pack.train_labels.shape, pack.test_labels.dtype
+        (torch.Size([20000]), torch.int64)
+        >>> [round(value, 2) for value in pack.mean], len(pack.sha256)
+        ([0.5, 0.5, 0.5], 64)
+        >>> pack.class_names[:3]
+        ('disc', 'ring', 'square')
+        >>> load_data("no-such-data")
+        Traceback (most recent call last):
+        speedyresnet.engine.errors.UserError: no pack file, image folder or cached pack no-such-data...
     """
     from .pack_file import read_pack  # it imports this module for Pack
 

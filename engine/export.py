@@ -1,7 +1,8 @@
 """Trained models for other programs: one file that plain PyTorch loads and that takes pixel values as they are.
 
 Evaluation is computed in float32 whatever the training dtype. Normalisation and batch norm are affine by channel then,
-so they go into the weights and biases of the convolutions beside them, in float64, and no operation of theirs remains.
+so they go into the weights and biases of the convolutions beside them, in float64, and no operation of theirs remains,
+but for the batch norms behind squeeze-and-excite, whose factors stand between the two.
 """
 
 import copy
@@ -49,8 +50,9 @@ def folded_net(model: Model) -> nn.Module:
     """
     net = copy.deepcopy(model.net).to("cpu", torch.float64)
     _replace_convolution(net, "stem.whitening", *_with_normalisation(net.stem.whitening, model))
+    scaled = [group.norms[-1] for group in net.groups if group.squeeze_excite is not None]  # type: ignore[index]
     for name, module in list(net.named_modules()):
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm) and module not in scaled:
             _fold_norm(net, name, module)
     head = nn.Linear(net.head.in_features, net.head.out_features, bias=False, device="meta")
     head.load_state_dict({"weight": net.head.weight.detach()}, assign=True)

@@ -98,9 +98,11 @@ def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             inputs = module.weight[0].numel()
             _fill_uniform(module.weight, inputs, generator)
-            if module.bias is not None and settings.whitening_bias_init == "uniform":
+            if module.bias is None:
+                continue
+            if isinstance(module, nn.Linear) or settings.whitening_bias_init == "uniform":
                 _fill_uniform(module.bias, inputs, generator)
-            elif module.bias is not None:
+            else:
                 module.bias.zero_()
         elif isinstance(module, BatchNorm):
             module.weight.fill_(1.0)

@@ -29,7 +29,7 @@ FORMAT = "speedyresnet.model/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A net with trained weights and what belongs to it."""
+    """A net with trained weights and what belongs to it; `evaluate` has an example."""
 
     net: SpeedyResNet
     recipe: Recipe
@@ -92,12 +92,13 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
     write_atomically(path, lambda part: part.write_bytes(content))
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: str | Path) -> Model:
     """The model in the file `path`, on the CPU.
 
     Raises:
         UserError: no such file, or one that is no model of this version.
     """
+    path = Path(path)
     if not os.path.isfile(path):
         raise UserError(f"model {path} does not exist; `speedyresnet train --save {path}` makes one")
     try:

@@ -77,15 +77,39 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs] -> [N, outputs]."""
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int = 3) -> Convolution:
     return Convolution(inputs, outputs, kernel, padding=kernel // 2, bias=False)
 
 
+class SqueezeExcite(nn.Module):
+    """Mean of each channel - linear - activation - linear - sigmoid: a factor in (0, 1) for each channel.
+
+    Source: Hu, Shen and Sun, "Squeeze-and-Excitation Networks" (2018).
+    """
+
+    def __init__(self, channels: int, net: Net) -> None:
+        super().__init__()
+        hidden = max(channels // net.squeeze_excite_ratio, 1)
+        self.squeeze, self.excite = Linear(channels, hidden), Linear(hidden, channels)
+        self.activation = ACTIVATIONS[net.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 1, 1]."""
+        hidden = self.activation(self.squeeze(x.mean((2, 3))))
+        factors: Tensor = self.excite(hidden).sigmoid()
+        return factors[:, :, None, None]
+
+
 class ConvolutionGroup(nn.Module):
-    """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map."""
+    """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map.
+
+    Squeeze-and-excite, where wanted, scales what the last convolution gives, before its norm, by what it makes of the
+    group's first activation; so hlb-CIFAR10 v0.3 has it.
+    """
 
     def __init__(self, inputs: int, outputs: int, net: Net) -> None:
         super().__init__()
@@ -96,6 +120,7 @@ class ConvolutionGroup(nn.Module):
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
         self.residual = net.residual
+        self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
@@ -105,9 +130,10 @@ class ConvolutionGroup(nn.Module):
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             ends = index == last and self.residual != "none"
-            x = self.norms[index](
-                self.convolutions[index](x), first if ends else None, self.residual if ends else "none"
-            )
+            x = self.convolutions[index](x)
+            if index == last and self.squeeze_excite is not None:
+                x = x * self.squeeze_excite(first)
+            x = self.norms[index](x, first if ends else None, self.residual if ends else "none")
         return x
 
 

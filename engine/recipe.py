@@ -40,6 +40,8 @@ class Net:
     """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
     """Where the output of a group's first convolution is added to that of its last."""
+    squeeze_excite_ratio: int = 0
+    """Channels of a group for each hidden unit of its squeeze-and-excite, see `nets.SqueezeExcite`; 0 leaves it out."""
     activation: Activation = "gelu"
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
@@ -131,9 +133,9 @@ class Optimizer:
     weight_decay: float = 0.0153 / 11.5
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
-    """Batch-norm biases learn that much faster, with the same decay a step."""
+    """Biases of batch norm and of squeeze-and-excite learn that much faster, with the same decay a step."""
     head_scale: float = 1.0
-    """The head learns that much faster, with the same decay a step."""
+    """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
     """Epochs after which the whitening bias is frozen."""
     master_weights: bool = False
@@ -208,7 +210,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run, but for the data, the seed and the machine."""
+    """Everything that decides a run, but for the data, the seed and the machine; `recipe` has an example."""
 
     name: str
     summary: str
@@ -264,6 +266,23 @@ def recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
 
     Raises:
         UserError: unknown name, unusable file or function, unknown or ill-typed setting.
+
+    Examples:
+        >>> import dataclasses
+        >>> from speedyresnet.engine import recipe
+        >>> made = recipe("airbench94", ["epochs=12", "net.widths=64,256,384"])
+        >>> made.name, made.epochs, made.batch_size
+        ('airbench94', 12.0, 1024)
+        >>> made.net.widths, made.net.activation
+        ((64, 256, 384), 'gelu')
+        >>> made.hash == recipe("airbench94").hash
+        False
+        >>> other = dataclasses.replace(made, name="mine", epochs=8.0)
+        >>> other.name, other.epochs
+        ('mine', 8.0)
+        >>> recipe("airbench94", ["epoch=12"])
+        Traceback (most recent call last):
+        speedyresnet.engine.errors.UserError: unknown setting 'epoch': did you mean epochs...
     """
     made = _recipe_by_name(name) if recipe_file(name) is None else _recipe_from_file(name)
     return with_settings(made, settings)
@@ -368,6 +387,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "width_multiplier": (1e-6, 64),
     "net.widths": (1, 65_536),
     "net.group_convolutions": (1, 32),
+    "net.squeeze_excite_ratio": (0, 65_536),
     "net.whitening_kernel": (1, 8),
     "net.whitening_stride": (1, 64),
     "net.whitening_images": (1, 1_000_000_000),
@@ -440,6 +460,10 @@ def _check_ranges(made: Recipe) -> None:
         text = getattr(made, key)
         if not text.isprintable() or len(text) > 1000 or not made.name:
             raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
+    if made.net.squeeze_excite_ratio and made.net.group_convolutions == 1:
+        raise UserError(
+            "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"
+        )
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
 

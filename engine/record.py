@@ -58,7 +58,7 @@ class HistoryRow:
 
 @dataclass(slots=True, kw_only=True)
 class RunRecord:
-    """Everything known of one run; `to_json` gives the stored form."""
+    """Everything known of one run; `to_json` gives the stored form. `train` has an example."""
 
     status: Literal["finished", "diverged", "interrupted"]
     recipe: Recipe
@@ -96,9 +96,9 @@ class RunRecord:
         """One JSON document; numbers that are not finite become null."""
         return json.dumps(finite_values(self.to_dict()), indent=indent, allow_nan=False)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the JSON document to `path`, which appears whole or not at all."""
-        write_atomically(path, lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
+        write_atomically(Path(path), lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
 
 
 def finite_values(value: Any) -> Any:

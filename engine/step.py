@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
 from ..kernels.stem import stem
-from .nets import BatchNorm, ConvolutionGroup, SpeedyResNet
+from .nets import BatchNorm, ConvolutionGroup, Linear, SpeedyResNet
 from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
@@ -77,7 +77,10 @@ class TrainingState:
         self.graph_pool: Any = None
         """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
         self.groups = self._parameter_groups()
-        """By what they hold: convolutions, head, batch_norm_biases, and whitening_bias where there is one."""
+        """By what they hold: convolutions, head, batch_norm_biases, and whitening_bias where there is one.
+
+        Weights of squeeze-and-excite are with the head, its biases with those of batch norm.
+        """
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
@@ -108,11 +111,14 @@ class TrainingState:
             return group(parameters, rate, settings.weight_decay / faster * mean_losses)
 
         convolutions: list[Tensor] = [p for p in net.parameters() if p.requires_grad and p.dim() == 4]
-        biases: list[Tensor] = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
+        linear: list[Tensor] = [p for p in net.parameters() if p.dim() == 2]
+        biases: list[Tensor] = [
+            m.bias for m in net.modules() if isinstance(m, BatchNorm | Linear) and m.bias is not None
+        ]
         muon = settings.muon if settings.kind == "muon" else None
         groups = {
             "convolutions": group(convolutions, muon.learning_rate, muon.weight_decay) if muon else sgd(convolutions),
-            "head": sgd([net.head.weight], settings.head_scale),
+            "head": sgd(linear, settings.head_scale),
             "batch_norm_biases": sgd(biases, settings.batch_norm_bias_scale),
         }
         whitening_bias = net.stem.whitening.bias

@@ -21,13 +21,15 @@ from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
+from speedyresnet.kernels.language import AVAILABLE
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if ("kernel" in item.nodeid or "triton" in item.nodeid) and not AVAILABLE:
+            item.add_marker(pytest.mark.skip(reason="needs Triton"))
 
 
 @pytest.fixture(autouse=True)
@@ -88,14 +90,14 @@ def small_pack():
 def make_state():
     """A function that builds the state of a narrow recipe on random images."""
 
-    def build(name="airbench94", *settings, images=256, device="cpu", seed=3):
+    def build(name="airbench94", *settings, images=256, device="cpu", seed=3, classes=10):
         small = ["batch_size=32", "width_multiplier=0.125", "dtype=float32", *settings]
         made = recipe(name, small)
         dtype = getattr(torch, made.dtype)
-        net = make_net(made, classes=10, channels=3, dtype=dtype, device=device).train()
+        net = make_net(made, classes=classes, channels=3, dtype=dtype, device=device).train()
         generator = torch.Generator().manual_seed(1)
         pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, 10, (images,), generator=generator)
+        labels = torch.randint(0, classes, (images,), generator=generator)
         data = pixels.to(device), labels.to(device), (0.5,) * 3, (0.25,) * 3
         state = TrainingState(net, made, plan(made, images), *data, dtype)
         if device != "meta":

@@ -84,9 +84,12 @@ def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
 
 
 @TRACING
-@pytest.mark.parametrize("name", ["hlb-v0.4", "hlb-v0.7", "pocket"])
-def test_torchscript_trains_every_net(make_state, name):
-    state = make_state(name, "batch_size=16", images=64)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("hlb-v0.4", []), ("hlb-v0.7", []), ("pocket", []), ("pocket", ["net.squeeze_excite_ratio=16"])],
+)
+def test_torchscript_trains_every_net(make_state, name, settings):
+    state = make_state(name, *settings, "batch_size=16", images=64)
     cutmix = state.recipe.augmentation.cutmix > 0
     step = make_step(state, "torchscript", Variant(whitening_bias=False, cutmix=cutmix))
     before = copied(state)

@@ -62,7 +62,10 @@ def test_recipes_lists_what_scripts_rely_on():
     assert by_name["hlb-v0.4"]["parameters"] == 4_617_296
     assert by_name["hlb-v0.7"]["steps"] == 581
     assert by_name["airbench94"]["forward_flops_per_image"] == pytest.approx(236.3e6, rel=1e-3)
+    assert 0.8e9 < by_name["airbench94"]["estimated_peak_bytes"] < 1.6e9
     one = run("recipes", "airbench94", "--set", "epochs=2")
+    small = json.loads(run("recipes", "airbench94", "--set", "batch_size=256", "--json").stdout)[0]
+    assert small["estimated_peak_bytes"] < 0.5 * by_name["airbench94"]["estimated_peak_bytes"]
     assert "optimizer.momentum" in one.stdout
     assert any(line.split() == ["steps", "96"] for line in one.stdout.splitlines())
 

@@ -102,6 +102,7 @@ STRUCTURES = [
     ["net.residual=before_activation", "net.activation=celu", "net.group_convolutions=3"],
     ["net.residual=after_activation", "net.activation=silu", "net.whitening_kernel=3", "net.whitening_stride=2"],
     ["net.project_width=16", "net.activation=relu", "net.group_convolutions=1"],
+    ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speedyresnet.engine import recipe
+from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
 from speedyresnet.engine.nets import BatchNorm, forward_flops_per_image, make_net, parameter_counts
 
@@ -25,6 +25,67 @@ def test_the_published_nets_have_exactly_their_parameters(name, parameters, trai
     assert parameter_counts(net_of(name, device="meta")) == (parameters, trainable)
     flops = forward_flops_per_image(recipe(name), classes=10, channels=3, height=32, width=32)
     assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
+
+
+AIRBENCH95 = ["net.widths=128,384,384"]
+AIRBENCH96 = ["net.widths=128,384,512", "net.group_convolutions=3", "net.residual=before_activation"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "trainable", "megaflops"),
+    [(AIRBENCH95, 4_606_520, 4_604_440, 603.1), (AIRBENCH96, 9_918_776, 9_915_416, 903.9)],
+    ids=["airbench95", "airbench96"],
+)
+def test_larger_published_nets_are_settings_of_airbench94(settings, parameters, trainable, megaflops):
+    assert parameter_counts(net_of("airbench94", *settings, device="meta")) == (parameters, trainable)
+    hundred = net_of("airbench94", *settings, device="meta", classes=100)
+    assert parameter_counts(hundred)[0] == parameters + 90 * hundred.head.in_features
+    flops = forward_flops_per_image(recipe("airbench94", settings), classes=10, channels=3, height=32, width=32)
+    assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
+
+
+def airbench96_logits(net, x, squeeze_excite):
+    """legacy/airbench96.py in training mode, in plain PyTorch, on the weights of `net`; hlb v0.3's factors on request.
+
+    The residual is what leaves the first activation, and comes in before the last.
+    """
+
+    def normalised(x, norm):
+        return F.batch_norm(x, None, None, bias=norm.bias, training=True, eps=1e-12)
+
+    x = F.gelu(F.conv2d(x, net.stem.whitening.weight, net.stem.whitening.bias))
+    for group in net.groups:
+        first, second, third = (convolution.weight for convolution in group.convolutions)
+        residual = F.gelu(normalised(F.max_pool2d(F.conv2d(x, first, padding=1), 2), group.norms[0]))
+        x = F.gelu(normalised(F.conv2d(residual, second, padding=1), group.norms[1]))
+        x = F.conv2d(x, third, padding=1)
+        if squeeze_excite:
+            squeeze, excite = group.squeeze_excite.squeeze, group.squeeze_excite.excite
+            hidden = F.gelu(F.linear(residual.mean((2, 3)), squeeze.weight, squeeze.bias))
+            x = x * F.linear(hidden, excite.weight, excite.bias).sigmoid()[..., None, None]
+        x = F.gelu(normalised(x, group.norms[2]) + residual)
+    return F.linear(F.max_pool2d(x, 3).flatten(1), net.head.weight) / 9
+
+
+@pytest.mark.parametrize("ratio", [0, 16])
+def test_airbench96_with_and_without_squeeze_and_excite_is_that_in_plain_pytorch(ratio):
+    settings = [*AIRBENCH96, "width_multiplier=0.125", f"net.squeeze_excite_ratio={ratio}"]
+    net = net_of("airbench94", *settings, dtype=torch.float64)
+    reset_parameters(net, recipe("airbench94").net, seed=0)
+    x, gradient = torch.randn(4, 3, 32, 32).double(), torch.randn(4, 10).double()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    found, expected = net(x), airbench96_logits(net, x, squeeze_excite=bool(ratio))
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(logits, trained, gradient) for logits in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_squeeze_and_excite_has_a_sixteenth_as_hidden_units():
+    without, ratio = net_of("airbench94", device="meta"), "net.squeeze_excite_ratio=16"
+    extra = parameter_counts(net_of("airbench94", ratio, device="meta"))[0] - parameter_counts(without)[0]
+    assert extra == sum(2 * width * (width // 16) + width // 16 + width for width in (64, 256, 256))
+    with pytest.raises(UserError, match="group_convolutions of 2 or more"):
+        recipe("airbench94", [ratio, "net.group_convolutions=1"])
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,26 @@ def test_a_step_changes_what_it_should(make_state):
     assert changed == set(before) - frozen
 
 
+@pytest.mark.parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")])
+def test_squeeze_and_excite_trains_with_a_hundred_classes(make_state, kind, provider):
+    """In half precision as on a GPU, at a rate that no rounding swallows: all but what is frozen for ever."""
+    settings = ["net.squeeze_excite_ratio=16", "net.residual=before_activation", f"optimizer.kind={kind}"]
+    settings += ["dtype=bfloat16", "optimizer.learning_rate=100", "batch_size=8"]
+    state = make_state("airbench94", *settings, classes=100)
+    state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))
+    before = {name: value.detach().clone() for name, value in state.net.named_parameters()}
+    training_step(state, whitening_bias=True, cutmix=False)
+    after = dict(state.net.named_parameters())
+    assert after["head.weight"].shape == (100, 32)
+    assert torch.isfinite(state.loss_log[0])
+    stayed = {name for name in before if torch.equal(before[name], after[name])}
+    assert stayed == {name for name, value in after.items() if not value.requires_grad}
+    factors = state.net.groups[0].squeeze_excite
+    assert {id(factors.squeeze.weight), id(factors.excite.weight)} < {id(p) for p in state.groups["head"].parameters}
+    biases = {id(p) for p in state.groups["batch_norm_biases"].parameters}
+    assert {id(factors.squeeze.bias), id(factors.excite.bias)} < biases
+
+
 def test_a_frozen_whitening_bias_stays(make_state):
     state = make_state()
     before = state.net.stem.whitening.bias.detach().clone()

@@ -1,0 +1,132 @@
+"""What this machine can do, on one screen, and how to get what is missing."""
+
+import shutil
+import textwrap
+from typing import Any
+
+import torch
+
+from ..kernels.language import AVAILABLE
+from .backends import BACKENDS, backend_obstacle, cpp_compiler, default_backend
+from .data import cache_folder
+from .errors import UserError
+from .files import check_writable
+from .recipe import Recipe
+from .record import environment
+from .trainer import pick_dtype, pick_kernels
+
+CACHE_VARIABLE = "SPEEDYRESNET_CACHE"
+_COLUMNS = 80
+_PACKS_SHOWN = 6
+
+
+def examination(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Everything `doctor` tells, as plain values: sizes in bytes; none where something is missing.
+
+    Args:
+        recipe: the one taken where none is asked for.
+        device: likewise.
+    """
+    dtype = pick_dtype(recipe, device)
+    facts = {
+        "environment": environment(device),
+        "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
+        "compiler": cpp_compiler(),
+        "backends": {name: backend_obstacle(name, device) for name in BACKENDS},
+        "default": {
+            "recipe": recipe.name,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "backend": default_backend(device),
+            "kernels": pick_kernels(recipe, device, dtype),
+        },
+        "cache": _cache(),
+    }
+    return facts | {"missing": _missing(facts)}
+
+
+def _cache() -> dict[str, Any]:
+    """Where downloads and packs are kept, what is there, and what is wrong with it."""
+    folder = cache_folder()
+    facts: dict[str, Any] = {"folder": str(folder), "variable": CACHE_VARIABLE, "free_bytes": None, "packs": []}
+    try:
+        files = sorted((folder / "packs").glob("*.safetensors"))
+        facts["packs"] = [{"name": file.stem, "bytes": file.stat().st_size} for file in files]
+        check_writable(folder / "packs" / "new")
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        return facts | {"free_bytes": shutil.disk_usage(there).free, "problem": None}
+    except (OSError, UserError) as error:
+        return facts | {"problem": str(error)}
+
+
+def _missing(facts: dict[str, Any]) -> dict[str, str]:
+    """What to do about each thing that is not there."""
+    found, cuda = facts["environment"], "PyTorch for CUDA: https://pytorch.org/get-started"
+    gpu = f"the CPU trains instead; backend graph and the Triton kernels need an NVIDIA GPU, its driver and {cuda}"
+    remedies = {
+        "triton": (AVAILABLE, "python -m pip install triton (on Linux); without it plain PyTorch does its work"),
+        "CUDA": (found["cuda"], f"this PyTorch is for CPUs; {cuda}"),
+        "GPU": (found["gpu"], gpu),
+        "driver": (
+            found["driver"] or not found["gpu"],
+            "nvidia-smi does not answer: no driver version, no power limit",
+        ),
+        "compiler": (
+            facts["compiler"],
+            "apt install g++ (macOS: xcode-select --install); backend compile needs it on a CPU, Triton on a GPU",
+        ),
+        "cache": (not facts["cache"]["problem"], f"set {CACHE_VARIABLE} to a folder that you may write"),
+    }
+    return {thing: remedy for thing, (there, remedy) in remedies.items() if not there}
+
+
+def _by_provider(default: dict[str, Any]) -> dict[str, list[str]]:
+    """The operations that each provider does."""
+    made: dict[str, list[str]] = {}
+    for operation, provider in default["kernels"].items():
+        made.setdefault("plain PyTorch" if provider == "reference" else "Triton", []).append(operation)
+    return made
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _packs(packs: list[dict[str, Any]]) -> str:
+    names = [f"{pack['name']} ({_size(pack['bytes'])})" for pack in packs[:_PACKS_SHOWN]]
+    more = [f"and {len(packs) - _PACKS_SHOWN} more"] if len(packs) > _PACKS_SHOWN else []
+    return ", ".join(names + more) or "none yet; cifar10 is downloaded when first wanted, synthetic is drawn"
+
+
+def examination_text(facts: dict[str, Any]) -> str:
+    """The screen: 80 columns, one thing a line, `->` before what to do about it."""
+    found, default, cache = facts["environment"], facts["default"], facts["cache"]
+    able = [name for name, obstacle in facts["backends"].items() if obstacle is None]
+    unable = [f"{name} {obstacle}" for name, obstacle in facts["backends"].items() if obstacle is not None]
+    gpu = f"{found['gpu']}, {_size(facts['gpu_bytes'])}" if found["gpu"] else None
+    power = found["power_limit_watts"]
+    rows = {
+        "system": f"{found['platform']}, Python {found['python']}",
+        "processor": f"{found['processor']}, {found['threads']} threads",
+        "torch": f"{found['torch']}, torchvision {found['torchvision']}",
+        "triton": found["triton"] if AVAILABLE else None,
+        "CUDA": found["cuda"],
+        "GPU": gpu,
+        "driver": found["driver"] and found["driver"] + (f", power limit {power:.0f} W" if power else ""),
+        "compiler": facts["compiler"],
+        "backends": "; ".join([", ".join(able), *unable]),
+        "kernels": "; ".join(f"{provider}: {', '.join(names)}" for provider, names in _by_provider(default).items()),
+        "default": "recipe {recipe} on {device} in {dtype}, backend {backend}".format(**default),
+        "packs": _packs(cache["packs"]),
+        "cache": cache["problem"] or f"{cache['folder']}, {_size(cache['free_bytes'])} free; {CACHE_VARIABLE} moves it",
+    }
+    lines = []
+    for thing, text in rows.items():
+        lines += _wrapped(f"{thing:11s}{text or 'none'}")
+        if thing in facts["missing"]:
+            lines += _wrapped(f"{'':11s}-> {facts['missing'][thing]}")
+    return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, _COLUMNS, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,66 @@
+"""How much memory a training step needs, counted on the `meta` device: nothing is computed or allocated."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .nets import make_net
+from .recipe import Augmentation, Recipe
+from .schedules import plan
+from .step import TrainingState, training_step
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made within, from their making until nobody holds them; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        result = function(*arguments, **(options or {}))
+        for storage in (each.untyped_storage() for each in tree_leaves(result) if isinstance(each, Tensor)):
+            if storage not in self._known:
+                self._known.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return result
+
+    def _change(self, size: int) -> None:
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def estimated_peak_bytes(
+    recipe: Recipe, *, classes: int, images_shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> int:
+    """Most bytes in use at once in an eager step with plain PyTorch: data, weights, optimizer, average, activations.
+
+    Left out: what the device itself, cuDNN and cuBLAS need, and what the allocator loses to fragmentation.
+
+    Args:
+        recipe: of the run; its augmentation, which never needs the most, is left out.
+        classes: of the data set.
+        images_shape: N, H, W, C of all uint8 images on the device, for training and for testing.
+        dtype: of the activations.
+    """
+    recipe = dataclasses.replace(recipe, augmentation=Augmentation(padding=0, flip="none"))
+    count, *_, channels = images_shape
+    bytes_in_use = _LiveBytes()
+    with torch.device("meta"), bytes_in_use:
+        net = make_net(recipe, classes=classes, channels=channels, dtype=dtype, device="meta").train()
+        data = torch.empty(images_shape, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+        mean_and_std = [0.5] * channels, [0.25] * channels
+        state = TrainingState(net, recipe, plan(recipe, count), *data, *mean_and_std, dtype)
+        training_step(state, whitening_bias=recipe.net.whitening_bias, cutmix=False)
+    return bytes_in_use.peak

@@ -1,0 +1,54 @@
+"""The Python API: its examples run as they stand in the docstrings, and its names and signatures stay."""
+
+import doctest
+import functools
+import inspect
+
+import pytest
+
+from speedyresnet import engine
+from speedyresnet.engine import synthetic
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "make_synthetic", functools.cache(synthetic.make_synthetic))
+        yield
+
+
+@pytest.mark.parametrize("name", ["load_data", "recipe", "train", "evaluate"])
+def test_examples_give_what_they_say(name, drawn_once, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(engine, name), name, module=False, globs={})
+    assert 10 <= example.docstring[example.docstring.index("Examples:") :].count("\n") <= 20
+    said = []
+    failed, tried = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+    assert tried >= 7
+    assert not failed, "".join(said)
+
+
+def test_every_public_name_is_documented_and_stays():
+    assert set(engine.__all__) >= {
+        "Accuracy", "Augmentation", "Averaging", "Claim", "Evaluation", "Loss", "Model", "Net", "Optimizer", "Pack",
+        "Recipe", "RunRecord", "Schedule", "SpeedyResNet", "TrainedRun", "UserError", "evaluate", "export_model",
+        "load_data", "read_model", "recipe", "save_model", "train", "with_settings",
+    }  # fmt: skip
+    assert all(inspect.getdoc(getattr(engine, name)) for name in engine.__all__)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("load_data", ["data"]),
+        ("recipe", ["name", "settings"]),
+        ("train", ["recipe", "data", "*device", "*backend", "*seed", "*display"]),
+        ("evaluate", ["model", "data", "*device", "*view"]),
+    ],
+)
+def test_calls_that_worked_go_on_working(name, parameters):
+    """New parameters may come behind these, with defaults; `*` marks those given by name."""
+    found = inspect.signature(getattr(engine, name)).parameters.values()
+    names = [("*" if each.kind is each.KEYWORD_ONLY else "") + each.name for each in found]
+    assert names[: len(parameters)] == parameters
+    assert all(each.default is not each.empty for each in list(found)[len(parameters) :])

@@ -1,0 +1,142 @@
+"""What the command line does and says on machines that lack something."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from speedyresnet.bench.cli import main
+from speedyresnet.engine import doctor, recipe
+from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.doctor import examination, examination_text
+
+COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
+TESTS = Path(__file__).parent
+HIDDEN = "import sys; sys.modules['triton'] = None"
+"""As a first line: in this process `import triton` fails, as where it is not installed."""
+
+
+def environment(**changes):
+    """As users have it: no interpreter."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | changes
+
+
+def hidden_process(code, *arguments, **changes):
+    command = [sys.executable, "-c", f"{HIDDEN}\n{textwrap.dedent(code)}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**changes), timeout=300)
+
+
+def examined():
+    return examination(recipe("pocket"), torch.device("cpu"))
+
+
+def run_here(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["speedyresnet", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr()
+
+
+def test_every_module_imports_and_the_cpu_trains_on_plain_pytorch_alone(small_pack, tmp_path):
+    save_pack(small_pack, tmp_path / "small.safetensors")
+    code = """
+        import importlib, pkgutil
+        import speedyresnet.bench, speedyresnet.engine, speedyresnet.kernels
+        for package in (speedyresnet.bench, speedyresnet.engine, speedyresnet.kernels):
+            for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+                if not module.name.endswith(("__main__", "conftest")):
+                    importlib.import_module(module.name)
+        run = speedyresnet.engine.train(
+            speedyresnet.engine.recipe("pocket", ["batch_size=64", "width_multiplier=0.125", "epochs=1"]), sys.argv[1]
+        )
+        assert set(run.record.kernels.values()) == {"reference"}
+        print(run.record.status)
+    """
+    done = hidden_process(code, tmp_path / "small.safetensors", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "finished\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"), [("doctor", 0, "pip install triton"), ("kernels", 2, "pip install triton")]
+)
+def test_commands_say_how_to_get_it(command, code, words):
+    run = f"from speedyresnet.bench.cli import main; sys.argv[1:] = ['{command}']; main()"
+    done = hidden_process(run)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_the_suite_skips_what_needs_it():
+    code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    done = hidden_process(code, TESTS / "test_kernel_resources.py")
+    assert done.returncode == 0, done.stdout
+    assert " skipped" in done.stdout
+    assert "passed" not in done.stdout
+    collected = hidden_process(code, "--collect-only", TESTS)
+    assert collected.returncode == 0, collected.stdout
+
+
+def test_compile_without_a_compiler_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, printed = run_here(monkeypatch, capsys, "train", "--backend", "compile", "--device", "cpu")
+    assert (code, printed.out) == (2, "")
+    assert len(printed.err.splitlines()) == 1
+    assert "needs a C++ compiler on a CPU (apt install g++); use --backend eager" in printed.err
+    facts = examined()
+    assert facts["compiler"] is None
+    assert "apt install g++" in facts["missing"]["compiler"]
+    assert facts["backends"]["eager"] is None
+    assert "C++ compiler" in facts["backends"]["compile"]
+
+
+def assert_fits(text):
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_doctor_tells_this_machine_on_one_screen(monkeypatch, capsys, cache, small_pack):
+    save_pack(small_pack, cache / "packs" / "small.safetensors")
+    (cache / "packs" / "Odd [name]!.safetensors").write_bytes(b"")
+    code, printed = run_here(monkeypatch, capsys, "doctor")
+    assert (code, printed.err) == (0, "")
+    assert_fits(printed.out)
+    for words in (torch.__version__, "small (2.6 MB)", "Odd [name]! (0.0 MB)", "SPEEDYRESNET_CACHE moves it"):
+        assert words in printed.out
+    code, printed = run_here(monkeypatch, capsys, "doctor", "--json")
+    facts = json.loads(printed.out)
+    assert code == 0
+    assert facts["environment"]["torch"] == torch.__version__
+    assert facts["cache"]["folder"] == str(cache)
+    assert [pack["name"] for pack in facts["cache"]["packs"]] == ["Odd [name]!", "small"]
+    assert set(facts["backends"]) == {"eager", "torchscript", "compile", "graph"}
+    assert ("GPU" in facts["missing"]) == (not torch.cuda.is_available())
+
+
+def test_doctor_names_a_cache_that_cannot_be_used(monkeypatch, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    monkeypatch.setenv("SPEEDYRESNET_CACHE", str(file))
+    facts = examined()
+    assert "is not a folder" in facts["cache"]["problem"]
+    assert "set SPEEDYRESNET_CACHE to a folder that you may write" in examination_text(facts)
+
+
+def test_doctor_tells_a_gpu_and_asks_for_nothing_where_all_is_there(monkeypatch):
+    found = examined()["environment"] | {"gpu": "NVIDIA H200", "driver": "570.1", "power_limit_watts": 700.0}
+    monkeypatch.setattr(doctor, "environment", lambda _: found | {"cuda": "13.2"})
+    monkeypatch.setattr(doctor, "cpp_compiler", lambda: "/usr/bin/c++")
+    facts = examined()
+    text = examination_text(facts | {"gpu_bytes": 150_000_000_000})
+    assert "NVIDIA H200, 150.0 GB" in text
+    assert "570.1, power limit 700 W" in text
+    assert set(facts["missing"]) <= {"triton"}  # the one thing that is truly asked of this machine
+    monkeypatch.setattr(doctor, "environment", lambda _: found | {"driver": None})
+    assert "nvidia-smi" in examined()["missing"]["driver"]
