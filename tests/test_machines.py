@@ -12,8 +12,8 @@ import torch
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import doctor, recipe
-from speedyresnet.engine.data import save_pack
 from speedyresnet.engine.doctor import examination, examination_text
+from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
 TESTS = Path(__file__).parent
