@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -70,6 +71,8 @@ def finite(value: float | None) -> float | None:
 
 def run_command_line(application: typer.Typer) -> NoReturn:
     """Run `application` and exit: 0 done, 1 a check failed, 2 wrong input (one line), 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding of the output lacks are no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(application)
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)

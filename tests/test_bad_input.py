@@ -1,5 +1,6 @@
 """Whatever is given wrongly: one line on standard error, exit code 2, and no file made or changed."""
 
+import io
 import sys
 
 import numpy as np
@@ -262,6 +263,17 @@ def test_names_with_brackets_are_no_markup(folder, monkeypatch, capsys):
     code, printed, _ = command(monkeypatch, capsys, *arguments)
     assert code == 0
     assert printed.count("[/bold]:smile:") == 2
+
+
+def test_names_that_the_output_cannot_show_are_escaped(folder, monkeypatch, capsys):
+    classes = ("fünf", *CLASSES[1:])
+    write_pack(folder / "umlaut", classes)
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    code, _, error = command(monkeypatch, capsys, "data", "info", str(folder / "umlaut"))
+    output.flush()
+    assert (code, error) == (0, "")
+    assert b"f\\xfcnf,b,c" in output.buffer.getvalue()
 
 
 # --- Python
