@@ -14,10 +14,9 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point of the `speedyresnet` command."""
-    previous = signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, _end)
     from .cli import main as run
 
-    signal.signal(signal.SIGINT, previous)
     try:
         run()
     finally:

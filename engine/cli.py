@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -75,6 +76,7 @@ def finite(value: float | None) -> float | None:
 
 def run_command_line(application: typer.Typer) -> NoReturn:
     """Run `application` and exit: 0 done, 1 a check failed, 2 wrong input (one line), 130 interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding of the output lacks are no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(application)

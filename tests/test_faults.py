@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.pool import PoolPlan, open_pool, read_pool
-from speedyresnet.engine import UserError, data, export_model, read_model, recipe, save_model
+from speedyresnet.engine import UserError, data, export_model, read_model, recipe, save_model, tensor_file
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
 from speedyresnet.engine.display import FileProgress
 from speedyresnet.engine.files import locked, write_atomically
@@ -97,6 +98,19 @@ def test_processes_that_write_the_same_file_do_each_other_no_harm(small_pack, ot
     with forked(lambda number: save_pack(packs[number % 2], path), processes=4):
         read = {read_pack(path).sha256 for _ in range(30)}
     assert read <= {small_pack.sha256, other_pack.sha256}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(small_pack, other_pack, tmp_path, monkeypatch):
+    path, other = tmp_path / "p.safetensors", tmp_path / "other"
+    save_pack(small_pack, path)
+    save_pack(other_pack, other)
+
+    def replacing(name, **options):
+        other.rename(path)
+        return safe_open(name, **options)
+
+    monkeypatch.setattr(tensor_file, "safe_open", replacing)
+    assert read_pack(path).sha256 == small_pack.sha256
 
 
 def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):

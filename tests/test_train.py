@@ -166,10 +166,10 @@ def test_a_diverged_run_says_so(small_pack):
     assert stored["accuracy"]["six_view"] < 0.3
 
 
-def test_an_absurd_learning_rate_diverges_within_the_first_steps(small_pack):
-    run = train(recipe("airbench94", [*TINY, "optimizer.learning_rate=1e30"]), small_pack, device="cpu")
+def test_an_absurd_learning_rate_diverges_within_the_first_epoch(small_pack):
+    run = train(recipe("airbench94", [*TINY, "optimizer.learning_rate=1e6"]), small_pack, device="cpu")
     assert run.record.status == "diverged"
-    assert 2 <= run.record.diverged_at_step <= 4
+    assert 2 <= run.record.diverged_at_step <= 10
 
 
 class InterruptAt(Silent):
@@ -185,6 +185,7 @@ def test_an_interruption_keeps_what_is_done(small_pack):
     run = train(recipe("airbench94", TINY), small_pack, device="cpu", display=InterruptAt(13))
     assert run.record.status == "interrupted"
     assert (run.record.steps, len(run.record.history)) == (13, 2)
+    assert run.record.history[1].val_accuracy is None  # nobody who wants to stop waits for that
     assert run.record.accuracy.single_view is None
     assert run.record.seconds.total is None
     assert run.record.seconds.train > 0
@@ -300,7 +301,7 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
     assert [variant.whitening_bias for variant in trainer._steps] == [True, False, False]
 
 
-@pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "down to -2"), ("4", "too small")])
+@pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "from 0 to"), ("4", "too small")])
 def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
     made = recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"])
     with pytest.raises(UserError, match=words):
