@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import urllib.error
@@ -24,7 +23,7 @@ from PIL import Image
 from .errors import UserError
 from .image_folders import Images, Progress, Splits, read_image_folder, resized
 
-PROBE_SECONDS = 8.0
+PROBE_SECONDS = 6.0
 STALL_SECONDS = 10.0
 
 
@@ -140,8 +139,7 @@ def download(name: str, folder: Path, size: int | None = None, progress: Progres
     if not _is_downloaded(source, folder) and not is_reachable(url, PROBE_SECONDS):
         raise _download_error(name, folder, f"{urllib.parse.urlsplit(url).hostname} does not answer")
     try:
-        # torchvision's own messages must not get into what the user pipes on.
-        with _stall_limit(STALL_SECONDS), contextlib.redirect_stdout(sys.stderr):
+        with _stall_limit(STALL_SECONDS):
             return source.read(folder, size or source.size, progress)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise _download_error(name, folder, str(error)) from error
