@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import urllib.error
@@ -25,7 +24,7 @@ from .errors import UserError
 from .files import locked
 from .image_folders import Images, Progress, Splits, read_image_folder, resized
 
-PROBE_SECONDS = 8.0
+PROBE_SECONDS = 6.0
 STALL_SECONDS = 10.0
 
 
@@ -141,13 +140,8 @@ def download(name: str, folder: Path, size: int | None = None, progress: Progres
     if not _is_downloaded(source, folder) and not is_reachable(url, PROBE_SECONDS):
         raise _download_error(name, folder, f"{urllib.parse.urlsplit(url).hostname} does not answer")
     try:
-        # One process after the other: torchvision writes and unpacks in place. Its own messages must not get into what
-        # the user pipes on.
-        with (
-            locked(folder / ".lock", wait=True),
-            _stall_limit(STALL_SECONDS),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
+        # One process after the other: torchvision writes and unpacks in place.
+        with locked(folder / ".lock", wait=True), _stall_limit(STALL_SECONDS):
             return source.read(folder, size or source.size, progress)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise _download_error(name, folder, str(error)) from error

@@ -110,7 +110,9 @@ def test_links_and_nested_folders_are_followed_and_hidden_ones_are_not(tmp_path)
     (folder / "train" / "ant").rename(tmp_path / "elsewhere" / "ant")
     (folder / "train" / "ant").symlink_to(tmp_path / "elsewhere" / "ant")
     bees = folder / "train" / "bee"
-    (bees / "images" / "more").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "more").mkdir()
+    (bees / "images").mkdir()
+    (bees / "images" / "more").symlink_to(tmp_path / "elsewhere" / "more")
     (bees / "0.png").rename(bees / "images" / "more" / "0.PNG")
     (bees / "images" / "loop").symlink_to(bees)
     (bees / ".thumbnails").mkdir()
@@ -144,6 +146,12 @@ def test_holding_out_is_stratified_and_keyed_by_pixels(tmp_path):
     assert max(held) < min(kept)
     renamed = write_single_folder(tmp_path / "two" / "train", counts, prefix="other-")
     assert_same_pack(pack_source(str(renamed.parent), name="same", holdout=0.2), pack)
+
+
+def test_each_side_keeps_an_image(tmp_path):
+    folder = write_single_folder(tmp_path / "beasts", {"ant": 2, "bee": 3})
+    for share, held in ((0.01, [1, 1]), (0.99, [1, 2])):
+        assert pack_source(str(folder), holdout=share).test_labels.bincount().tolist() == held
 
 
 def test_equal_images_stay_on_one_side(tmp_path):
