@@ -98,10 +98,10 @@ def _install(revision: str, worktree: Path, environment: Path) -> None:
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", site, str(worktree)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = _last_line(done.stdout + done.stderr)
-        raise UserError(
-            f"{revision} cannot be installed: {reason}; it takes pip and setuptools: pip install 'speedyresnet[bench]'"
-        )
+        told = [line.strip() for line in done.stderr.splitlines() if line.strip().lower().startswith("error")]
+        reason = ", ".join(told) or _last_line(done.stderr)
+        remedy = "it takes pip and setuptools>=77: pip install 'speedyresnet[bench]'"
+        raise UserError(f"{revision} cannot be installed: {reason}; {remedy}")
 
 
 class Worker:
