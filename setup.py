@@ -13,7 +13,7 @@ PACKAGES = {
     "speedyresnet.engine.recipes": "engine/recipes",
     "speedyresnet.bench": "bench",
 }
-BENCH = ["scipy", "matplotlib", "jinja2"]
+BENCH = ["scipy", "matplotlib", "jinja2", "setuptools>=77"]  # setuptools: `bench regress` installs revisions
 DOCS = ["pdoc>=15"]
 TEST = [*BENCH, "pytest>=8", "pytest-benchmark>=5", "pytest-xdist", "hypothesis"]
 

@@ -1,6 +1,8 @@
 """The whole command line: the engine's commands and, under `bench`, what measures them."""
 
 import json
+import math
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,8 +42,23 @@ from .pictures import matplotlib_pyplot
 from .pool import PoolPlan, read_pool
 from .profiling import print_profile, profile_paths, profile_step, save_profile
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
+from .regress import (
+    QUICK_SECONDS,
+    ROUNDS,
+    changed_cases,
+    files_report,
+    mann_whitney_p,
+    print_regress,
+    sitting_report,
+    slower_cases,
+)
+from .revisions import Plan, measure_revisions
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
+
+OperationOption = Annotated[
+    list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
+]
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
@@ -50,6 +67,12 @@ app.add_typer(bench_app, name="bench")
 @bench_app.callback()
 def bench_commands() -> None:
     """Measure. Never falls back to other data than asked for."""
+
+
+def _check_operations(names: list[str] | None) -> None:
+    for each in names or ():
+        if each not in OPERATIONS:
+            raise UserError(f"--operation {each}: choose {', '.join(OPERATIONS)}")
 
 
 @bench_app.command("record")
@@ -210,9 +233,7 @@ def kernels_command(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     device: DeviceOption = "auto",
-    only: Annotated[
-        list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
-    ] = None,
+    only: OperationOption = None,
     providers: Annotated[
         list[str] | None, typer.Option("--provider", help="For example triton, reference or compile. None: all.")
     ] = None,
@@ -223,9 +244,7 @@ def kernels_command(
 ) -> None:
     """Time of each operation of a step, on its own, beside the least it could take."""
     place, console = pick_device(device), notes_console(as_json)
-    for each in only or ():
-        if each not in OPERATIONS:
-            raise UserError(f"--operation {each}: choose {', '.join(OPERATIONS)}")
+    _check_operations(only)
     made = recipe_called(recipe or default_recipe(place), settings or ())
     check_outputs([out], [recipe_file(recipe)])
     dtype = pick_dtype(made, place)
@@ -244,6 +263,48 @@ def kernels_command(
         print_cases(console, result)
         if not listed and len({case.provider for case in cases}) > 1:
             print_providers(console, result)
+
+
+@bench_app.command("regress")
+def regress_command(
+    base: Annotated[str, typer.Argument(help="A git revision, or a .json file of pytest-benchmark.")],
+    head: Annotated[str, typer.Argument(help="Another, which may be slower.")],
+    effect: Annotated[float, typer.Option("--effect", min=0.0, help="Percent that matter.")] = 3.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Take two minutes; says what there was no time for.")] = False,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+    only: OperationOption = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Each times each case once in both.")] = ROUNDS,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What got slower between two revisions, or two files of `pytest bench` (exit code 1: something did)."""
+    deadline = time.monotonic() + QUICK_SECONDS if quick else math.inf
+    console = notes_console(as_json)
+    mann_whitney_p([0.0], [1.0])  # refuses a missing scipy before anything is measured
+    if out is not None:
+        check_writable(out)
+    if base.endswith(".json") or head.endswith(".json"):
+        result = files_report(Path(base), Path(head), effect / 100)
+    else:
+        place = pick_device(device)
+        check_backend(backend, place)
+        _check_operations(only)
+        name = recipe or default_recipe(place)
+        subject = {"name": name, "settings": list(settings or ()), "device": str(place), "backend": backend}
+        plan = Plan(subject=subject, operations=only or (), rounds=rounds, deadline=deadline)
+        sitting = measure_revisions((base, head), plan, lambda found: changed_cases(found, effect / 100), console)
+        result = sitting_report(sitting, effect / 100) | {"subject": subject, "environment": environment(place)}
+    text = json.dumps(result, indent=1)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        print_regress(console, result)
+    raise typer.Exit(1 if slower_cases(result) else 0)
 
 
 @bench_app.command("gpu-suite")

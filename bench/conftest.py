@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from speedyresnet.bench.cases import EVERYWHERE, TRITON, cases_of, random_state
+from speedyresnet.bench.regress import differing_key
 from speedyresnet.bench.roofline import Ceilings, measured_ceilings
 from speedyresnet.engine.cli import default_recipe
 from speedyresnet.engine.recipe import Recipe, recipe
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.trainer import pick_device, pick_dtype
-
-_MACHINE = ("gpu", "power_limit_watts", "processor", "threads")
-"""What has to be the same for times to be comparable."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,9 +61,9 @@ def pytest_benchmark_compare_machine_info(
 ) -> None:
     """Refuse a baseline from another machine: its times say nothing about a change."""
     here, there = machine_info["speedyresnet"], compared_benchmark["machine_info"].get("speedyresnet", {})
-    for key in _MACHINE:
-        if here[key] != there.get(key):
-            raise pytest.UsageError(
-                f"the baseline was measured with {key} {there.get(key)}, this machine has {here[key]}: "
-                f"save a baseline of this machine first (--benchmark-save)"
-            )
+    key = differing_key(here, there)
+    if key:
+        raise pytest.UsageError(
+            f"the baseline was measured with {key} {there.get(key)}, this machine has {here[key]}: "
+            f"save a baseline of this machine first (--benchmark-save)"
+        )

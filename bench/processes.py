@@ -23,10 +23,11 @@ def exit_code_within(seconds: float, command: Sequence[str], **options: Any) -> 
     except subprocess.TimeoutExpired:
         return None
     finally:  # after Ctrl-C too
-        _end_session(process)
+        end_session(process)
 
 
-def _end_session(process: "subprocess.Popen[bytes]") -> None:
+def end_session(process: "subprocess.Popen[Any]") -> None:
+    """Kill a process that leads a session of its own, and whatever it has started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:  # all of it has ended

@@ -1,0 +1,252 @@
+"""`bench regress`: what got slower between two git revisions, or between two files of pytest-benchmark.
+
+Two revisions are measured in one sitting (see `revisions.py`). Of each round only the ratio second over first counts:
+a drift of the machine, and any good of coming second, is the same in the rounds where head came second as in those
+where base did, and a slowdown is not. The Mann-Whitney test compares these two groups of ratios; they are independent
+of each other, as it wants, and need no bell curve. Between files there are no rounds, so it compares the times.
+
+A case is slower if the test says so with 99 % confidence in all cases together, and the change is at least the effect
+asked for. The noise floor is half the width of the change's 99 % interval: smaller changes drown. Above the effect it
+lets nobody tell, unless the whole interval lies beyond the effect.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.table import Table
+
+from speedyresnet.engine.errors import UserError
+
+from .revisions import Samples, Sitting
+
+ROUNDS = 30
+QUICK_SECONDS = 95.0
+"""When `--quick` measures no more; the rest of its two minutes is for starting and cleaning up."""
+CONFIDENCE = 0.99
+_MOST_SAMPLES = 1000
+"""All differences between two groups of so many fit into memory."""
+DRIFT = "measured one after the other: a drift of the machine between the two sittings cannot be excluded"
+_MACHINE = ("gpu", "power_limit_watts", "processor", "threads")
+"""What has to be the same for times to be comparable."""
+_NOT_MEASURED = {
+    "only_in_base": "not compared, only base has",
+    "only_in_head": "not compared, only head has",
+    "left_out": "left out, there was no time for",
+}
+
+Verdict = Literal["slower", "faster", "same", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Of one case; fractions of the base's time, 0.05 for 5 % slower."""
+
+    value: float
+    """Hodges and Lehmann's estimate, the median of all differences between the two groups."""
+    low: float
+    high: float
+    """The true change is between low and high with 99 % confidence."""
+    p: float
+    """Of the Mann-Whitney test: how often equal speeds would look at least as different."""
+
+    @property
+    def noise_floor(self) -> float:
+        """Half the interval's width; infinite where there are too few samples for an interval."""
+        return (self.high - self.low) / 2
+
+
+def mann_whitney_p(first: ArrayLike, second: ArrayLike) -> float:
+    """Two-sided p value of the Mann-Whitney test.
+
+    Raises:
+        UserError: scipy is not installed.
+    """
+    try:
+        from scipy.stats import mannwhitneyu
+    except ModuleNotFoundError as error:
+        raise UserError("the Mann-Whitney test needs scipy: pip install 'speedyresnet[bench]'") from error
+    return float(mannwhitneyu(first, second).pvalue)
+
+
+def interleaved_change(samples: Samples) -> Change:
+    """Head against base, measured in turns, base first in even rounds."""
+    slower = np.log(np.divide(samples.head, samples.base))
+    return _change(slower[0::2], -slower[1::2], times=2)
+
+
+def separate_change(samples: Samples) -> Change:
+    """Head against base, measured one after the other; of many samples, some spread evenly over all."""
+    head, base = (np.log(values[:: 1 + len(values) // _MOST_SAMPLES]) for values in (samples.head, samples.base))
+    return _change(head, base, times=1)
+
+
+def _change(first: ArrayLike, second: ArrayLike, times: int) -> Change:
+    """From two groups of logarithms whose places are `times` the logarithm of the change apart."""
+    differences = np.sort(np.subtract.outer(first, second).ravel()) / times
+    n, m = len(np.atleast_1d(first)), len(np.atleast_1d(second))
+    spread = (n * m * (n + m + 1) / 12) ** 0.5  # of the test's statistic, where both are of one distribution
+    outside = int(n * m / 2 - NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread)
+    inside = (differences[outside - 1], differences[-outside]) if outside > 0 else (-np.inf, np.inf)
+    value, low, high = (float(np.expm1(each)) for each in (np.median(differences), *inside))
+    return Change(value=value, low=low, high=high, p=mann_whitney_p(first, second))
+
+
+def verdict(change: Change, effect: float, cases: int) -> Verdict:
+    """What is to be said of one of `cases` changes measured together.
+
+    Args:
+        change: of the case.
+        effect: the least that matters, 0.03 for 3 %.
+        cases: how many there are; p values count so many times (Bonferroni), lest one of them be flagged by chance.
+    """
+    quiet = change.noise_floor <= effect
+    if change.p * cases < 1 - CONFIDENCE:
+        if change.value >= effect and (quiet or change.low > effect):
+            return "slower"
+        if change.value <= -effect and (quiet or change.high < -effect):
+            return "faster"
+    return "same" if quiet else "cannot tell"
+
+
+def changed_cases(samples: Mapping[str, Samples], effect: float) -> list[str]:
+    """Names of what got slower or faster in one sitting."""
+    changes = {name: interleaved_change(each) for name, each in samples.items()}
+    verdicts = {name: verdict(change, effect, len(changes)) for name, change in changes.items()}
+    return [name for name, each in verdicts.items() if each in ("slower", "faster")]
+
+
+def _rows(samples: Mapping[str, Samples], of: Callable[[Samples], Change], effect: float) -> dict[str, dict[str, Any]]:
+    """What is reported of each case, by name."""
+    return {name: _row(name, each, of(each), effect, len(samples)) for name, each in samples.items()}
+
+
+def _row(name: str, samples: Samples, change: Change, effect: float, cases: int) -> dict[str, Any]:
+    numbers = {"change": change.value, "low": change.low, "high": change.high, "noise_floor": change.noise_floor}
+    medians = {"base_seconds": float(np.median(samples.base)), "head_seconds": float(np.median(samples.head))}
+    return {
+        "name": name,
+        "verdict": verdict(change, effect, cases),
+        **medians,
+        **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+        "p": change.p,
+        **asdict(samples),
+    }
+
+
+def sitting_report(sitting: Sitting, effect: float) -> dict[str, Any]:
+    """Two revisions compared, as plain values; a change that new processes did not show again is none."""
+    rows, again = (_rows(samples, interleaved_change, effect) for samples in (sitting.samples, sitting.again))
+    for name, row in again.items():
+        rows[name]["again"] = row
+        if row["verdict"] != rows[name]["verdict"]:
+            rows[name]["verdict"] = "cannot tell"
+    told = {key: value for key, value in asdict(sitting).items() if key not in ("samples", "again")}
+    return {"mode": "interleaved", "effect": effect, **told, "cases": list(rows.values())}
+
+
+def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
+    """Two files of pytest-benchmark compared, as plain values.
+
+    Raises:
+        UserError: a file cannot be read, holds no data or nothing that the other holds, or they are of two machines.
+    """
+    one, other = (_read_benchmarks(path) for path in (base, head))
+    key = differing_key(one.environment, other.environment)
+    if key:
+        here, there = (each.environment.get(key) for each in (one, other))
+        raise UserError(f"{base} was measured with {key} {here}, {head} with {there}: measure both on one machine")
+    both = {name: Samples(values, other.data[name]) for name, values in one.data.items() if name in other.data}
+    if not both:
+        raise UserError(f"{base} and {head} have no case in common: measure the same ones")
+    return {
+        "mode": "files",
+        "warning": DRIFT,
+        "effect": effect,
+        "base": {"file": str(base)},
+        "head": {"file": str(head)},
+        "cases": list(_rows(both, separate_change, effect).values()),
+        "only_in_base": [name for name in one.data if name not in both],
+        "only_in_head": [name for name in other.data if name not in both],
+        "left_out": [],
+    }
+
+
+class _Benchmarks(NamedTuple):
+    """What a file of pytest-benchmark holds."""
+
+    environment: dict[str, Any]
+    """Empty where it is not one of `pytest bench`."""
+    data: dict[str, list[float]]
+    """Seconds, by case."""
+
+
+def _read_benchmarks(path: Path) -> _Benchmarks:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        environment = found.get("machine_info", {}).get("speedyresnet", {})
+        data = {each.get("fullname", each["name"]): each["stats"].get("data") for each in found["benchmarks"]}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no file of pytest-benchmark; --benchmark-json writes one") from error
+    for name, values in data.items():
+        if not values or min(values) <= 0:
+            raise UserError(f"{path} has no data of {name}: save it with --benchmark-json or --benchmark-save-data")
+    return _Benchmarks(environment, data)
+
+
+def differing_key(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
+    """What makes times of two environments (see `engine.record.environment`) incomparable; none: nothing."""
+    return next((key for key in _MACHINE if here.get(key) != there.get(key)), None)
+
+
+def _percent(value: float | None, form: str) -> str:
+    return "?" if value is None else f"{100 * value:{form}}"
+
+
+def print_regress(console: Console, result: dict[str, Any]) -> None:
+    """The result as a table, and below it the conclusion."""
+    table = Table(title="head against base, milliseconds a call")
+    table.add_column("case")
+    for column in ("base", "head", "change, %", "noise floor, %", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in result["cases"]:
+        times = [f"{1e3 * row[key]:.4g}" for key in ("base_seconds", "head_seconds")]
+        change, floor = _percent(row["change"], "+.1f"), _percent(row["noise_floor"], ".1f")
+        table.add_row(row["name"], *times, change, floor, f"{row['p']:.1g}", row["verdict"])
+    console.print(table)
+    for line in conclusion(result):
+        console.print(line, highlight=False, markup=False)
+
+
+def conclusion(result: dict[str, Any]) -> list[str]:
+    """What the result says, in lines."""
+    lines = [f"{text}: {', '.join(result[key])}" for key, text in _NOT_MEASURED.items() if result[key]]
+    if "warning" in result:
+        lines.append(result["warning"])
+    effect, rows = f"{100 * result['effect']:g} %", result["cases"]
+    fickle = [row["name"] for row in rows if row["verdict"] == "cannot tell" and "again" in row]
+    if fickle:
+        lines.append(f"cannot tell, new processes did not show it again: {', '.join(fickle)}")
+    noisy = [row["noise_floor"] for row in rows if row["verdict"] == "cannot tell" and "again" not in row]
+    if noisy:
+        highest = "unknown" if None in noisy else f"up to {_percent(max(noisy), '.1f')} %"
+        lines.append(f"cannot tell in {len(noisy)} of {len(rows)} cases: noise floor {highest}, above {effect}")
+    slower = [f"{row['name']} by {_percent(row['change'], '.1f')} %" for row in slower_cases(result)]
+    told = any(row["verdict"] != "cannot tell" for row in rows)
+    last = f"slower: {', '.join(slower)}" if slower else f"nothing seen to be slower by {effect} or more"
+    return [*lines, last if told else "cannot tell whether anything got slower"]
+
+
+def slower_cases(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of what got slower."""
+    return [row for row in result["cases"] if row["verdict"] == "slower"]
