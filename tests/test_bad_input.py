@@ -220,6 +220,9 @@ def test_bad_input_is_one_line_and_changes_nothing(arguments, words, folder, cac
     monkeypatch.chdir(folder)
     monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
     before = content(folder)
+    if arguments.startswith("train ") and "--data" not in arguments:
+        # So that no training begins where something is not refused after all.
+        arguments = arguments.replace("train", "train --data nowhere")
     code, printed, error = command(monkeypatch, capsys, *arguments.split())
     assert (code, printed, len(error.splitlines())) == (2, "", 1), error
     assert error.startswith("speedyresnet: ")

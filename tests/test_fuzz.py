@@ -237,7 +237,7 @@ def test_settings(chosen, name):
         assert_usable(made)
 
 
-@fuzzed
+@settings(fuzzed, max_examples=fuzzed.max_examples // 3)
 @given(chosen=SETTINGS, as_json=st.booleans())
 def test_command_line(chosen, as_json):
     words = ["recipes", "pocket", *(word for each in chosen for word in ("--set", each))] + ["--json"] * as_json
