@@ -32,11 +32,13 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
+from .measured import readme_with_table
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
 from .pool import PoolPlan
 from .profiling import print_profile, profile_paths, profile_step, save_profile
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
+from .report import groups_of, page_html, read_source
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
@@ -236,6 +238,33 @@ def kernels_command(
         print_cases(console, result)
         if not listed and len({case.provider for case in cases}) > 1:
             print_providers(console, result)
+
+
+@bench_app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="What train --out, bench commands and pytest-benchmark stored.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the page, HTML, here.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option("--readme", help="Put the table of runs between the marks of this Markdown file.")
+    ] = None,
+) -> None:
+    """One page of all that was measured, whole in itself: no network, no script."""
+    targets = [each for each in (out, readme) if each is not None]
+    if not targets:
+        raise UserError("nothing to write: give --out report.html, or --readme README.md")
+    for path in targets:
+        check_writable(path)
+        if path.resolve() in (each.resolve() for each in files):
+            raise UserError(f"{path} is among the files to read; write to another place")
+    sources = [read_source(path) for path in dict.fromkeys(files)]
+    texts = []
+    if out is not None:
+        texts.append((out, page_html(sources)))
+    if readme is not None:
+        texts.append((readme, readme_with_table(readme, groups_of(sources))))
+    for path, text in texts:
+        write_text(path, text)
+    print("written:", ", ".join(map(str, targets)))
 
 
 @bench_app.command("gpu-suite")
