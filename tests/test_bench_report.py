@@ -134,6 +134,7 @@ def page_path(tmp_path_factory):
     for record in records:
         record["environment"]["commit"] = "beefbeefbeef"
         record["seconds"]["train"] -= 50
+        record["history"][-1]["loss"] = None  # of a run that diverged
     files.append(write_lines(folder / "later.jsonl", records))
     steps = json.loads((REPOSITORY / "bench/evidence/2026-11-21-pocket-step-cpu.json").read_text())
     steps["environment"]["commit"] = "cafecafe"
@@ -248,6 +249,7 @@ def test_names_are_text(tmp_path, monkeypatch, capsys):
     page = Page(out.read_text())
     test_nothing_is_loaded_and_nothing_runs(page)
     assert page.words.count(HOSTILE) >= 7
+    assert f"accuracy, % ({HOSTILE})" in page.words  # of an axis, where a formula would be drawn instead
     *_, first, second, _, _ = readme.read_text().splitlines()
     assert "<" not in first + second
     assert first.count("|") == 7
@@ -345,6 +347,7 @@ def test_a_file_that_is_no_result_is_named(content, words, tmp_path, monkeypatch
         (("--out", "page.html", "--readme", "no.md"), "no.md: no such file"),
         (("--out", "page.html", "--readme", "plain.md"), f"put {BEGIN}"),
         (("--out", "page.html", "--readme", "turned.md"), f"put {BEGIN}"),
+        (("--out", "page.html", "--readme", "twice.md"), f"put {BEGIN}"),
     ],
 )
 def test_nothing_is_written_where_something_is_wrong(words, told, tmp_path, monkeypatch, capsys):
@@ -352,6 +355,7 @@ def test_nothing_is_written_where_something_is_wrong(words, told, tmp_path, monk
     shutil.copy(POOL, "pool.jsonl")
     (tmp_path / "plain.md").write_text(f"{BEGIN}\nno end")
     (tmp_path / "turned.md").write_text(f"{END}\n{BEGIN}")
+    (tmp_path / "twice.md").write_text(f"{BEGIN}\n{END}\n{END}")
     before = {each: each.read_bytes() for each in tmp_path.iterdir()}
     code, error = run_command(monkeypatch, capsys, "pool.jsonl", *words)
     assert (code, len(error.splitlines())) == (2, 1)
