@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={name: ["py.typed", "resources.json"] for name in PACKAGES},
+    package_data={name: ["py.typed", "resources.json", "report.html.jinja"] for name in PACKAGES},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

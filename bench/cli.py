@@ -37,6 +37,7 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
+from .measured import readme_with_table
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
 from .pool import PoolPlan, read_pool
@@ -52,6 +53,7 @@ from .regress import (
     sitting_report,
     slower_cases,
 )
+from .report import groups_of, page_html, read_source
 from .revisions import Plan, measure_revisions
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
@@ -269,7 +271,7 @@ def kernels_command(
 def regress_command(
     base: Annotated[str, typer.Argument(help="A git revision, or a .json file of pytest-benchmark.")],
     head: Annotated[str, typer.Argument(help="Another, which may be slower.")],
-    effect: Annotated[float, typer.Option("--effect", min=0.0, help="Percent that matter.")] = 3.0,
+    effect: Annotated[float, typer.Option("--effect", min=0.0, callback=finite, help="Percent that matter.")] = 3.0,
     quick: Annotated[bool, typer.Option("--quick", help="Take two minutes; says what there was no time for.")] = False,
     recipe: RecipeOption = None,
     settings: SetOption = None,
@@ -284,8 +286,7 @@ def regress_command(
     deadline = time.monotonic() + QUICK_SECONDS if quick else math.inf
     console = notes_console(as_json)
     mann_whitney_p([0.0], [1.0])  # refuses a missing scipy before anything is measured
-    if out is not None:
-        check_writable(out)
+    check_outputs([out], [base, head, recipe_file(recipe)])
     if base.endswith(".json") or head.endswith(".json"):
         result = files_report(Path(base), Path(head), effect / 100)
     else:
@@ -305,6 +306,30 @@ def regress_command(
     else:
         print_regress(console, result)
     raise typer.Exit(1 if slower_cases(result) else 0)
+
+
+@bench_app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="What train --out, bench commands and pytest-benchmark stored.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the page, HTML, here.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option("--readme", help="Put the table of runs between the marks of this Markdown file.")
+    ] = None,
+) -> None:
+    """One page of all that was measured, whole in itself: no network, no script."""
+    targets = [each for each in (out, readme) if each is not None]
+    if not targets:
+        raise UserError("nothing to write: give --out report.html, or --readme README.md")
+    check_outputs(targets, files)
+    sources = [read_source(path) for path in dict.fromkeys(files)]
+    texts = []
+    if out is not None:
+        texts.append((out, page_html(sources)))
+    if readme is not None:
+        texts.append((readme, readme_with_table(readme, groups_of(sources))))
+    for path, text in texts:
+        write_text(path, text)
+    print("written:", ", ".join(map(str, targets)))
 
 
 @bench_app.command("gpu-suite")

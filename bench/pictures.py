@@ -1,16 +1,19 @@
 """Pictures of what was measured; they need matplotlib (extra `bench`), which is imported only to draw."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_atomically
+from speedyresnet.engine.record import machine_name
 
-_MEASURED, _FLOOR, _LIMIT = "#c9d4e3", "#1f4e8c", "#444444"
-_KINDS = {"forward": "#1b7837", "dgrad": "#d95f02", "wgrad": "#7570b3"}
-_REST = "#1f4e8c"
+COLORS = ("#3b82f6", "#e8690b", "#2f9e44", "#8b5cf6", "#db2777", "#0e9aa7", "#b08900", "#7c8794")
+"""Of series: middle tones, seen on white and on black."""
+_MEASURED, _FLOOR = "#c9d4e3", "#1f4e8c"
+_REST = COLORS[0]
+_KINDS = dict(zip(("dgrad", "forward", "wgrad"), COLORS[1:], strict=False))
 
 
 def matplotlib_pyplot() -> Any:
@@ -35,11 +38,10 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _title(profile: dict[str, Any]) -> str:
-    recipe, machine = profile["recipe"], profile["environment"]
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    recipe = profile["recipe"]
     return (
         f"{recipe['name']}, a step of {recipe['batch_size']} images: {1e3 * profile['step_seconds']:.2f} ms "
-        f"({profile['backend']}, {profile['dtype']})\n{where}, PyTorch {machine['torch']}"
+        f"({profile['backend']}, {profile['dtype']})\n{machine_name(profile['environment'])}"
     )
 
 
@@ -64,45 +66,70 @@ def draw_parts(profile: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def computing(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of `rows`, parts or cases, that have a place in a roofline."""
+    return [each for each in rows if each["flops"] > 0 and each["bytes"] > 0 and each["seconds"] > 0]
+
+
+def _share_a_label(point: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two points of a roofline are too near one another for a label each."""
+    horizontal, vertical = (abs(math.log10(a / b)) for a, b in zip(point, other, strict=True))
+    return horizontal < 0.25 and vertical < 0.12
+
+
+def plot_roofline(axes: Any, measured: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """FLOPs a second over FLOPs a byte of `rows`, numbered from 1, under the measured ceilings.
+
+    Args:
+        axes: of matplotlib.
+        measured: holds `ceilings` and the `dtype` whose rate is the roof.
+        rows: see `computing`; the last word of a name tells its pass.
+    """
+    points = [(each["flops"] / each["bytes"], each["flops"] / each["seconds"]) for each in rows]
+    _plot_ceilings(axes, measured, points)
+    labels: dict[tuple[float, float], list[str]] = {}
+    for number, (each, point) in enumerate(zip(rows, points, strict=True), start=1):
+        axes.scatter(*point, color=_KINDS.get(each["name"].rpartition(" ")[2], _REST), s=20, zorder=3)
+        near = next((other for other in labels if _share_a_label(point, other)), point)
+        labels.setdefault(near, []).append(str(number))
+    for point, numbers in labels.items():
+        axes.annotate(", ".join(numbers), point, xytext=(5, -3), textcoords="offset points", fontsize=8)
+    for kind, color in _KINDS.items():
+        axes.scatter([], [], color=color, s=20, label=kind)
+    axes.legend(loc="lower right", fontsize=8, framealpha=0)
+
+
 def draw_roofline(profile: dict[str, Any], path: Path) -> None:
-    """FLOPs a second over FLOPs a byte of every part that computes, under the measured ceilings."""
+    """The roofline of every part that computes."""
     figure, axes = matplotlib_pyplot().subplots(figsize=(10, 6), layout="constrained")
-    parts = [each for each in profile["parts"] if each["flops"] > 0 and each["bytes"] > 0 and each["seconds"] > 0]
-    points = [(each["flops"] / each["bytes"], each["flops"] / each["seconds"]) for each in parts]
-    _draw_ceilings(axes, profile, points)
-    labels: dict[tuple[int, int], list[int]] = {}  # points that lie on one another share a label
-    for number, (each, (intensity, reached)) in enumerate(zip(parts, points, strict=True), start=1):
-        color = _KINDS.get(each["name"].rpartition(" ")[2], _REST)
-        axes.scatter([intensity], [reached], color=color, s=20, zorder=3)
-        labels.setdefault((round(20 * math.log10(intensity)), round(20 * math.log10(reached))), []).append(number)
-    for numbers in labels.values():
-        text = ", ".join(map(str, numbers))
-        axes.annotate(text, points[numbers[0] - 1], xytext=(5, -3), textcoords="offset points", fontsize=8)
+    parts = computing(profile["parts"])
+    plot_roofline(axes, profile, parts)
     legend = "\n".join(f"{number:2d}  {each['name']}" for number, each in enumerate(parts, start=1))
     axes.text(1.01, 1.0, legend, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
     axes.set_title(_title(profile), fontsize=10)
-    for kind, color in _KINDS.items():
-        axes.scatter([], [], color=color, s=20, label=kind)
-    axes.legend(loc="lower right", fontsize=8)
     _save(figure, path)
 
 
-def _draw_ceilings(axes: Any, profile: dict[str, Any], points: Sequence[tuple[float, float]]) -> None:
+def _plot_ceilings(axes: Any, measured: dict[str, Any], points: Sequence[tuple[float, float]]) -> None:
     """The roof: the bandwidth of the largest copy up to the ridge, then the rate of a matrix multiplication."""
-    bandwidth = profile["ceilings"]["copies"][-1][1]
-    rate = profile["ceilings"]["rates"][profile["dtype"]]
+    bandwidth = measured["ceilings"]["copies"][-1][1]
+    rate = measured["ceilings"]["rates"][measured["dtype"]]
     ridge = rate / bandwidth
     intensities = [ridge, *(intensity for intensity, _ in points)]
-    left, right = min(intensities) / 3, max(intensities) * 3
+    left, right = min(intensities) / 3, max(intensities) * 5
     bottom = min([left * bandwidth, *(reached / 2 for _, reached in points)])
-    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, 2 * rate))
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, 2.5 * rate))
     axes.set(xlabel="FLOPs a byte moved", ylabel="FLOPs a second")
-    axes.grid(True, which="major", alpha=0.25)
-    axes.plot([left, ridge, right], [left * bandwidth, rate, rate], color=_LIMIT, linewidth=1.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter("")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(matplotlib_pyplot().matplotlib.ticker.EngFormatter())
+    axes.grid(True, which="major", alpha=0.2)
+    axes.plot([left, ridge, right], [left * bandwidth, rate, rate], color=axes.xaxis.label.get_color(), linewidth=1.5)
     low = 3 * left
     axes.text(1.15 * low, low * bandwidth, f"{bandwidth / 1e9:,.0f} GB/s, largest copy", fontsize=8, va="top")
-    text = f"{rate / 1e12:.3g} TFLOP/s, {profile['dtype']} matrix multiplication"
-    axes.text(ridge, 1.07 * rate, text, fontsize=8)
+    text = f"{rate / 1e12:.3g} TFLOP/s, {measured['dtype']} matrix multiplication"
+    axes.text(right, 1.25 * rate, text, fontsize=8, ha="right")
 
 
 def picture_paths(path: Path) -> tuple[Path, Path]:

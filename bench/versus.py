@@ -287,6 +287,19 @@ def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, An
     }
 
 
+def versus_rows(peer: dict[str, Any], ours: dict[str, Any]) -> list[list[str]]:
+    """What a peer reached beside ours: what it is, theirs, ours, the ratio and its interval."""
+    clock, accuracy = peer["clock"], peer["accuracy"]
+    views = " against ".join(dict.fromkeys([accuracy["view"], accuracy["our_view"] or accuracy["view"]]))
+    theirs, our = _mean(peer, accuracy["view"], 100, 2), _mean(ours, accuracy["our_view"], 100, 2)
+    return [
+        [f"{peer['name']}: {peer['status']}", "", "", "", ""],
+        [f"s its clock, our {clock['ours']}", *_times(peer, OWN_CLOCK, ours, clock["ours"], clock)],
+        ["s whole process", *_times(peer, "wall_seconds", ours, "wall_seconds", peer["process"])],
+        [f"% {views}", theirs, our, "", ""],
+    ]
+
+
 def print_versus(console: Console, result: dict[str, Any]) -> None:
     """The result as one table, and below it what each clock contains."""
     recipe, ours = result["recipe"]["name"], result["ours"]
@@ -295,13 +308,9 @@ def print_versus(console: Console, result: dict[str, Any]) -> None:
     for column in ("theirs", "ours", "ratio", "95 %"):
         table.add_column(column, justify="right", no_wrap=True)
     for peer in result["peers"]:
-        clock, accuracy = peer["clock"], peer["accuracy"]
-        views = " against ".join(dict.fromkeys([accuracy["view"], accuracy["our_view"] or accuracy["view"]]))
-        table.add_row(f"{peer['name']}: {peer['status']}")
-        table.add_row(f"s its clock, our {clock['ours']}", *_times(peer, OWN_CLOCK, ours, clock["ours"], clock))
-        table.add_row("s whole process", *_times(peer, "wall_seconds", ours, "wall_seconds", peer["process"]))
-        theirs, our = (_mean(peer, accuracy["view"], 100, 2), _mean(ours, accuracy["our_view"], 100, 2))
-        table.add_row(f"% {views}", theirs, our, end_section=True)
+        for row in versus_rows(peer, ours):
+            table.add_row(*row)
+        table.add_section()
     console.print(table)
     for peer in result["peers"]:
         clock, changed = peer["clock"], peer["changed"]

@@ -167,6 +167,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine_name(environment: dict[str, Any]) -> str:
+    """What figures of an `environment` can be compared within: GPU or processor, and PyTorch's version."""
+    device = environment["gpu"] or f"{environment['processor']}, {environment['threads']} threads"
+    return f"{device}, PyTorch {environment['torch'].partition('+')[0]}"
+
+
 def _processor() -> str:
     """Model name of the CPU, as precisely as the system tells it."""
     information = Path("/proc/cpuinfo")

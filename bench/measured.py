@@ -1,0 +1,129 @@
+"""What runs measured, one row for those of a kind; README's table of it is made here from the committed records."""
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.record import machine_name
+
+from .record import VIEWS, Clock, clock_seconds
+from .statistics import Interval, mean_interval
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+COLUMNS = ("recipe", "machine", "accuracy, mean of n (± 95 %)", "train", "n", "record")
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs of one recipe, data set, machine, way of running and commit."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    """Where they are, each once."""
+
+    @property
+    def recipe(self) -> str:
+        """Its name, with the hash that tells apart what was changed in it."""
+        recipe = self.records[0]["recipe"]
+        return f"{recipe['name']} {recipe['hash'][:8]}"
+
+    @property
+    def machine(self) -> str:
+        """See `machine_name`."""
+        return machine_name(self.records[0]["environment"])
+
+    @property
+    def commit(self) -> str | None:
+        """None of an installed wheel."""
+        commit: str | None = self.records[0]["environment"]["commit"]
+        return commit
+
+    @property
+    def view(self) -> str:
+        """The one that the recipe is about."""
+        return str(self.records[0]["recipe"]["evaluation"]["view"])
+
+    def accuracies(self, view: str) -> list[float]:
+        """Percent of the test images; empty where the view was not measured."""
+        return [100 * float(each["accuracy"][view]) for each in self.records if each["accuracy"][view] is not None]
+
+    def seconds(self, clock: Clock) -> list[float]:
+        """By `clock`."""
+        return [clock_seconds(each, clock) for each in self.records]
+
+
+def run_groups(pools: Iterable[tuple[Path, list[dict[str, Any]]]]) -> list[RunGroup]:
+    """Completed runs of files by what they have in common; diverged ones count, interrupted ones measured nothing."""
+    groups: dict[tuple[str, ...], RunGroup] = {}
+    for path, records in pools:
+        for each in records:
+            if each["status"] != "interrupted":
+                what = (each["recipe"]["name"], each["recipe"]["hash"], each["data"]["sha256"])
+                how = (each["device"], each["backend"], each["dtype"], machine_name(each["environment"]))
+                group = groups.setdefault((*what, *how, str(each["environment"]["commit"])), RunGroup())
+                group.records.append(each)
+                if path not in group.files:
+                    group.files.append(path)
+    return list(groups.values())
+
+
+def told(interval: Interval) -> str:
+    """The mean in four digits, with its margin where there is one."""
+    digits = max(0, 4 - len(str(int(abs(interval.mean)))))
+    margin = "" if interval.upper is None else f" ± {interval.upper - interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f}{margin}"
+
+
+def _range(values: Sequence[float]) -> str:
+    """From the least to the greatest, in three digits."""
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
+
+
+def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
+    """Cells under COLUMNS but the last, a row a group; recipes of one name but other numbers show their hash."""
+    kinds = {group.recipe for group in groups}
+    rows = []
+    for group in groups:
+        name = group.records[0]["recipe"]["name"]
+        alone = sum(kind.rpartition(" ")[0] == name for kind in kinds) == 1
+        found = {view.replace("_", " "): group.accuracies(view) for view in VIEWS}
+        accuracies = [f"{told(mean_interval(values))} % {view}" for view, values in found.items() if values]
+        cells = [name if alone else group.recipe, group.machine, ", ".join(accuracies)]
+        rows.append([*cells, f"{_range(group.seconds('train'))} s", str(len(group.records))])
+    return rows
+
+
+def _markdown(text: str) -> str:
+    """`text`, which may be anybody's, as the content of one cell."""
+    return " ".join(html.escape(text, quote=False).replace("|", "&#124;").split())
+
+
+def measured_markdown(groups: Sequence[RunGroup], folder: Path) -> str:
+    """The table as Markdown for a file in `folder`."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    for group, cells in zip(groups, measured_rows(groups), strict=True):
+        links = [f"[runs]({quote(os.path.relpath(file, folder))})" for file in group.files]
+        lines.append([*map(_markdown, cells), ", ".join(links)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def readme_with_table(readme: Path, groups: Sequence[RunGroup]) -> str:
+    """The content of the Markdown file `readme` with a new table between its two marks.
+
+    Raises:
+        UserError: it cannot be read, or has not each mark once, or there are no groups.
+    """
+    if not readme.is_file():
+        raise UserError(f"--readme {readme}: no such file")
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise UserError(f"--readme {readme}: put {BEGIN} and, below, {END} into it, once each")
+    if not groups:
+        raise UserError(f"--readme {readme}: none of the files holds completed runs; give some")
+    return "\n".join([before + BEGIN, measured_markdown(groups, readme.parent), END + after])

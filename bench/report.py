@@ -1,0 +1,338 @@
+"""`bench report`: one page, whole in itself, of whatever the other commands and pytest-benchmark have stored.
+
+Every file is known by its content. What its names say is text on the page and never markup.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.record import SCHEMA as RUN_SCHEMA
+from speedyresnet.engine.record import machine_name
+
+from .charts import Cloud, plot_history, plot_lines, series_colors, svg_picture
+from .measured import COLUMNS, RunGroup, measured_rows, run_groups, told
+from .record import Clock
+from .report_blocks import (
+    Block,
+    Document,
+    Picture,
+    Table,
+    accuracy_picture,
+    benchmark_blocks,
+    comparison_blocks,
+    kernel_blocks,
+    profile_blocks,
+    remarks_in,
+    start_blocks,
+    step_blocks,
+    step_recipe,
+    suite_blocks,
+    trim_blocks,
+    versus_blocks,
+)
+from .statistics import Interval, mean_interval
+
+_TEMPLATE = "report.html.jinja"
+_CLOCK: Clock = "prepare+train"
+"""That accuracies stand against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file."""
+
+    name: str
+    keys: frozenset[str]
+    """What every document of it holds, besides its schema."""
+    blocks: Callable[[str, list[Document]], list[Block]]
+    """What the page shows of one file, given its name and documents."""
+    title: str = ""
+    note: str = ""
+    """Heading of the section that it makes, and what is said there."""
+    schema: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that was read."""
+
+    path: Path
+    kind: Kind
+    documents: list[Document]
+    blocks: list[Block]
+    environments: list[Document]
+    """Where the documents were measured; empty of one that does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page under its own heading."""
+
+    title: str
+    note: str
+    blocks: Sequence[Block]
+
+
+def documents_in(path: Path) -> list[Document]:
+    """The JSON objects in `path`: one, or one a line.
+
+    Raises:
+        UserError: it cannot be read, or holds anything else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+    try:
+        found = [json.loads(text)]
+    except ValueError:
+        found = [_line(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
+    if not found or not all(isinstance(each, dict) for each in found):
+        raise UserError(f"{path} holds no results; give files that a bench command, train --out or pytest has written")
+    return found
+
+
+def _line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        remedy = "finish a pool that was cut off with the same bench record"
+        raise UserError(f"{path}: line {number} is no JSON document; {remedy}") from error
+
+
+def read_source(path: Path) -> Source:
+    """What `path` holds and what the page shows of it.
+
+    Raises:
+        UserError: it cannot be read, is of no known kind, or is damaged; or an extra package is missing.
+    """
+    documents = documents_in(path)
+    for kind in KINDS:
+        if all(each.get("schema") == kind.schema and each.keys() >= kind.keys for each in documents):
+            break
+    else:
+        raise UserError(f"{path} is none of these: {', '.join(kind.name for kind in KINDS)}; leave it out")
+    try:
+        environments = [dict(environment_of(each)) for each in documents]
+        return Source(path, kind, documents, kind.blocks(path.name, documents), environments)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is a damaged {kind.name} ({type(error).__name__}: {error}); leave it out") from error
+
+
+def groups_of(sources: Sequence[Source]) -> list[RunGroup]:
+    """The runs of all files together."""
+    return run_groups((each.path, each.documents) for each in sources if each.kind.blocks is check_runs)
+
+
+def check_runs(name: str, documents: list[Document]) -> list[Block]:
+    """Raise what is wrong with runs; they are shown together with those of other files."""
+    groups = run_groups([(Path(name), documents)])
+    measured_rows(groups)
+    for group in groups:
+        series_name(group), commit_name(group)
+        group_cloud(group)
+        group_losses(group)
+    return []
+
+
+def group_cloud(group: RunGroup) -> Cloud:
+    """Accuracies in percent over seconds."""
+    seconds, accuracies = group.seconds(_CLOCK), group.accuracies(group.view)
+    runs = list(zip(seconds, accuracies, strict=True))
+    return Cloud(runs, mean_interval(seconds), mean_interval(accuracies))
+
+
+def group_losses(group: RunGroup) -> list[tuple[list[float], list[float]]]:
+    """Epochs and mean losses of each run, as far as they are finite."""
+    rows = [[each for each in record["history"] if each["loss"] is not None] for record in group.records]
+    return [([float(each["epoch"]) for each in run], [float(each["loss"]) for each in run]) for run in rows]
+
+
+def series_name(group: RunGroup) -> str:
+    """All but the commit that tells a group from others."""
+    first = group.records[0]
+    return f"{group.recipe}, {first['data']['name']}, {group.machine}, {first['backend']} {first['dtype']}"
+
+
+def commit_name(group: RunGroup) -> str:
+    """Short."""
+    return (group.commit or "no commit")[:9]
+
+
+def run_sections(groups: Sequence[RunGroup]) -> list[Section]:
+    """Accuracy against time, the table of it, and losses."""
+    if not groups:
+        return []
+    names = [f"{commit_name(group)}: {series_name(group)}" for group in groups]
+    picture = accuracy_picture("", _CLOCK, "the recipe's view", [group_cloud(group) for group in groups], names)
+    files = [", ".join(file.name for file in group.files) for group in groups]
+    rows = [[*cells, name] for cells, name in zip(measured_rows(groups), files, strict=True)]
+    table = Table("", COLUMNS[:3], COLUMNS[3:5], rows, COLUMNS[5:])
+    colors = series_colors(len(groups))
+    lines = [(color, *run) for group, color in zip(groups, colors, strict=True) for run in group_losses(group)]
+    losses = svg_picture(functools.partial(plot_lines, lines=lines, labels=("epoch", "training loss")))
+    about = "Pale points are runs, full ones their means; bars and ±: 95 % intervals of the mean, Student's t."
+    about_loss = "Mean training loss of each epoch, a line a run; recipes may count it differently."
+    return [
+        Section("Accuracy against time", about, [picture, table]),
+        Section("Loss", about_loss, [Picture("", losses, list(zip(colors, names, strict=True)))]),
+    ]
+
+
+def history_series(sources: Sequence[Source]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
+    """By what was measured, then by recipe and machine: (commit, value) in the order of the files."""
+    found: dict[str, dict[str, list[tuple[str, Interval]]]] = {}
+
+    def add(measure: str, name: str, commit: str | None, value: Interval) -> None:
+        if commit is not None:
+            found.setdefault(measure, {}).setdefault(name, []).append((commit, value))
+
+    for group in groups_of(sources):
+        name, cloud, commit = series_name(group), group_cloud(group), group.commit
+        add(f"accuracy, % ({group.view.replace('_', ' ')})", name, commit, cloud.y)
+        add(f"{_CLOCK}, s", name, commit, cloud.x)
+    for document in (each for source in sources if source.kind.blocks is step_blocks for each in source.documents):
+        environment = document["environment"]
+        about = (step_recipe(document), machine_name(environment), remarks_in(document))
+        for row in document["backends"]:
+            value = Interval(mean=row["milliseconds"], lower=row["quartiles"][0], upper=row["quartiles"][1])
+            name = ", ".join(filter(None, (*about, f"{row['backend']} {row['dtype']}")))
+            add("ms/step", name, environment.get("commit"), value)
+    return found
+
+
+def _cells(value: Interval) -> list[str]:
+    return ["" if each is None else f"{each:.5g}" for each in (value.mean, value.lower, value.upper)]
+
+
+def history_section(sources: Sequence[Source]) -> list[Section]:
+    """What was measured at two commits or more."""
+    blocks: list[Block] = []
+    for measure, series in history_series(sources).items():
+        lines = {name: line for name, line in series.items() if len({commit for commit, _ in line}) > 1}
+        if lines:
+            picture = svg_picture(functools.partial(plot_history, series=list(lines.values())), height=2.8)
+            colors = series_colors(len(lines))
+            blocks.append(Picture(measure, picture, list(zip(colors, lines, strict=True))))
+            rows = [[name, commit[:9], *_cells(value)] for name, line in lines.items() for commit, value in line]
+            blocks.append(Table("", ("", "commit"), (measure, "from", "to"), rows))
+    note = "In the order of the files. From, to: the 95 % interval of the mean of runs; of steps the rounds' quartiles."
+    return [Section("History by commit", note, blocks)] if blocks else []
+
+
+def environment_of(document: Document) -> Document:
+    """Where a document was measured, as far as it says."""
+    found: Document = document.get("environment") or document.get("machine_info", {}).get("speedyresnet") or {}
+    return found
+
+
+def environment_section(sources: Sequence[Source]) -> list[Section]:
+    """A column for each machine and set of versions, with the commits that were measured there."""
+    places: dict[str, tuple[Document, list[str]]] = {}
+    for environment in (each for source in sources for each in source.environments):
+        facts = {key: value for key, value in environment.items() if key != "commit" and value is not None}
+        if facts:
+            _, commits = places.setdefault(json.dumps(facts), (facts, []))
+            commits.append(str(environment.get("commit"))[:9])
+    keys = dict.fromkeys(key for facts, _ in places.values() for key in facts)
+    rows = [[key.replace("_", " "), *(str(facts.get(key, "")) for facts, _ in places.values())] for key in keys]
+    rows.append(["commits", *(", ".join(dict.fromkeys(commits)) for _, commits in places.values())])
+    return [Section("Environments", "", [Table("", ("",), (), rows, [""] * len(places))])] if places else []
+
+
+def files_section(sources: Sequence[Source]) -> Section:
+    """What the page was made from."""
+    rows = [[each.path.name, each.kind.name, str(len(each.documents))] for each in sources]
+    return Section("Files", "", [Table("", ("file", "kind"), ("documents",), rows)])
+
+
+def page_sections(sources: Sequence[Source]) -> list[Section]:
+    """Those that have something to show, in the order of the page."""
+    sections = run_sections(groups_of(sources))
+    for kind in KINDS:
+        blocks = [block for source in sources if source.kind is kind for block in source.blocks]
+        if blocks:
+            sections.append(Section(kind.title, kind.note, blocks))
+    return [*sections, *history_section(sources), *environment_section(sources), files_section(sources)]
+
+
+def page_html(sources: Sequence[Source]) -> str:
+    """The whole page.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise UserError("a report needs jinja2: pip install 'speedyresnet[bench]'") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    cards = [(group, commit_name(group), group_cloud(group)) for group in groups_of(sources)]
+    page = pages.get_template(_TEMPLATE)
+    return page.render(sections=page_sections(sources), cards=cards, clock=_CLOCK, told=told)
+
+
+KINDS = (
+    Kind("run record", frozenset({"recipe", "environment", "seconds", "history"}), check_runs, schema=RUN_SCHEMA),
+    Kind(
+        "comparison",
+        frozenset({"arms", "differences"}),
+        comparison_blocks,
+        "Comparisons",
+        "The same seeds in turns; differences to the first arm are paired by seed. Intervals: 95 %, Student's t.",
+        schema="speedyresnet.comparison/1",
+    ),
+    Kind(
+        "trim",
+        frozenset({"rows", "ladder"}),
+        trim_blocks,
+        "What can be left out",
+        "Each change alone against the whole recipe; the ladder takes one after the other.",
+        schema="speedyresnet.trim/1",
+    ),
+    Kind(
+        "profile",
+        frozenset({"parts", "step_seconds", "ceilings"}),
+        profile_blocks,
+        "A step, part by part",
+        "Pale: measured. Dark: the floor, max(bytes / bandwidth, FLOPs / rate), ceilings measured in the same minute.",
+    ),
+    Kind(
+        "kernel table",
+        frozenset({"cases", "ceilings"}),
+        kernel_blocks,
+        "Operations on their own",
+        "Medians. Pale: measured. Dark: the floor, as above.",
+    ),
+    Kind(
+        "step table",
+        frozenset({"backends"}),
+        step_blocks,
+        "Steps by backend",
+        "Medians over rounds. Host: until a step is issued; on a CPU the host does the work itself.",
+    ),
+    Kind(
+        "pytest-benchmark file",
+        frozenset({"machine_info", "benchmarks"}),
+        benchmark_blocks,
+        "Benchmarks",
+        "Stored by pytest-benchmark; medians and quartiles over rounds.",
+    ),
+    Kind(
+        "versus table",
+        frozenset({"ours", "peers"}),
+        versus_blocks,
+        "Against the scripts of others",
+        "Ratio: theirs over ours, geometric mean of the rounds, with its 95 % interval.",
+    ),
+    Kind("start of peers", frozenset({"torch", "peers"}), start_blocks, "Whether the scripts of others start"),
+    Kind("suite", frozenset({"minutes", "parts"}), suite_blocks, "Suites", "In the order in which they ran."),
+)
