@@ -39,8 +39,14 @@ class Net:
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
     """Right behind the whitening, where no projection follows it."""
+    pool: Literal["before_norm", "after_norm"] = "before_norm"
+    """Where the max-pool of a group stands; behind the norm it is behind the activation too."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Of weights and activations; the kernels of the net take channels_last only."""
     whitening_kernel: int = 2
+    """0: no whitening, groups see the images themselves."""
     whitening_stride: int = 1
+    whitening_padding: int = 0
     whitening_sign_pairs: bool = True
     """Append the negated filters, so that an activation right behind them loses nothing."""
     whitening_bias: bool = True
@@ -55,6 +61,10 @@ class Net:
     batch_norm_momentum: float = 0.4
     """Weight of the new batch in the running statistics (PyTorch's sense)."""
     batch_norm_epsilon: float = 1e-12
+    batch_norm_precision: Literal["float32", "native"] = "float32"
+    """Of its parameters and statistics, at least; `native`: that of the other weights, which no kernel takes."""
+    batch_norm_scale: Literal["frozen", "learned"] = "frozen"
+    """`frozen` at 1."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
@@ -370,7 +380,8 @@ def _check_ranges(made: Recipe) -> None:
         ("width_multiplier", 0 < made.width_multiplier <= 64, "above 0 and at most 64"),
         ("net.widths", len(net.widths) > 0 and min(net.widths) > 0, "one or more positive integers"),
         ("net.group_convolutions", net.group_convolutions >= 1, "at least 1"),
-        ("net.whitening_kernel", 1 <= net.whitening_kernel <= 8, "between 1 and 8"),
+        ("net.whitening_kernel", 0 <= net.whitening_kernel <= 8, "between 0 and 8"),
+        ("net.whitening_padding", 0 <= net.whitening_padding <= net.whitening_kernel, "0 to net.whitening_kernel"),
         ("net.whitening_stride", net.whitening_stride >= 1, "at least 1"),
         ("net.whitening_images", net.whitening_images >= 1, "at least 1"),
         ("net.whitening_epsilon", net.whitening_epsilon > 0, "above 0"),

@@ -77,7 +77,8 @@ class TrainingState:
         self.graph_pool: Any = None
         """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
         self.groups = self._parameter_groups()
-        """By what they hold: convolutions, head, batch_norm_biases, and whitening_bias where there is one."""
+        """By what they hold: convolutions, head, batch_norm_biases, batch_norm_scales and whitening_bias where they are
+        trained."""
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
@@ -108,13 +109,17 @@ class TrainingState:
             return group(parameters, rate, settings.weight_decay / faster * mean_losses)
 
         convolutions: list[Tensor] = [p for p in net.parameters() if p.requires_grad and p.dim() == 4]
-        biases: list[Tensor] = [module.bias for module in net.modules() if isinstance(module, BatchNorm)]
+        norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+        biases: list[Tensor] = [norm.bias for norm in norms]
+        scales: list[Tensor] = [norm.weight for norm in norms if norm.weight.requires_grad]
         muon = settings.muon if settings.kind == "muon" else None
         groups = {
             "convolutions": group(convolutions, muon.learning_rate, muon.weight_decay) if muon else sgd(convolutions),
             "head": sgd([net.head.weight], settings.head_scale),
             "batch_norm_biases": sgd(biases, settings.batch_norm_bias_scale),
         }
+        if scales:
+            groups["batch_norm_scales"] = sgd(scales)
         whitening_bias = net.stem.whitening.bias
         return groups if whitening_bias is None else groups | {"whitening_bias": sgd([whitening_bias])}
 
