@@ -30,11 +30,12 @@ from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
+from .compare import Arm, arm_of, check_arms, compare_runs, comparison, print_comparison
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
-from .pool import PoolPlan
+from .pool import BASE, PoolPlan
 from .profiling import print_profile, profile_paths, profile_step, save_profile
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
@@ -87,6 +88,55 @@ def record_command(
     else:
         print_report(console, result)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
+
+
+@bench_app.command("compare")
+def compare_command(
+    variants: Annotated[
+        list[str], typer.Option("--variant", help="Settings, backend=NAME, a recipe; several parted by spaces.")
+    ],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Seeds; fixed when the file is begun.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
+    view: Annotated[
+        str | None, typer.Option("--view", help=", ".join(VIEWS) + ". None: what each recipe reports.")
+    ] = None,
+    clock: Annotated[
+        str, typer.Option("--clock", help=", ".join(CLOCKS) + ". Only total has the views of the evaluation.")
+    ] = "total",
+    rate: Annotated[
+        float | None, typer.Option("--seconds-per-tenth-point", min=0.0, help="What 0.1 point of accuracy is worth.")
+    ] = None,
+    validation: Annotated[
+        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+    ] = 0,
+    out: Annotated[Path, typer.Option("--out", help="JSON Lines file, one run a line; goes on where it ended.")] = Path(
+        "comparison.jsonl"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Variants of a recipe against the recipe, the same seeds in turns: better, worse, cannot tell."""
+    place, console = pick_device(device), notes_console(as_json)
+    name = recipe or default_recipe(place)
+    if view is not None and view not in VIEWS:
+        raise UserError(f"--view {view}: choose {', '.join(VIEWS)}")
+    if clock not in CLOCKS:
+        raise UserError(f"--clock {clock}: choose {', '.join(CLOCKS)}")
+    base = Arm(BASE, recipe_called(name, settings or ()), backend)
+    arms = [base, *(arm_of(variant, name, settings or (), backend) for variant in variants)]
+    check_arms(arms, view, place)
+    check_writable(out)
+    plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
+    records = compare_runs(arms, load_data(data or "cifar10"), place, plan, out, console)
+    result = comparison(records, plan, view, clock, rate)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_comparison(console, result)
 
 
 @bench_app.command("step")

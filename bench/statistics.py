@@ -68,6 +68,26 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Of a mean, in the unit of its values."""
+
+    mean: float
+    lower: float | None
+    """The true mean is between lower and upper with 95 % confidence; none of a single value."""
+    upper: float | None
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of one or more `values`, with Student's t; of paired differences that is the paired t interval."""
+    array = np.asarray(values, dtype=np.float64)
+    n, mean = len(array), float(array.mean())
+    if n == 1:
+        return Interval(mean=mean, lower=None, upper=None)
+    margin = student_t_quantile((1 + CONFIDENCE) / 2, n - 1) * float(array.std(ddof=1)) / n**0.5
+    return Interval(mean=mean, lower=mean - margin, upper=mean + margin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
     """How many times as much one thing took as another, over n pairs measured side by side."""
 
@@ -83,9 +103,6 @@ def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
     """The first over the second of `pairs`, all positive; none of no pairs. Student's t on the pairs' log ratios."""
     if not pairs:
         return None
-    logs = np.log([first / second for first, second in pairs])
-    n, middle = len(logs), float(logs.mean())
-    if n == 1:
-        return Ratio(n=n, value=math.exp(middle), low=None, high=None)
-    margin = student_t_quantile((1 + CONFIDENCE) / 2, n - 1) * float(logs.std(ddof=1)) / n**0.5
-    return Ratio(n=n, value=math.exp(middle), low=math.exp(middle - margin), high=math.exp(middle + margin))
+    logs = mean_interval([math.log(first / second) for first, second in pairs])
+    low, high = (None if bound is None else math.exp(bound) for bound in (logs.lower, logs.upper))
+    return Ratio(n=len(pairs), value=math.exp(logs.mean), low=low, high=high)
