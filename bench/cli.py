@@ -36,7 +36,15 @@ from .kernel_times import cases_report, print_cases, print_providers
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
 from .pool import BASE, PoolPlan
-from .profiling import print_profile, profile_paths, profile_step, save_profile
+from .profiling import (
+    print_profile,
+    print_side_by_side,
+    profile_paths,
+    profile_step,
+    read_profile,
+    save_profile,
+    side_by_side,
+)
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
@@ -185,6 +193,9 @@ def profile_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file; the trace and two pictures are put beside it.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A profile that --out stored; both are shown side by side.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Where the time of a training step goes, part by part, beside the least it could take."""
@@ -194,13 +205,18 @@ def profile_command(
         for path in profile_paths(out):
             check_writable(path)
         matplotlib_pyplot()
+    other = None if against is None else read_profile(against)
     result, trace = profile_step(made, load_data(data or "cifar10"), place, steps)
+    if other is not None:
+        result["against"] = side_by_side(result, other)
     if out is not None:
         save_profile(result, trace, out)
     if as_json:
         print(json.dumps(result, indent=1))
     else:
         print_profile(console, result)
+        if other is not None:
+            print_side_by_side(console, result)
         written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
         console.print(f"written: {written}", highlight=False)
 
