@@ -47,6 +47,7 @@ from .profiling import (
 )
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
+from .trim import Trimming, changes_of, print_trim, trim
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
@@ -145,6 +146,59 @@ def compare_command(
         print(json.dumps(result, indent=1))
     else:
         print_comparison(console, result)
+
+
+@bench_app.command("trim")
+def trim_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="With and without, in turns.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="A round, of each kind of step.")] = 10,
+    what: Annotated[list[str] | None, typer.Option("--what", help="Only that, such as whitening. None: all.")] = None,
+    accuracy: Annotated[int, typer.Option("--accuracy", min=0, help="Also train so many seeds each way.")] = 0,
+    validation: Annotated[
+        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file; runs go into a folder beside it, where they go on.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What of a recipe could go or be replaced: step time with and without, and what to cut first."""
+    place, console = pick_device(device), notes_console(as_json)
+    if accuracy and out is None:
+        raise UserError("--accuracy needs --out FILE, beside which its runs are kept")
+    check_backend(backend, place)
+    name = recipe or default_recipe(place)
+    made = recipe_called(name, settings or ())
+    if out is not None:
+        check_writable(out)
+    pack = load_data(data or "cifar10")
+    known = [each.what for each in changes_of(made, min(pack.image_size), place, backend)]
+    for each in what or ():
+        if each not in known:
+            raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")
+    trimming = Trimming(
+        recipe=name,
+        settings=tuple(settings or ()),
+        pack=pack,
+        device=place,
+        backend=backend,
+        rounds=rounds,
+        steps=steps,
+        what=tuple(what or ()),
+        seeds=accuracy,
+        validation=validation,
+        out=out,
+    )
+    result = trim(trimming, console)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_trim(console, result)
 
 
 @bench_app.command("step")

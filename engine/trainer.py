@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -281,6 +282,12 @@ class Trainer:
     def main_step(self) -> Callable[[], None]:
         """The function that does a step of the main variant."""
         return self._steps[self.main_variant]
+
+    @property
+    def counted_steps(self) -> list[tuple[Callable[[], None], int]]:
+        """The function that does a step of each kind, and how many such steps a run takes."""
+        counts = Counter(map(self._variant, range(self.plan.steps)))
+        return [(self._steps[variant], count) for variant, count in counts.items()]
 
     def _variant(self, step: int) -> Variant:
         return variant_of_step(self.recipe, self.plan, step)
