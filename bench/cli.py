@@ -35,13 +35,22 @@ from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
+from .compare import Arm, arm_of, check_arms, compare_runs, comparison, print_comparison
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
 from .peers import check_data, parse_peers
 from .pictures import matplotlib_pyplot
-from .pool import PoolPlan, read_pool
-from .profiling import print_profile, profile_paths, profile_step, save_profile
+from .pool import BASE, PoolPlan, read_pool
+from .profiling import (
+    print_profile,
+    print_side_by_side,
+    profile_paths,
+    profile_step,
+    read_profile,
+    save_profile,
+    side_by_side,
+)
 from .record import CLOCKS, VIEWS, Targets, check_view, print_report, record_runs, report
 from .regress import (
     QUICK_SECONDS,
@@ -56,6 +65,7 @@ from .regress import (
 from .report import groups_of, page_html, read_source
 from .revisions import Plan, measure_revisions
 from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
+from .trim import Trimming, changes_of, print_trim, trim
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
 OperationOption = Annotated[
@@ -126,6 +136,108 @@ def record_command(
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
+@bench_app.command("compare")
+def compare_command(
+    variants: Annotated[
+        list[str], typer.Option("--variant", help="Settings, backend=NAME, a recipe; several parted by spaces.")
+    ],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Seeds; fixed when the file is begun.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
+    view: Annotated[
+        str | None, typer.Option("--view", help=", ".join(VIEWS) + ". None: what each recipe reports.")
+    ] = None,
+    clock: Annotated[
+        str, typer.Option("--clock", help=", ".join(CLOCKS) + ". Only total has the views of the evaluation.")
+    ] = "total",
+    rate: Annotated[
+        float | None, typer.Option("--seconds-per-tenth-point", min=0.0, help="What 0.1 point of accuracy is worth.")
+    ] = None,
+    validation: Annotated[
+        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+    ] = 0,
+    out: Annotated[Path, typer.Option("--out", help="JSON Lines file, one run a line; goes on where it ended.")] = Path(
+        "comparison.jsonl"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Variants of a recipe against the recipe, the same seeds in turns: better, worse, cannot tell."""
+    place, console = pick_device(device), notes_console(as_json)
+    name = recipe or default_recipe(place)
+    if view is not None and view not in VIEWS:
+        raise UserError(f"--view {view}: choose {', '.join(VIEWS)}")
+    if clock not in CLOCKS:
+        raise UserError(f"--clock {clock}: choose {', '.join(CLOCKS)}")
+    base = Arm(BASE, recipe_called(name, settings or ()), backend)
+    arms = [base, *(arm_of(variant, name, settings or (), backend) for variant in variants)]
+    check_arms(arms, view, place)
+    check_writable(out)
+    plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
+    records = compare_runs(arms, load_data(data or "cifar10"), place, plan, out, console)
+    result = comparison(records, plan, view, clock, rate)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_comparison(console, result)
+
+
+@bench_app.command("trim")
+def trim_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = "cifar10",
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="With and without, in turns.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="A round, of each kind of step.")] = 10,
+    what: Annotated[list[str] | None, typer.Option("--what", help="Only that, such as whitening. None: all.")] = None,
+    accuracy: Annotated[int, typer.Option("--accuracy", min=0, help="Also train so many seeds each way.")] = 0,
+    validation: Annotated[
+        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file; runs go into a folder beside it, where they go on.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What of a recipe could go or be replaced: step time with and without, and what to cut first."""
+    place, console = pick_device(device), notes_console(as_json)
+    if accuracy and out is None:
+        raise UserError("--accuracy needs --out FILE, beside which its runs are kept")
+    check_backend(backend, place)
+    name = recipe or default_recipe(place)
+    made = recipe_called(name, settings or ())
+    if out is not None:
+        check_writable(out)
+    pack = load_data(data or "cifar10")
+    known = [each.what for each in changes_of(made, min(pack.image_size), place, backend)]
+    for each in what or ():
+        if each not in known:
+            raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")
+    trimming = Trimming(
+        recipe=name,
+        settings=tuple(settings or ()),
+        pack=pack,
+        device=place,
+        backend=backend,
+        rounds=rounds,
+        steps=steps,
+        what=tuple(what or ()),
+        seeds=accuracy,
+        validation=validation,
+        out=out,
+    )
+    result = trim(trimming, console)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_trim(console, result)
+
+
 @bench_app.command("step")
 def step_command(
     recipe: RecipeOption = None,
@@ -171,6 +283,9 @@ def profile_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file; the trace and two pictures are put beside it.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A profile that --out stored; both are shown side by side.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Where the time of a training step goes, part by part, beside the least it could take."""
@@ -180,13 +295,18 @@ def profile_command(
         check_writable(out)
         check_outputs(profile_paths(out), [data, recipe_file(recipe)])
         matplotlib_pyplot()
+    other = None if against is None else read_profile(against)
     result, trace = profile_step(made, load_data(data or "cifar10"), place, steps)
+    if other is not None:
+        result["against"] = side_by_side(result, other)
     if out is not None:
         save_profile(result, trace, out)
     if as_json:
         print(json.dumps(result, indent=1))
     else:
         print_profile(console, result)
+        if other is not None:
+            print_side_by_side(console, result)
         written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
         console.print(f"written: {written}", highlight=False)
 

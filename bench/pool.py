@@ -1,14 +1,15 @@
-"""A pool of runs in a JSON Lines file: one run record a line, all of one recipe, data set, machine and plan.
+"""A pool of runs in a JSON Lines file: one run record a line, all of one data set, machine and plan.
 
-The number of runs is fixed when the pool is begun, and every seed is run once. A pool that was cut off, even by a kill,
-goes on where it ended: a line that is not whole is a run that was not finished, and its seed is run again.
+All are of one recipe or, where variants are compared, of one recipe an arm. The number of runs and the arms are fixed
+when the pool is begun, and every arm runs every seed once. A pool that was cut off, even by a kill, goes on where it
+ended: a line that is not whole is a run that was not finished, and is run again.
 """
 
 import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import locked, refusals_explained
 from speedyresnet.engine.record import SCHEMA, RunRecord
 
+BASE = "base"
+"""The arm that all others are compared with, and the only one where nothing is compared."""
 _LINE_START = f'{{"schema": "{SCHEMA}"'.encode()
 """How every line of a pool begins."""
 
@@ -29,11 +32,29 @@ class PoolPlan:
     first_seed: int
     validation: int
     """Training images held out and tested on instead of the test set; 0: the test set."""
+    variants: tuple[str, ...] = ()
+    """Names of the other arms of a comparison."""
 
     @property
     def seeds(self) -> range:
         """All seeds of the pool."""
         return range(self.first_seed, self.first_seed + self.runs)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Of which each runs all seeds."""
+        return BASE, *self.variants
+
+    def ordered_runs(self) -> list[tuple[int, str]]:
+        """Seed and arm of every run: seed by seed, each time another arm first, so that drift hits all arms alike."""
+        shifts = ((seed, index % len(self.arms)) for index, seed in enumerate(self.seeds))
+        return [(seed, arm) for seed, first in shifts for arm in self.arms[first:] + self.arms[:first]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What every run of the pool keeps of it; without variants where nothing is compared."""
+        stored = asdict(self)
+        variants = list(stored.pop("variants"))
+        return stored | {"variants": variants} if variants else stored
 
 
 def read_pool(path: Path) -> list[dict[str, Any]]:
@@ -61,7 +82,7 @@ def read_pool(path: Path) -> list[dict[str, Any]]:
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a pool have in common, by the words a user knows it by."""
+    """What all runs of an arm have in common, by the words a user knows it by."""
     return {
         "recipe hash": record["recipe"]["hash"],
         "data": record["data"]["sha256"],
@@ -75,13 +96,13 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_pool(path: Path, plan: PoolPlan, first: RunRecord) -> Iterator["Pool"]:
+def open_pool(path: Path, plan: PoolPlan, firsts: Mapping[str, RunRecord]) -> Iterator["Pool"]:
     """The pool in the file `path`, which is made if it is not there; nobody else can add to it within.
 
     Args:
         path: the JSON Lines file.
         plan: what was decided beforehand.
-        first: the record of a run that has not begun, to compare with what the file holds.
+        firsts: by arm the record of a run that has not begun, to compare with what the file holds.
 
     Raises:
         UserError: another process has it open, or it holds runs of another recipe, data set, machine or plan.
@@ -93,18 +114,20 @@ def open_pool(path: Path, plan: PoolPlan, first: RunRecord) -> Iterator["Pool"]:
             except BlockingIOError:
                 raise UserError(f"{path} is being written by another process; give another --out") from None
         records = read_pool(path)
-        _check_kind(path, records, _identity(first.to_dict() | {"pool": asdict(plan)}))
+        pool = {"pool": plan.to_dict()}
+        _check_kind(path, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         yield Pool(path, plan, records, file)
 
 
-def _check_kind(path: Path, records: list[dict[str, Any]], wanted: dict[str, Any]) -> None:
-    """Raise UserError where a run is of another kind than `wanted`."""
+def _check_kind(path: Path, records: list[dict[str, Any]], wanted: Mapping[str, dict[str, Any]]) -> None:
+    """Raise UserError where a run is of another kind than is `wanted` of its arm."""
     for record in records:
+        own = wanted.get(record.get("arm", BASE), wanted[BASE])
         for key, value in _identity(record).items():
-            if value != wanted.get(key):
+            if value != own.get(key):
                 raise UserError(
-                    f"{path} holds runs with {key} {value}, not {wanted.get(key)}: "
+                    f"{path} holds runs with {key} {value}, not {own.get(key)}: "
                     f"a pool is of one kind and its size is fixed beforehand; give another --out"
                 )
 
@@ -118,14 +141,16 @@ class Pool:
     records: list[dict[str, Any]]
     file: io.FileIO
 
-    def missing_seeds(self) -> list[int]:
-        """Seeds that have not been run yet."""
-        done = {record["seed"] for record in self.records}
-        return [seed for seed in self.plan.seeds if seed not in done]
+    def missing_runs(self) -> list[tuple[int, str]]:
+        """Seed and arm of the runs that are not in the file yet."""
+        done = {(record["seed"], record.get("arm", BASE)) for record in self.records}
+        return [run for run in self.plan.ordered_runs() if run not in done]
 
-    def add(self, record: RunRecord) -> None:
-        """Append a run and wait until it is on the disk. Raises UserError where the operating system refuses."""
-        stored = json.loads(record.to_json()) | {"pool": asdict(self.plan)}
+    def add(self, record: RunRecord, arm: str = BASE) -> None:
+        """Append a run of an arm and wait until it is on the disk. Raises UserError where the system refuses."""
+        stored = json.loads(record.to_json()) | {"pool": self.plan.to_dict()}
+        if self.plan.variants:
+            stored["arm"] = arm
         rest = (json.dumps(stored) + "\n").encode()
         with refusals_explained(self.path):
             while rest:  # a disk that gets full takes a part

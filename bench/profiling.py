@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from speedyresnet.engine.data import Pack
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_atomically, write_text
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
@@ -33,9 +34,13 @@ from .step_time import timed_round
 from .trace import GAPS, PART_PREFIX, STEP_RANGE, StepParts, recorded_trace, step_parts
 from .traffic import OTHER, Traffic, step_traffic
 
-_ORDER = ("augment", "stem", "group", "pool", "norm+activation", "head+loss", "optimizer", "averaging", OTHER, GAPS)
+_ORDER = (
+    "augment", "augment+stem", "stem", "group", "pool", "norm+activation", "head+loss", "optimizer", "averaging", OTHER,
+    GAPS,
+)  # fmt: skip
 _PASSES = ("forward", "dgrad", "wgrad")
 _WARM_UP_STEPS = 3
+SCHEMA = "speedyresnet.profile/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,8 @@ def _position(name: str) -> tuple[Any, ...]:
     """Parts in the order of the step; convolutions by layer, then pass."""
     kind = "group" if name.startswith("group") else name
     layer, _, which = name.rpartition(" ")
-    return _ORDER.index(kind), layer, _PASSES.index(which) if which in _PASSES else 0
+    place = _ORDER.index(kind if kind in _ORDER else OTHER)  # a stored profile may have parts of another version
+    return place, layer, _PASSES.index(which) if which in _PASSES else 0
 
 
 def folded_parts(steps: Sequence[StepParts], traffic: dict[str, Traffic], ceilings: Ceilings) -> list[Part]:
@@ -152,6 +158,7 @@ def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -
     kept = middle_half(step_parts(trace))
     traffic = step_traffic(recipe, pack, trainer.dtype, trainer.main_variant, trainer.kernels)
     result = {
+        "schema": SCHEMA,
         "recipe": {"name": recipe.name, "hash": recipe.hash, "batch_size": recipe.batch_size},
         "data": {"name": pack.name, "sha256": pack.sha256},
         "environment": environment(device),
@@ -180,6 +187,73 @@ def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path) -> N
     write_atomically(profile_paths(path)[1], lambda part: part.write_bytes(packed))
     draw_profile(result, path)
     write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The result that `bench profile --out` stored at `path`.
+
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--against {path}: {error.strerror}; make it with bench profile --out") from error
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
+        raise UserError(f"--against {path}: this is no {SCHEMA}; make one with bench profile --out")
+    return stored
+
+
+def side_by_side(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two profiles part by part; a part that one of them lacks takes no time there.
+
+    Returns:
+        What the other was, and rows with the seconds and floors of both, this one's less the other's, and its share of
+        the other's (none where the other lacks the part).
+    """
+    ours, theirs = ({part["name"]: part for part in each["parts"]} for each in (result, other))
+    rows = []
+    for name in sorted({*ours, *theirs}, key=_position):
+        own, foreign = (
+            {key: parts[name][key] if name in parts else 0.0 for key in ("seconds", "floor_seconds")}
+            for parts in (ours, theirs)
+        )
+        rows.append(
+            {"name": name}
+            | own
+            | {f"other_{key}": value for key, value in foreign.items()}
+            | {"difference": own["seconds"] - foreign["seconds"]}
+            | {"ratio": own["seconds"] / foreign["seconds"] if foreign["seconds"] else None}
+        )
+    kept = ("recipe", "device", "backend", "dtype", "kernels", "environment", "step_seconds")
+    return {key: other[key] for key in kept} | {"parts": rows}
+
+
+def print_side_by_side(console: Console, result: dict[str, Any]) -> None:
+    """Both profiles of a result with `against` as a table."""
+    other = result["against"]
+    names = [f"{each['recipe']['name']} {each['recipe']['hash'][:6]}, {each['device']}" for each in (result, other)]
+    table = Table(title=f"{names[0]} against {names[1]}: {_milliseconds(result)} and {_milliseconds(other)} a step")
+    table.add_column("part", no_wrap=True)
+    for column in ("ms", "other, ms", "difference", "ratio", "floor, ms", "other floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for part in other["parts"]:
+        table.add_row(
+            part["name"],
+            f"{1e3 * part['seconds']:.3f}",
+            f"{1e3 * part['other_seconds']:.3f}",
+            f"{1e3 * part['difference']:+.3f}",
+            "" if part["ratio"] is None else f"{part['ratio']:.2f}",
+            f"{1e3 * part['floor_seconds']:.3f}",
+            f"{1e3 * part['other_floor_seconds']:.3f}",
+        )
+    console.print(table)
+
+
+def _milliseconds(result: dict[str, Any]) -> str:
+    return f"{1e3 * result['step_seconds']:.2f} ms"
 
 
 def print_profile(console: Console, result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """`bench record`: many runs of one recipe, and whether they prove what is claimed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipe import Recipe, View
 from speedyresnet.engine.trainer import Trainer
 
-from .pool import PoolPlan, open_pool
+from .pool import BASE, PoolPlan, open_pool
 from .statistics import Summary, summary
 
 Clock = Literal["train", "prepare+train", "total"]
@@ -46,31 +46,49 @@ def check_view(recipe: Recipe, view: str) -> None:
         raise UserError(f"--view {view} is not measured by {recipe.name}; add --set evaluation.view={view}")
 
 
+def pack_to_test_on(pack: Pack, validation: int) -> Pack:
+    """`pack`, or with `validation` its training images alone, so many of them held out to test on."""
+    return held_out(pack, validation) if validation else pack
+
+
 def record_runs(
     recipe: Recipe, pack: Pack, device: torch.device, backend: str, plan: PoolPlan, out: Path, console: Console
 ) -> list[dict[str, Any]]:
-    """Run the seeds of `plan` that `out` does not hold yet, one line of it each; returns all its records.
+    """Run the seeds of `plan` that `out` does not hold yet; see `run_pool`."""
+    trainer = Trainer(recipe, pack_to_test_on(pack, plan.validation), device, backend)
+    return run_pool({BASE: trainer}, plan, out, console)
 
-    A run that is interrupted is not kept: its seed is run again when the pool goes on.
+
+def run_pool(trainers: Mapping[str, Trainer], plan: PoolPlan, out: Path, console: Console) -> list[dict[str, Any]]:
+    """Run what `plan` wants and `out` does not hold yet, one line of it each; returns all its records.
+
+    A run that is interrupted is not kept: it is run again when the pool goes on.
+
+    Args:
+        trainers: by arm.
+        plan: what was decided beforehand.
+        out: the JSON Lines file.
+        console: is told of each run.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, with all finished runs kept.
         UserError: `out` holds runs of another kind, is being written by another process, or cannot be written.
     """
-    trainer = Trainer(recipe, held_out(pack, plan.validation) if plan.validation else pack, device, backend)
-    with open_pool(out, plan, trainer.new_record(plan.first_seed)) as pool:
-        missing = pool.missing_seeds()
-        console.print(f"{plan.runs - len(missing)} of {plan.runs} runs are in {out}", highlight=False)
-        for seed in missing:
-            record = trainer.run(seed, validate=False)
+    firsts = {arm: trainer.new_record(plan.first_seed) for arm, trainer in trainers.items()}
+    with open_pool(out, plan, firsts) as pool:
+        missing, wanted = pool.missing_runs(), plan.runs * len(trainers)
+        console.print(f"{wanted - len(missing)} of {wanted} runs are in {out}", highlight=False)
+        for seed, arm in missing:
+            record = trainers[arm].run(seed, validate=False)
             if record.status == "interrupted":
                 raise KeyboardInterrupt
-            pool.add(record)
-            accuracy = getattr(record.accuracy, recipe.evaluation.view)
+            pool.add(record, arm)
+            view = record.recipe.evaluation.view
             console.print(
-                f"seed {seed}: {record.status}, {100 * accuracy:.2f} % {recipe.evaluation.view}, "
-                f"total {record.seconds.total:.3f} s",
+                f"{arm}, " * bool(plan.variants) + f"seed {seed}: {record.status}, "
+                f"{100 * getattr(record.accuracy, view):.2f} % {view}, total {record.seconds.total:.3f} s",
                 highlight=False,
+                markup=False,
             )
         return pool.records
 

@@ -29,6 +29,8 @@ from .torchscript import TracedForward, torchscript_obstacle
 
 Backend = Literal["eager", "torchscript", "compile", "graph"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+_COMPILATIONS = 256
+"""Of one function in one process: every step and every evaluation of every trainer is one (PyTorch's limit: 8)."""
 AUTO = "auto"
 """The default of the device, or eager where that fails."""
 
@@ -111,7 +113,17 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
     if backend == "torchscript":
         forward = TracedForward(state, cutmix=variant.cutmix)
         return _explained(functools.partial(step, forward=forward), backend)
+    return compiled_or_captured(step, state, backend)
+
+
+def compiled_or_captured(step: Callable[[], None], state: TrainingState, backend: str) -> Callable[[], None]:
+    """`step`, which changes `state` only, as `compile` or `graph` has it.
+
+    Raises:
+        BackendError: from the first call, see `make_step`.
+    """
     torch._dynamo.config.trace_autograd_ops = True
+    torch._dynamo.config.recompile_limit = _COMPILATIONS
     compiled = _explained(torch.compile(step, fullgraph=True, dynamic=False), backend)
     return compiled if backend == "compile" else CapturedStep(state, compiled, functools.partial(_explaining, backend))
 

@@ -133,13 +133,16 @@ def export_model(
         image_size: height and width; none takes what the model was trained on.
 
     Raises:
-        UserError: unknown format, unknown or too small images, weights of a diverged run, a path that is refused.
+        UserError: unknown format, unknown or too small images, weights of a diverged run, a padded or no whitening, a
+            path that is refused.
     """
     check_format(file_format)
     size = image_size or model.image_size
     if size is None:
         raise UserError("the model file does not tell the size of its images; give --size")
     check_image_size(model.recipe.net, *size)
+    if model.recipe.net.whitening_padding or not model.recipe.net.whitening_kernel:
+        raise UserError("only an unpadded whitening can take the normalisation in: this net has none, or a padded one")
     metadata = _metadata(model, file_format, *size)
     # Two images, because torch.export would take one for a size that never changes.
     example = torch.zeros(2, *metadata["input"]["shape"][1:], dtype=torch.float32)

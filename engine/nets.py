@@ -21,7 +21,8 @@ MAX_IMAGE_SIDE = 4096
 
 
 class BatchNorm(nn.Module):
-    """Batch norm and activation; its scale stays 1, and parameters and statistics are never below float32.
+    """Batch norm and activation; unless the recipe says otherwise its scale stays 1, and parameters and statistics are
+    never below float32.
 
     Takes and returns the dtype of its input; with half-precision input the arithmetic is float32 all the same.
     """
@@ -36,7 +37,7 @@ class BatchNorm(nn.Module):
         self.activation = net.activation
         self.provider = "reference"
         """Who does it in training; `triton` is the fused kernel."""
-        self.weight = nn.Parameter(torch.ones(channels), requires_grad=False)
+        self.weight = nn.Parameter(torch.ones(channels), requires_grad=net.batch_norm_scale == "learned")
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -117,6 +118,7 @@ class ConvolutionGroup(nn.Module):
         self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.MaxPool2d(2)
+        self.pools_last = net.pool == "after_norm"
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
         self.residual = net.residual
@@ -126,7 +128,10 @@ class ConvolutionGroup(nn.Module):
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
         x, norm = self.convolutions[0](x), self.norms[0]
         fused = self.training and self.pool_provider == "triton"
-        first = x = norm.pooled(x) if fused else norm(self.pool(x))  # type: ignore[operator]
+        if fused:
+            first = x = norm.pooled(x)  # type: ignore[operator]
+        else:
+            first = x = self.pool(norm(x)) if self.pools_last else norm(self.pool(x))
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             ends = index == last and self.residual != "none"
@@ -137,23 +142,34 @@ class ConvolutionGroup(nn.Module):
         return x
 
 
+class NoWhitening(nn.Identity):
+    """In the place of the whitening where a net has none."""
+
+    bias = None
+
+
 class Stem(nn.Module):
     """Frozen patch whitening, an activation, and the optional 1x1 projection with norm and activation."""
 
     def __init__(self, net: Net, channels: int, project_width: int) -> None:
         super().__init__()
         filters = channels * net.whitening_kernel**2 * (2 if net.whitening_sign_pairs else 1)
-        self.whitening = Convolution(
-            channels, filters, net.whitening_kernel, stride=net.whitening_stride, bias=net.whitening_bias
-        )
-        self.whitening.weight.requires_grad_(False)
+        if net.whitening_kernel:
+            self.whitening = Convolution(
+                channels, filters, net.whitening_kernel, stride=net.whitening_stride, padding=net.whitening_padding,
+                bias=net.whitening_bias,
+            )  # fmt: skip
+            self.whitening.weight.requires_grad_(False)
+        else:
+            self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
         self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
         self.norm = BatchNorm(project_width, net) if project_width else None
-        self.activation, self.activation_name = ACTIVATIONS[net.whitening_activation], net.whitening_activation
+        self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
+        self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())
         self.outputs = project_width or filters
 
     def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
-        """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H - kernel) // stride + 1.
+        """[N, C, H, W] -> [N, outputs, H', W'] with H' = (H + 2 * padding - kernel) // stride + 1.
 
         Args:
             x: normalised images; or with `whitened` what the whitening and its activation make of them.
@@ -193,13 +209,14 @@ class SpeedyResNet(nn.Module):
         self.groups = nn.ModuleList(ConvolutionGroup(*pair, net) for pair in itertools.pairwise(widths))
         self.head = Linear(widths[-1], classes, bias=False)
         self.logit_scale = net.logit_scale
+        self.contiguous = net.memory_format == "contiguous"
 
     def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
         """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in.
 
         With `whitened` the images have passed the whitening and its activation, see `Stem`.
         """
-        x = self.stem(x, whitened)
+        x = self.stem(x.contiguous() if self.contiguous else x, whitened)
         for group in self.groups:
             x = group(x)
         logits: Tensor = self.head(x.amax((2, 3)))
@@ -209,23 +226,28 @@ class SpeedyResNet(nn.Module):
 def make_net(
     recipe: Recipe, *, classes: int, channels: int, dtype: torch.dtype, device: torch.device | str
 ) -> SpeedyResNet:
-    """The net of `recipe` on `device` in channels_last, for inputs of `dtype`.
+    """The net of `recipe` on `device` in its memory format, for inputs of `dtype`.
 
-    Weights are kept in `dtype`, or in float32 where the recipe asks for master weights; batch norm is at least float32.
+    Weights are kept in `dtype`, or in float32 where the recipe asks for master weights; batch norm is at least float32,
+    unless the recipe wants it native.
     """
     with torch.device(device):
         net = SpeedyResNet(recipe.net, classes=classes, channels=channels, width_multiplier=recipe.width_multiplier)
     wide = torch.promote_types(dtype, torch.float32)
-    net = net.to(wide if recipe.optimizer.master_weights else dtype).to(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if net.contiguous else torch.channels_last
+    net = net.to(wide if recipe.optimizer.master_weights else dtype).to(memory_format=layout)
     for module in net.modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm) and recipe.net.batch_norm_precision == "float32":
             module.to(wide)
     return net
 
 
 def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:
     """Height and width of the map that the last group makes of an image."""
-    sides = ((side - net.whitening_kernel) // net.whitening_stride + 1 for side in (height, width))
+    sides = height, width
+    if net.whitening_kernel:
+        around = 2 * net.whitening_padding - net.whitening_kernel
+        sides = (height + around) // net.whitening_stride + 1, (width + around) // net.whitening_stride + 1
     rows, columns = (side >> len(net.widths) for side in sides)
     return rows, columns
 

@@ -46,8 +46,14 @@ class Net:
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
     """Right behind the whitening, where no projection follows it."""
+    pool: Literal["before_norm", "after_norm"] = "before_norm"
+    """Where the max-pool of a group stands; behind the norm it is behind the activation too."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Of weights and activations; the kernels of the net take channels_last only."""
     whitening_kernel: int = 2
+    """0: no whitening, groups see the images themselves."""
     whitening_stride: int = 1
+    whitening_padding: int = 0
     whitening_sign_pairs: bool = True
     """Append the negated filters, so that an activation right behind them loses nothing."""
     whitening_bias: bool = True
@@ -62,6 +68,10 @@ class Net:
     batch_norm_momentum: float = 0.4
     """Weight of the new batch in the running statistics (PyTorch's sense)."""
     batch_norm_epsilon: float = 1e-12
+    batch_norm_precision: Literal["float32", "native"] = "float32"
+    """Of its parameters and statistics, at least; `native`: that of the other weights, which no kernel takes."""
+    batch_norm_scale: Literal["frozen", "learned"] = "frozen"
+    """`frozen` at 1."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
@@ -388,7 +398,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "net.widths": (1, 65_536),
     "net.group_convolutions": (1, 32),
     "net.squeeze_excite_ratio": (0, 65_536),
-    "net.whitening_kernel": (1, 8),
+    "net.whitening_kernel": (0, 8),
+    "net.whitening_padding": (0, 8),
     "net.whitening_stride": (1, 64),
     "net.whitening_images": (1, 1_000_000_000),
     "net.whitening_epsilon": (1e-12, 1e3),
@@ -460,6 +471,8 @@ def _check_ranges(made: Recipe) -> None:
         text = getattr(made, key)
         if not text.isprintable() or len(text) > 1000 or not made.name:
             raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
+    if made.net.whitening_padding > made.net.whitening_kernel:
+        raise UserError("net.whitening_padding must be at most net.whitening_kernel")
     if made.net.squeeze_excite_ratio and made.net.group_convolutions == 1:
         raise UserError(
             "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"

@@ -77,7 +77,8 @@ class TrainingState:
         self.graph_pool: Any = None
         """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
         self.groups = self._parameter_groups()
-        """By what they hold: convolutions, head, batch_norm_biases, and whitening_bias where there is one.
+        """By what they hold: convolutions, head, batch_norm_biases, batch_norm_scales and whitening_bias where they are
+        trained.
 
         Weights of squeeze-and-excite are with the head, its biases with those of batch norm.
         """
@@ -115,12 +116,15 @@ class TrainingState:
         biases: list[Tensor] = [
             m.bias for m in net.modules() if isinstance(m, BatchNorm | Linear) and m.bias is not None
         ]
+        scales: list[Tensor] = [m.weight for m in net.modules() if isinstance(m, BatchNorm) and m.weight.requires_grad]
         muon = settings.muon if settings.kind == "muon" else None
         groups = {
             "convolutions": group(convolutions, muon.learning_rate, muon.weight_decay) if muon else sgd(convolutions),
             "head": sgd(linear, settings.head_scale),
             "batch_norm_biases": sgd(biases, settings.batch_norm_bias_scale),
         }
+        if scales:
+            groups["batch_norm_scales"] = sgd(scales)
         whitening_bias = net.stem.whitening.bias
         return groups if whitening_bias is None else groups | {"whitening_bias": sgd([whitening_bias])}
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -136,9 +137,15 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
         raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
     chosen = recipe.kernels == "triton" or (recipe.kernels == "auto" and device.type == "cuda")
     kernels = dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
-    taps = 3 * recipe.net.whitening_kernel**2  # images have at most 3 channels
-    if not takes_stem(taps, 2 * taps, recipe.net.whitening_stride):
+    net = recipe.net
+    taps = 3 * net.whitening_kernel**2  # images have at most 3 channels
+    other_layout = net.memory_format != "channels_last"
+    if other_layout or net.whitening_padding or not (taps and takes_stem(taps, 2 * taps, net.whitening_stride)):
         kernels["stem"] = "reference"
+    if other_layout or net.batch_norm_precision == "native":
+        kernels["batch_norm_act"] = "reference"
+    if kernels["batch_norm_act"] == "reference" or net.pool == "after_norm":
+        kernels["pool_batch_norm_act"] = "reference"
     if backend == "torchscript":
         kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}
     return kernels
@@ -276,6 +283,12 @@ class Trainer:
         """The function that does a step of the main variant."""
         return self._steps[self.main_variant]
 
+    @property
+    def counted_steps(self) -> list[tuple[Callable[[], None], int]]:
+        """The function that does a step of each kind, and how many such steps a run takes."""
+        counts = Counter(map(self._variant, range(self.plan.steps)))
+        return [(self._steps[variant], count) for variant, count in counts.items()]
+
     def _variant(self, step: int) -> Variant:
         return variant_of_step(self.recipe, self.plan, step)
 
@@ -320,8 +333,9 @@ class Trainer:
         reset_parameters(self.net, settings, seed)
         pixels = state.images[: settings.whitening_images]
         images = (pixels.to(state.scale.dtype) * state.scale + state.shift).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            self.net.stem.whitening.weight.copy_(whitening_filters(images, settings))
+        if settings.whitening_kernel:
+            with torch.no_grad():
+                self.net.stem.whitening.weight.copy_(whitening_filters(images, settings))
         state.restart(seed)
         synchronize(self.device)
         return time.perf_counter() - started

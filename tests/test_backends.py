@@ -1,13 +1,14 @@
 """Every way to execute a step does the same step."""
 
 import contextlib
+import functools
 import types
 import warnings
 
 import pytest
 import torch
 
-from speedyresnet.engine import graphs, recipe, train
+from speedyresnet.engine import backends, graphs, recipe, train
 from speedyresnet.engine.backends import (
     BACKENDS,
     BackendError,
@@ -26,6 +27,16 @@ from speedyresnet.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
 TRACING = pytest.mark.skipif(not hasattr(torch.jit, "trace"), reason="this PyTorch has no torch.jit")
+
+
+def test_more_trainers_compile_in_one_process_than_pytorch_allows_for(make_state, monkeypatch):
+    """Ten steps of one code, each of another state; PyTorch's own limit is eight."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(backends, "training_step", lambda state, **_: state.counter.add_(state.plan.steps))
+    for epochs in range(1, 11):
+        state = make_state("airbench94", f"epochs={epochs}")
+        make_step(state, "compile", Variant(whitening_bias=True, cutmix=False))()
+        assert state.counter == 8 * epochs
 
 
 def copied(state):

@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from speedyresnet.bench.net_parts import parts_of_net
-from speedyresnet.bench.profiling import folded_parts, middle_half, print_profile, profile_paths, profile_step
+from speedyresnet.bench.profiling import (
+    folded_parts,
+    middle_half,
+    print_profile,
+    print_side_by_side,
+    profile_paths,
+    profile_step,
+    read_profile,
+    side_by_side,
+)
 from speedyresnet.bench.roofline import Ceilings
 from speedyresnet.bench.trace import StepParts, Work, covered, launches_and_idle_seconds, step_parts
 from speedyresnet.bench.traffic import Operation, Traffic, step_traffic, traffic_of
-from speedyresnet.engine import parts, recipe
+from speedyresnet.engine import UserError, parts, recipe
 from speedyresnet.engine.backends import Variant
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
@@ -278,6 +287,35 @@ def test_a_profile_is_printed_and_drawn(profiled, tmp_path, capsys):
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "p.json", "p.parts.png", "p.roofline.png", "p.trace.json.gz",
     ]  # fmt: skip
+
+
+def test_two_profiles_side_by_side(profiled, capsys):
+    from rich.console import Console
+
+    result = dict(profiled[0])
+    other = json.loads(json.dumps(result))
+    dropped = next(part for part in other["parts"] if part["name"] == "pool")
+    other["parts"] = [part | {"seconds": 2 * part["seconds"]} for part in other["parts"] if part is not dropped]
+    other["parts"].append(dropped | {"name": "augment+stem", "seconds": 0.5})
+    result["against"] = side_by_side(result, other)
+    rows = {row["name"]: row for row in result["against"]["parts"]}
+    ours = {part["name"]: part for part in result["parts"]}
+    assert set(rows) == {*ours, "augment+stem"}
+    assert rows["augment"]["ratio"] == pytest.approx(0.5)
+    assert rows["augment"]["difference"] == pytest.approx(-ours["augment"]["seconds"])
+    assert rows["augment"]["other_floor_seconds"] == ours["augment"]["floor_seconds"]
+    assert (rows["pool"]["other_seconds"], rows["pool"]["ratio"]) == (0.0, None)
+    assert (rows["augment+stem"]["seconds"], rows["augment+stem"]["difference"]) == (0.0, -0.5)
+    print_side_by_side(Console(width=160), result)
+    assert "augment+stem" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [None, "no json", "[]", '{"schema": "speedyresnet.run/1"}'])
+def test_only_a_stored_profile_can_be_compared_with(text, tmp_path):
+    if text is not None:
+        (tmp_path / "other.json").write_text(text)
+    with pytest.raises(UserError, match=r"other\.json.*bench profile --out"):
+        read_profile(tmp_path / "other.json")
 
 
 def test_the_command_prints_one_document(small_pack, tmp_path):

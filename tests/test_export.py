@@ -101,7 +101,7 @@ def test_files_hold_folded_weights_and_little_else(file_format, model_file, tmp_
 STRUCTURES = [
     ["net.residual=before_activation", "net.activation=celu", "net.group_convolutions=3"],
     ["net.residual=after_activation", "net.activation=silu", "net.whitening_kernel=3", "net.whitening_stride=2"],
-    ["net.project_width=16", "net.activation=relu", "net.group_convolutions=1"],
+    ["net.project_width=16", "net.activation=relu", "net.group_convolutions=1", "net.pool=after_norm"],
     ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]
@@ -252,6 +252,13 @@ def test_scales_that_do_not_commute_with_max_pooling_are_refused(tensor, value, 
         export_model(model, path, "pt2")
     assert path.read_bytes() == b"as it was"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("setting", ["net.whitening_kernel=0", "net.whitening_padding=1"])
+def test_a_whitening_that_cannot_take_the_normalisation_in_is_refused(setting, tmp_path):
+    with pytest.raises(UserError, match="unpadded whitening"):
+        export_model(random_model([setting]), tmp_path / "net.pt2", "pt2", (32, 32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_torch_without_torchscript_is_named(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
 from speedyresnet.engine.nets import BatchNorm, forward_flops_per_image, make_net, parameter_counts
+from speedyresnet.engine.step import training_step
+from speedyresnet.engine.trainer import pick_kernels
 
 
 def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
@@ -135,6 +137,78 @@ def test_a_group_is_what_its_description_says(residual, convolutions):
     if residual == "after_activation" and convolutions > 1:
         expected = expected + first
     torch.testing.assert_close(group(x), expected)
+
+
+def test_a_group_that_pools_behind_its_norm():
+    group = net_of("airbench94", "net.pool=after_norm").eval().groups[1]
+    x = torch.randn(2, 64, 9, 9)
+    expected = group.norms[1](group.convolutions[1](F.max_pool2d(group.norms[0](group.convolutions[0](x)), 2)))
+    torch.testing.assert_close(group(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stem"),
+    [
+        (["net.whitening_kernel=3", "net.whitening_padding=1"], (54, 32)),
+        (["net.whitening_kernel=0"], (3, 32)),
+        (["net.whitening_kernel=0", "net.project_width=16"], (16, 32)),
+    ],
+)
+def test_another_whitening_or_none(settings, stem, make_state):
+    net, images = net_of("airbench94", *settings), torch.randn(2, 3, 32, 32)
+    x = net.stem(images)
+    assert (x.shape[1], x.shape[2]) == stem
+    assert [group(x).shape for group in net.groups[:1]] == [(2, 64, 16, 16)]
+    if settings == ["net.whitening_kernel=0"]:
+        assert torch.equal(x, images)
+    state = make_state("airbench94", *settings)
+    training_step(state, whitening_bias=True, cutmix=False)
+    assert state.loss_log[0].isfinite()
+
+
+def test_the_memory_format_changes_no_loss(make_state):
+    states = [make_state("airbench94", f"net.memory_format={name}") for name in ("channels_last", "contiguous")]
+    states[1].net.load_state_dict(states[0].net.state_dict())  # weights are drawn in the order of their memory
+    for state in states:
+        training_step(state, whitening_bias=True, cutmix=False)
+    weights = [state.net.groups[0].convolutions[1].weight for state in states]
+    assert [weight.is_contiguous() for weight in weights] == [False, True]
+    torch.testing.assert_close(states[0].loss_log, states[1].loss_log)
+    seen = []
+    states[1].net.groups[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    training_step(states[1], whitening_bias=True, cutmix=False)
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("scale", ["frozen", "learned"])
+def test_only_a_learned_scale_moves(scale, make_state):
+    state = make_state("airbench94", f"net.batch_norm_scale={scale}")
+    training_step(state, whitening_bias=True, cutmix=False)
+    moved = [bool((module.weight != 1).any()) for module in state.net.modules() if isinstance(module, BatchNorm)]
+    assert moved == [scale == "learned"] * 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "reference"),
+    [
+        ("net.batch_norm_scale=learned", set()),
+        ("net.pool=after_norm", {"pool_batch_norm_act"}),
+        ("net.batch_norm_precision=native", {"batch_norm_act", "pool_batch_norm_act"}),
+        ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act"}),
+        ("net.whitening_kernel=0", {"stem"}),
+        ("net.whitening_padding=1", {"stem"}),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_left_to_pytorch(setting, reference):
+    made = recipe("airbench94", ["kernels=triton", setting])
+    kernels = pick_kernels(made, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+    assert {name for name, provider in kernels.items() if provider == "reference"} == reference
+
+
+def test_native_batch_norm_has_the_dtype_of_the_net():
+    norm = net_of("airbench94", "net.batch_norm_precision=native", dtype=torch.bfloat16).groups[0].norms[0]
+    assert {t.dtype for t in (norm.weight, norm.bias, norm.running_mean)} == {torch.bfloat16}
+    assert norm(torch.randn(4, 64, 3, 3).bfloat16()).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

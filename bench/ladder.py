@@ -1,0 +1,122 @@
+"""David Page's cut-away chart: what a step costs as its layers are put back on the convolutions, one after the other.
+
+Every rung is measured, not derived from a profile: each trained convolution on its own inputs, forward and the
+gradients that a step takes of it; the whole net with its loss, forward and backward, on one batch; the same with
+optimizer and averaging; the real step. Rungs run as the backend runs a step, so what a compiler fuses is fused, and the
+gradients of the first two go into buffers, as they would be lost to the compiler otherwise. With `torchscript` only the
+last rung is traced.
+
+Source of the idea: David Page, "How to train your ResNet 3: regularisation" (myrtle.ai, 2018).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedyresnet.engine.backends import compiled_or_captured
+from speedyresnet.engine.nets import Convolution
+from speedyresnet.engine.step import (
+    TrainingState,
+    average_,
+    losses_and_logits,
+    optimize_,
+    training_batch,
+    whitened_batch,
+)
+from speedyresnet.engine.trainer import Trainer
+from speedyresnet.kernels.augment import Batch
+
+from .step_time import timed_round
+
+RUNGS = ("convolutions only", "+ norm, activation, pool and loss", "+ optimizer and averaging", "+ data")
+
+
+def convolution_inputs(state: TrainingState, images: Tensor, whitened: bool) -> list[tuple[Convolution, Tensor]]:
+    """Every trained convolution in the order of the net, with its input [B, C, H, W]."""
+    found: list[tuple[Convolution, Tensor]] = []
+    trained = [each for each in state.net.modules() if isinstance(each, Convolution) and each.weight.requires_grad]
+    hooks = [
+        each.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0].detach())))
+        for each in trained
+    ]
+    with torch.no_grad():
+        state.net(images, whitened)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor]) -> None:
+    """Forward and gradients of each convolution alone; those of the weights are put into `kept`."""
+    for (convolution, x), buffer in zip(pairs, kept, strict=True):
+        y = convolution(x)
+        wanted = [tensor for tensor in (convolution.weight, x) if tensor.requires_grad]
+        buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
+
+
+def _gradients(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> list[Tensor]:
+    losses, _ = losses_and_logits(state, batch, whitened=whitened)
+    loss = losses.sum() * state.recipe.loss.scale
+    return list(torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters]))
+
+
+def _differentiate(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> None:
+    """Forward and backward of the net, nothing else; the gradients are put where momentum belongs."""
+    buffers = [buffer for name in trained for buffer in state.groups[name].momentum_buffers]
+    torch._foreach_copy_(buffers, _gradients(state, batch, whitened, trained))
+
+
+def _update(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> None:
+    """All of a step but its batch."""
+    gradients = _gradients(state, batch, whitened, trained)
+    with torch.no_grad():
+        optimize_(state, gradients, trained)
+        if state.averages:
+            average_(state)
+        state.counter.add_(1)
+
+
+def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
+    """The functions of `RUNGS`, for the kind of step that a run takes most often."""
+    state, variant = trainer.state, trainer.main_variant
+    whitened = state.kernels["stem"] == "triton"
+    with torch.no_grad():
+        batch = (whitened_batch if whitened else training_batch)(state, cutmix=variant.cutmix, size=variant.size)
+    trains_bias = variant.whitening_bias and not whitened  # the fused stem belongs to the data
+    trained = [name for name in state.groups if trains_bias or name != "whitening_bias"]
+    pairs = convolution_inputs(state, batch.images, whitened)
+    for index, (_, x) in enumerate(pairs):  # the first one's input depends on nothing that is trained but the bias
+        x.requires_grad_(index > 0 or variant.whitening_bias)
+    given = state, batch, whitened, trained
+    rungs: list[Callable[[], None]] = [
+        functools.partial(_convolve, pairs, [torch.empty_like(each.weight) for each, _ in pairs]),
+        functools.partial(_differentiate, *given),
+        functools.partial(_update, *given),
+    ]
+    if trainer.backend in ("compile", "graph"):
+        rungs = [compiled_or_captured(rung, state, trainer.backend) for rung in rungs]
+    return [*rungs, trainer.main_step]
+
+
+def ladder(trainer: Trainer, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Median seconds a step of each rung over `rounds` rounds in turns; leaves the trainer's state spoilt.
+
+    Args:
+        trainer: prepared.
+        rounds: every other one runs backwards, so that drift hits all alike.
+        steps: a round, at most those of a run.
+    """
+    trainer.net.train()
+    functions = rungs_of(trainer)
+    samples: list[list[float]] = [[] for _ in functions]
+    for function in functions:  # compilation
+        timed_round(trainer, 1, function)
+    for number in range(rounds):
+        order = range(len(functions))
+        for place in order if number % 2 == 0 else reversed(order):
+            samples[place].append(timed_round(trainer, steps, functions[place])[0])
+    return [{"name": name, "step_seconds": median(values)} for name, values in zip(RUNGS, samples, strict=True)]
