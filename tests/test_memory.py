@@ -18,7 +18,9 @@ IMAGES = 2000
 def allocated_peak(made, path):
     """Most bytes that PyTorch's profiler saw allocated on the CPU from an empty start to the end of a step."""
     schedule = plan(made, IMAGES)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         net = make_net(made, classes=10, channels=3, dtype=torch.float32, device="cpu").train()
         images, labels = torch.zeros(IMAGES, 32, 32, 3, dtype=torch.uint8), torch.zeros(IMAGES, dtype=torch.int64)
         state = TrainingState(net, made, schedule, images, labels, (0.5,) * 3, (0.25,) * 3, torch.float32)
