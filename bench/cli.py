@@ -68,6 +68,9 @@ from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, 
 from .trim import Trimming, changes_of, print_trim, trim
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
+FirstSeedOption = Annotated[
+    int, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of the first run; the others count up.")
+]
 OperationOption = Annotated[
     list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
 ]
@@ -79,6 +82,11 @@ app.add_typer(bench_app, name="bench")
 @bench_app.callback()
 def bench_commands() -> None:
     """Measure. Never falls back to other data than asked for."""
+
+
+def _check_seeds(first: int, count: int) -> None:
+    if first + count - 1 > MAX_SEED:
+        raise UserError(f"--seed {first} leaves no room for {count} seeds up to {MAX_SEED}; give a smaller one")
 
 
 def _check_operations(names: list[str] | None) -> None:
@@ -96,9 +104,7 @@ def record_command(
     data: DataOption = "cifar10",
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
-    seed: Annotated[
-        int, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of the first run; the others count up.")
-    ] = 0,
+    seed: FirstSeedOption = 0,
     target: Annotated[
         float | None, typer.Option("--target", min=0, max=100, callback=finite, help="Accuracy in percent.")
     ] = None,
@@ -121,8 +127,7 @@ def record_command(
             raise UserError(f"{name} {value}: choose {', '.join(allowed)}")
     check_view(made, view)
     check_backend(backend, place)
-    if seed + runs - 1 > MAX_SEED:
-        raise UserError(f"--seed {seed} leaves no room for {runs} seeds up to {MAX_SEED}; give a smaller one")
+    _check_seeds(seed, runs)
     check_outputs([out], [data, recipe_file(recipe)])
     read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
@@ -147,7 +152,7 @@ def compare_command(
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Seeds; fixed when the file is begun.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first run; the others count up.")] = 0,
+    seed: FirstSeedOption = 0,
     view: Annotated[
         str | None, typer.Option("--view", help=", ".join(VIEWS) + ". None: what each recipe reports.")
     ] = None,
@@ -155,7 +160,8 @@ def compare_command(
         str, typer.Option("--clock", help=", ".join(CLOCKS) + ". Only total has the views of the evaluation.")
     ] = "total",
     rate: Annotated[
-        float | None, typer.Option("--seconds-per-tenth-point", min=0.0, help="What 0.1 point of accuracy is worth.")
+        float | None,
+        typer.Option("--seconds-per-tenth-point", min=0.0, callback=finite, help="What 0.1 point is worth."),
     ] = None,
     validation: Annotated[
         int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
@@ -175,7 +181,9 @@ def compare_command(
     base = Arm(BASE, recipe_called(name, settings or ()), backend)
     arms = [base, *(arm_of(variant, name, settings or (), backend) for variant in variants)]
     check_arms(arms, view, place)
-    check_writable(out)
+    _check_seeds(seed, runs)
+    check_outputs([out], [data, *(recipe_file(word) for each in (name, *variants) for word in each.split())])
+    read_pool(out)  # refuses another file before any work
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     records = compare_runs(arms, load_data(data or "cifar10"), place, plan, out, console)
     result = comparison(records, plan, view, clock, rate)
@@ -211,8 +219,7 @@ def trim_command(
     check_backend(backend, place)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
-    if out is not None:
-        check_writable(out)
+    check_outputs([out], [data, recipe_file(recipe)])
     pack = load_data(data or "cifar10")
     known = [each.what for each in changes_of(made, min(pack.image_size), place, backend)]
     for each in what or ():

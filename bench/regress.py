@@ -40,6 +40,7 @@ _NOT_MEASURED = {
     "only_in_base": "not compared, only base has",
     "only_in_head": "not compared, only head has",
     "left_out": "left out, there was no time for",
+    "unconfirmed": "not confirmed by new processes, there was no time for",
 }
 
 Verdict = Literal["slower", "faster", "same", "cannot tell"]
@@ -176,6 +177,7 @@ def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
         "only_in_base": [name for name in one.data if name not in both],
         "only_in_head": [name for name in other.data if name not in both],
         "left_out": [],
+        "unconfirmed": [],
     }
 
 
@@ -208,7 +210,8 @@ def differing_key(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | No
     return next((key for key in _MACHINE if here.get(key) != there.get(key)), None)
 
 
-def _percent(value: float | None, form: str) -> str:
+def percent_text(value: float | None, form: str) -> str:
+    """A fraction in percent, in the format `form`; a question mark where nobody knows."""
     return "?" if value is None else f"{100 * value:{form}}"
 
 
@@ -221,7 +224,7 @@ def print_regress(console: Console, result: dict[str, Any]) -> None:
     table.add_column("", no_wrap=True)
     for row in result["cases"]:
         times = [f"{1e3 * row[key]:.4g}" for key in ("base_seconds", "head_seconds")]
-        change, floor = _percent(row["change"], "+.1f"), _percent(row["noise_floor"], ".1f")
+        change, floor = percent_text(row["change"], "+.1f"), percent_text(row["noise_floor"], ".1f")
         table.add_row(row["name"], *times, change, floor, f"{row['p']:.1g}", row["verdict"])
     console.print(table)
     for line in conclusion(result):
@@ -239,9 +242,9 @@ def conclusion(result: dict[str, Any]) -> list[str]:
         lines.append(f"cannot tell, new processes did not show it again: {', '.join(fickle)}")
     noisy = [row["noise_floor"] for row in rows if row["verdict"] == "cannot tell" and "again" not in row]
     if noisy:
-        highest = "unknown" if None in noisy else f"up to {_percent(max(noisy), '.1f')} %"
+        highest = "unknown" if None in noisy else f"up to {percent_text(max(noisy), '.1f')} %"
         lines.append(f"cannot tell in {len(noisy)} of {len(rows)} cases: noise floor {highest}, above {effect}")
-    slower = [f"{row['name']} by {_percent(row['change'], '.1f')} %" for row in slower_cases(result)]
+    slower = [f"{row['name']} by {percent_text(row['change'], '.1f')} %" for row in slower_cases(result)]
     told = any(row["verdict"] != "cannot tell" for row in rows)
     last = f"slower: {', '.join(slower)}" if slower else f"nothing seen to be slower by {effect} or more"
     return [*lines, last if told else "cannot tell whether anything got slower"]

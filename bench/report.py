@@ -27,6 +27,7 @@ from .report_blocks import (
     comparison_blocks,
     kernel_blocks,
     profile_blocks,
+    regress_blocks,
     remarks_in,
     start_blocks,
     step_blocks,
@@ -325,6 +326,13 @@ KINDS = (
         benchmark_blocks,
         "Benchmarks",
         "Stored by pytest-benchmark; medians and quartiles over rounds.",
+    ),
+    Kind(
+        "regress table",
+        frozenset({"mode", "effect", "cases", "base", "head"}),
+        regress_blocks,
+        "What got slower",
+        "Head against base; of two revisions measured in turns. The noise floor: smaller changes drown.",
     ),
     Kind(
         "versus table",

@@ -12,6 +12,7 @@ from speedyresnet.engine.record import machine_name
 from .charts import Cloud, plot_clouds, series_colors, svg_picture
 from .measured import told
 from .pictures import computing, plot_roofline
+from .regress import conclusion, percent_text
 from .statistics import Interval
 from .versus import versus_rows
 
@@ -148,6 +149,22 @@ def benchmark_blocks(name: str, documents: list[Document]) -> list[Block]:
         machine = each["machine_info"].get("speedyresnet")
         title = f"{name}, {machine_name(machine)}" if machine else name
         blocks.append(Table(title, ("test",), ("median, µs", "25 %", "75 %", "floor, µs", "rounds"), rows))
+    return blocks
+
+
+def regress_blocks(name: str, documents: list[Document]) -> list[Block]:
+    """Two revisions, or files, against each other, and what is concluded."""
+    blocks: list[Block] = []
+    for each in documents:
+        sides = (each[side].get("revision") or each[side]["file"] for side in ("base", "head"))
+        rows = []
+        for case in each["cases"]:
+            times = [f"{1e3 * case[key]:.4g}" for key in ("base_seconds", "head_seconds")]
+            percents = [percent_text(case["change"], "+.1f"), percent_text(case["noise_floor"], ".1f")]
+            rows.append([case["name"], *times, *percents, case["verdict"]])
+        columns = ("base, ms", "head, ms", "change, %", "noise floor, %")
+        blocks.append(Table(" to ".join(sides), ("case",), columns, rows, ("verdict",)))
+        blocks.append(Table("", ("conclusion",), (), [[line] for line in conclusion(each)]))
     return blocks
 
 

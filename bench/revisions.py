@@ -195,6 +195,8 @@ class Sitting:
     """By case."""
     again: dict[str, Samples] = field(default_factory=dict)
     """Of new processes, where the first had something to tell."""
+    unconfirmed: list[str] = field(default_factory=list)
+    """Operations that changed, and for which there was no time in new processes."""
 
 
 def measure_revisions(
@@ -233,7 +235,7 @@ def measure_revisions(
                 for worker in workers:
                     worker.ask(plan.subject, math.inf)
                 wanted = {name: cases[name] for name in suspects}
-                sitting.again = _measured(workers, wanted, plan, [], console)
+                sitting.again = _measured(workers, wanted, plan, sitting.unconfirmed, console)
     return sitting
 
 

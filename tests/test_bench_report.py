@@ -69,9 +69,16 @@ VERSUS = ABOUT | {
                                                        "ours_contains": "everything"},
                "process": {"ratio": RATIO}, "accuracy": {"view": "six_view", "our_view": "six_view"}}],
 }  # fmt: skip
+REGRESS = {
+    "mode": "interleaved", "effect": 0.03, "base": {"revision": "main"}, "head": {"revision": "topic"},
+    "only_in_base": [], "only_in_head": [], "left_out": ["head"], "unconfirmed": [], "environment": ENVIRONMENT,
+    "cases": [{"name": "step-eager", "base_seconds": 2e-3, "head_seconds": 2.2e-3, "change": 0.1, "noise_floor": None,
+               "verdict": "slower"}],
+}  # fmt: skip
 SUITE = {"environment": ENVIRONMENT, "minutes": 9.0, "parts": [{"name": "tests", "exit_code": None, "seconds": 61.0}]}
 MADE = {
-    "comparison": COMPARISON, "trim": TRIM, "benchmark": BENCHMARK, "versus": VERSUS, "suite": SUITE,
+    "comparison": COMPARISON, "trim": TRIM, "benchmark": BENCHMARK, "regress": REGRESS, "versus": VERSUS,
+    "suite": SUITE,
 }  # fmt: skip
 
 
@@ -189,6 +196,8 @@ def test_parts_have_bars_beside_their_floors(page):
         (("no averaging",), ["", "1.500"]),
         (("head", "net.head=none"), ["nothing would be trained"]),
         (("test_case[pool]",), ["25.0", "24.0", "1,500.0", "10.0", "15"]),
+        (("step-eager",), ["2", "2.2", "+10.0", "?", "slower"]),
+        (("left out, there was no time for: head",), []),
         (("s its clock, our total",), ["3.750", "2.500", "1.500", "1.250–1.750"]),
         (("hiverge", "all but loading"), ["everything"]),
         (("% six_view",), ["93.99", "94.01", "", ""]),
