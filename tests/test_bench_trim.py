@@ -18,6 +18,7 @@ from speedyresnet.bench.trim import (
     Change,
     Rounds,
     Trimming,
+    _more_seconds,
     changes_of,
     check_effect,
     cut_first,
@@ -146,6 +147,11 @@ def test_rows_say_what_a_change_saves_and_costs():
     views = planted(2.0, change=Change("views", "evaluation.view=mirror"))
     assert (views["step_seconds"], views["saving_seconds"]["mean"]) == (0.010, pytest.approx(0.002))
     assert "evaluation saves +0.2000 s" in views["why"]
+
+
+def test_what_a_step_saves_a_run_takes_less():
+    saving = Interval(mean=2.0, lower=1.0, upper=4.0)
+    assert _more_seconds(saving, 10) == Interval(mean=-20.0, lower=-40.0, upper=-10.0)
 
 
 def test_what_saves_most_for_what_it_costs_is_cut_first():
