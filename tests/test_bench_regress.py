@@ -274,6 +274,7 @@ def test_files_that_cannot_be_compared_are_one_line(tmp_path, capsys, monkeypatc
 def test_files_that_pytest_benchmark_wrote_are_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "test_it.py").write_text("def test_sum(benchmark):\n    benchmark(sum, range(1000))\n")
     words = ["-m", "pytest", "-q", "test_it.py", "--benchmark-max-time=0.1", "--benchmark-json=it.json"]
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would measure nothing
     subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, capture_output=True)
     code, out, _ = regress(capsys, monkeypatch, tmp_path / "it.json", tmp_path / "it.json", "--json")
     assert code == 0

@@ -351,7 +351,7 @@ def test_a_file_that_is_no_result_is_named(content, words, tmp_path, monkeypatch
     [
         ((), "give --out report.html"),
         (("--out", "."), "it is a folder"),
-        (("--out", "pool.jsonl"), "among the files"),
+        (("--out", "pool.jsonl"), "is read by the same command"),
         (("missing.json", "--out", "page.html"), "cannot read missing.json"),
         (("--out", "page.html", "--readme", "no.md"), "no.md: no such file"),
         (("--out", "page.html", "--readme", "plain.md"), f"put {BEGIN}"),
