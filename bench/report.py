@@ -15,7 +15,9 @@ from speedyresnet.engine.record import SCHEMA as RUN_SCHEMA
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_history, plot_lines, series_colors, svg_picture
+from .compare import SCHEMA as COMPARISON_SCHEMA
 from .measured import COLUMNS, RunGroup, measured_rows, run_groups, told
+from .profiling import SCHEMA as PROFILE_SCHEMA
 from .record import Clock
 from .report_blocks import (
     Block,
@@ -37,6 +39,7 @@ from .report_blocks import (
     versus_blocks,
 )
 from .statistics import Interval, mean_interval
+from .trim import SCHEMA as TRIM_SCHEMA
 
 _TEMPLATE = "report.html.jinja"
 _CLOCK: Clock = "prepare+train"
@@ -56,6 +59,7 @@ class Kind:
     note: str = ""
     """Heading of the section that it makes, and what is said there."""
     schema: str | None = None
+    """The first files of some kinds did without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ def read_source(path: Path) -> Source:
     """
     documents = documents_in(path)
     for kind in KINDS:
-        if all(each.get("schema") == kind.schema and each.keys() >= kind.keys for each in documents):
+        if all(each.get("schema") in (None, kind.schema) and each.keys() >= kind.keys for each in documents):
             break
     else:
         raise UserError(f"{path} is none of these: {', '.join(kind.name for kind in KINDS)}; leave it out")
@@ -289,7 +293,7 @@ KINDS = (
         comparison_blocks,
         "Comparisons",
         "The same seeds in turns; differences to the first arm are paired by seed. Intervals: 95 %, Student's t.",
-        schema="speedyresnet.comparison/1",
+        schema=COMPARISON_SCHEMA,
     ),
     Kind(
         "trim",
@@ -297,7 +301,7 @@ KINDS = (
         trim_blocks,
         "What can be left out",
         "Each change alone against the whole recipe; the ladder takes one after the other.",
-        schema="speedyresnet.trim/1",
+        schema=TRIM_SCHEMA,
     ),
     Kind(
         "profile",
@@ -305,6 +309,7 @@ KINDS = (
         profile_blocks,
         "A step, part by part",
         "Pale: measured. Dark: the floor, max(bytes / bandwidth, FLOPs / rate), ceilings measured in the same minute.",
+        schema=PROFILE_SCHEMA,
     ),
     Kind(
         "kernel table",

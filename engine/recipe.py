@@ -1,8 +1,9 @@
 """What a run is: a recipe holds every number of it, nested by what the number concerns.
 
 A recipe is built by a function (see `recipes/`), changed with `with_settings(recipe, ["optimizer.momentum=0.9"])`
-and stored whole in every run record. Learning rates and decays are those of the mean loss; `loss.scale` only
-changes the magnitude that gradients have in half precision.
+and stored whole in every run record and model file. A stored recipe that lacks a setting has its default, so the
+default of a new setting is what was done before there was one. Learning rates and decays are those of the mean loss;
+`loss.scale` only changes the magnitude that gradients have in half precision.
 """
 
 import contextlib
@@ -527,10 +528,11 @@ def typed_value(value: Any, hint: Any, key: str) -> Any:
 def _typed_parts(value: Any, hint: Any, key: str) -> Any:
     hints = typing.get_type_hints(hint)
     parts = {name: getattr(value, name) for name in hints} if isinstance(value, hint) else value
-    if not isinstance(parts, dict) or set(parts) != set(hints):
-        raise UserError(
-            f"{key or 'a recipe'} must be a {hint.__name__} with all its settings, not {type(value).__name__}"
-        )
+    needed = {each.name for each in dataclasses.fields(hint) if each.default is each.default_factory}  # both missing
+    if not isinstance(parts, dict) or not needed <= set(parts):
+        raise UserError(f"{key or 'a recipe'} must be a {hint.__name__}, not {type(value).__name__}")
+    if unknown := set(parts) - set(hints):
+        raise UserError(f"{key or 'a recipe'} has an unknown setting {reprlib.repr(min(unknown, key=str))}")
     before = f"{key}." if key else ""
     return hint(**{name: typed_value(part, hints[name], before + name) for name, part in parts.items()})
 

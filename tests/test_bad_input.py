@@ -285,7 +285,7 @@ def test_names_that_the_output_cannot_show_are_escaped(folder, monkeypatch, caps
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"recipe": 3}, "a recipe must be a Recipe with all its settings, not int"),
+        ({"recipe": 3}, "a recipe must be a Recipe, not int"),
         ({"recipe": "airbench49"}, "did you mean airbench94"),
         ({"recipe": Recipe(name="x", summary="", source="", batch_size="8")}, "batch_size must be an integer, not '8'"),
         ({"recipe": Recipe(name="x", summary="", source="", net=None)}, "net must be a Net"),

@@ -89,7 +89,7 @@ def test_hostile_metadata_is_refused_before_a_tensor_is_made(change, words, mode
         ("net", {"widths": [65536] * 16}, "is not what its recipe makes"),
         ("net", {"group_convolutions": 10**9}, "net.group_convolutions must be from 1 to 32"),
         ("net", {"group_convolutions": 32}, "is not what its recipe makes"),
-        ("net", {"whitening_kernel": 10**6}, "net.whitening_kernel must be from 1 to 8"),
+        ("net", {"whitening_kernel": 10**6}, "net.whitening_kernel must be from 0 to 8"),
         ("net", {"project_width": -1}, "net.project_width must be from 0"),
         ("optimizer", {"momentum": None}, "optimizer.momentum must be a number, not None"),
         ("evaluation", {"batch_size": 0}, "evaluation.batch_size must be from 1"),

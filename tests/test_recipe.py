@@ -150,6 +150,12 @@ def test_a_stored_recipe_comes_back(name):
     assert recipe_from_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
+def test_a_stored_recipe_that_lacks_a_setting_has_its_default():
+    stored = dataclasses.asdict(recipe("airbench94", ["net.residual=after_activation", "epochs=3"]))
+    del stored["net"]["residual"], stored["optimizer"]["muon"], stored["kernels"]
+    assert recipe_from_dict(stored) == recipe("airbench94", ["epochs=3"])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -159,11 +165,12 @@ def test_a_stored_recipe_comes_back(name):
         ({"batch_size": True}, "batch_size must be an integer"),
         ({"batch_size": 2.0}, "batch_size must be an integer"),
         ({"dtype": ["auto"]}, "dtype must be one of auto"),
-        ({"net": {}}, "net must be a Net with all its settings"),
+        ({"net": {"width": 3}}, "net has an unknown setting 'width'"),
+        ({"net": None}, "net must be a Net, not NoneType"),
         ({"net": Net(widths=(8, "x"))}, "net.widths must be an integer, not 'x'"),
         ({"net": Net(widths=8)}, "net.widths must be a list of numbers"),
         ({"optimizer": Optimizer(muon=Net())}, "optimizer.muon must be a Muon"),
-        ({"surprise": 1}, "a Recipe with all its settings"),
+        ({"surprise": 1}, "a recipe has an unknown setting 'surprise'"),
         ({"name": "\ud800"}, "name must be one line"),
     ],
 )
