@@ -3,8 +3,7 @@
 A change is a `--variant` of `bench compare`, so that any of them can be tried there too. Base and change are built side
 by side and their steps timed in turns; a step is the mean over a run: every kind of step that the run has is timed, and
 weighted by how often the run takes it. Views change the evaluation only, whose seconds are spread over the run's steps.
-Accuracy
-comes from whole runs with the same seeds, each recipe's in a pool of its own.
+Accuracy comes from whole runs with the same seeds, each recipe's in a pool of its own.
 """
 
 import gc
