@@ -81,10 +81,9 @@ def _tile(pixels: torch.Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """On one line, and cut to what fits beside the images."""
-    line = " ".join(text.split())
-    if font.getlength(line) <= NAME_PIXELS - GAP:
-        return line
-    while font.getlength(line + "…") > NAME_PIXELS - GAP:
-        line = line[:-1]
-    return line + "…"
+    """Cut to what fits beside the images."""
+    if font.getlength(text) <= NAME_PIXELS - GAP:
+        return text
+    while font.getlength(text + "…") > NAME_PIXELS - GAP:
+        text = text[:-1]
+    return text + "…"

@@ -12,7 +12,7 @@ from speedyresnet.bench.pool import BASE, PoolPlan, read_pool
 from speedyresnet.bench.statistics import Interval, mean_interval
 from speedyresnet.bench.verdicts import seconds_per_tenth_point, verdict_on
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.data import save_pack
+from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=0.5", "dtype=float32"]
 CPU = torch.device("cpu")

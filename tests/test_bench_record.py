@@ -132,7 +132,7 @@ def test_targets_are_held_against_the_bounds(pool, tmp_path):
 
 
 def test_a_diverged_run_counts(small_pack, tmp_path):
-    settings = ["optimizer.learning_rate=1e6"]
+    settings = ["optimizer.learning_rate=1e6", "optimizer.weight_decay=1"]
     records = record(small_pack, tmp_path / "runs.jsonl", runs=2, settings=settings)
     result = report(records, NO_TARGETS)
     assert (result["runs"], result["diverged"]) == (2, 2)

@@ -29,11 +29,11 @@ from speedyresnet.bench.trim import (
     trim,
 )
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.data import save_pack
 from speedyresnet.engine.nets import Convolution, make_net
+from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
-from speedyresnet.engine.trainer import Trainer, check_sizes
+from speedyresnet.engine.trainer import Trainer, check_fit
 
 TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32"]
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_every_change_of_every_recipe_is_another_recipe_that_can_be_built(name):
             hashes.add(arm.recipe.hash)
         make_net(arm.recipe, classes=10, channels=3, dtype=torch.float32, device="meta")
         plan(arm.recipe, 50_000)
-        check_sizes(arm.recipe, 32, 32)
+        check_fit(arm.recipe, 32, 32)
     what = {change.what for change in found}
     assert what >= {
         "crop", "flip", "whitening", "batch norm", "batch norm scale", "activation", "pool", "label smoothing",

@@ -163,7 +163,8 @@ def test_data_commands_check_where_they_write_before_they_read(tmp_path):
     done = run("data", "info", tmp_path / "beasts", "--picture", tmp_path / "file" / "sheet.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"speedyresnet: cannot write {tmp_path / 'file' / 'sheet.png'}: {tmp_path / 'file'} is not a folder\n"
+        f"speedyresnet: cannot write {tmp_path / 'file' / 'sheet.png'}: {tmp_path / 'file'} is not a folder; "
+        "choose another place\n"
     )
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from speedyresnet.bench.cli import main
-from speedyresnet.bench.pool import PoolPlan, open_pool, read_pool
-from speedyresnet.engine import UserError, data, export_model, read_model, recipe, save_model, tensor_file
+from speedyresnet.bench.pool import BASE, PoolPlan, open_pool, read_pool
+from speedyresnet.engine import UserError, data, downloads, export_model, read_model, recipe, save_model, tensor_file
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
 from speedyresnet.engine.display import FileProgress
 from speedyresnet.engine.files import locked, write_atomically
@@ -127,14 +127,14 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
 
 def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
     path = tmp_path / "runs.jsonl"
-    first = trainer.new_record(seed=0)
-    with open_pool(path, PLAN, first) as pool:
-        pool.add(first)
+    firsts = {BASE: trainer.new_record(seed=0)}
+    with open_pool(path, PLAN, firsts) as pool:
+        pool.add(firsts[BASE])
         with pytest.raises(UserError, match=r"runs\.jsonl is being written by another process"):
-            open_pool(path, PLAN, first).__enter__()
+            open_pool(path, PLAN, firsts).__enter__()
         pool.add(trainer.new_record(seed=1))
-    with open_pool(path, PLAN, first) as pool:
-        assert pool.missing_seeds() == [2]
+    with open_pool(path, PLAN, firsts) as pool:
+        assert pool.missing_runs() == [(2, BASE)]
 
 
 def test_only_one_process_downloads(cache, monkeypatch):
@@ -146,8 +146,8 @@ def test_only_one_process_downloads(cache, monkeypatch):
         raise OSError("enough")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10.__init__", lambda self, **_: download())
-    monkeypatch.setattr(data, "is_reachable", lambda *_: True)
-    monkeypatch.setattr(data, "_is_downloaded", lambda _: False)
+    monkeypatch.setattr(downloads, "is_reachable", lambda *_: True)
+    monkeypatch.setattr(downloads, "_is_downloaded", lambda *_: False)
     with ThreadPoolExecutor() as pool, locked(cache / "downloads" / ".lock", wait=True):
         waiting = pool.submit(data.load_data, "cifar10")
         assert not began.wait(0.5)
@@ -229,16 +229,16 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(what, disk, trainer, sma
 
 def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
     folder, full = disk
-    path, first = folder / "runs.jsonl", trainer.new_record(seed=0)
-    with open_pool(path, PLAN, first) as pool:
-        pool.add(first)
+    path, firsts = folder / "runs.jsonl", {BASE: trainer.new_record(seed=0)}
+    with open_pool(path, PLAN, firsts) as pool:
+        pool.add(firsts[BASE])
         large = trainer.new_record(seed=1)
         large.data["classes"] = "x" * 70_000
         with full(folder), pytest.raises(UserError, match=r"cannot write .*runs\.jsonl: (No space|File too large)"):
             pool.add(large)
     assert [record["seed"] for record in read_pool(path)] == [0]
-    with open_pool(path, PLAN, first) as pool:
-        assert pool.missing_seeds() == [1, 2]
+    with open_pool(path, PLAN, firsts) as pool:
+        assert pool.missing_runs() == [(1, BASE), (2, BASE)]
         pool.add(trainer.new_record(seed=1))
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
 

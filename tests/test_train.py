@@ -167,7 +167,8 @@ def test_a_diverged_run_says_so(small_pack):
 
 
 def test_an_absurd_learning_rate_diverges_within_the_first_epoch(small_pack):
-    run = train(recipe("airbench94", [*TINY, "optimizer.learning_rate=1e6"]), small_pack, device="cpu")
+    made = recipe("airbench94", [*TINY, "optimizer.learning_rate=1e6", "optimizer.weight_decay=1"])
+    run = train(made, small_pack, device="cpu")
     assert run.record.status == "diverged"
     assert 2 <= run.record.diverged_at_step <= 10
 
@@ -303,9 +304,8 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
 
 @pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "from 0 to"), ("4", "too small")])
 def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
-    made = recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"])
     with pytest.raises(UserError, match=words):
-        Trainer(made, small_pack, torch.device("cpu"), "eager")
+        Trainer(recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"]), small_pack, torch.device("cpu"), "eager")
 
 
 def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):
