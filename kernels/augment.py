@@ -703,9 +703,12 @@ class Augmentation(nn.Module):
 
 
 COMPILE_CASES = [
-    _compile_case(1024, Transforms(padding=2, flip="alternating")),  # airbench94
+    _compile_case(1024, Transforms(padding=2, flip="alternating")),  # airbench93, 94 and 95
     _compile_case(1024, Transforms(padding=2, flip="random")),  # hlb-v0.4, hlb-v0.7
     _compile_case(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
+    _compile_case(1024, Transforms(padding=2, flip="random", cutout=11)),  # hlb-v0.4-long
+    _compile_case(1024, Transforms(padding=2, flip="random", cutmix=10)),  # hlb-v0.7-long
+    _compile_case(1024, Transforms(padding=4, flip="alternating", cutout=12)),  # airbench96
     _compile_case(256, Transforms(padding=2, flip="alternating")),  # pocket
     _compile_case(2000, Transforms(padding=2, flip="alternating")),  # airbench94-muon
     *(

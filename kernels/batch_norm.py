@@ -733,11 +733,17 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[Co
 
 def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str]]:
     """[N, C, H, W] of the norms of the recipes, and the activation behind them."""
-    norms = [((1024, 32, 31, 31), "gelu")]  # behind the projection of hlb-v0.4
+    # Behind the projections of hlb-v0.4 and hlb-v0.4-long.
+    norms = [((1024, 32, 31, 31), "gelu"), ((1024, 64, 31, 31), "gelu")]
     for batch_size, widths, sides, activation in (
         (1024, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94
         (1024, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.4
         (1024, (64, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.7
+        (1024, (64, 128, 128), (15, 7, 3), "gelu"),  # airbench93
+        (1024, (128, 384, 384), (15, 7, 3), "gelu"),  # airbench95
+        (1024, (128, 384, 512), (15, 7, 3), "gelu"),  # airbench96
+        (1024, (256, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.4-long
+        (1024, (128, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.7-long
         (256, (32, 128, 128), (15, 7, 3), "gelu"),  # pocket
         (2000, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94-muon
         (1536, (64, 256, 256), (15, 7, 3), "silu"),  # hiverge

@@ -493,10 +493,14 @@ def _compile_cases(
 
 COMPILE_CASES = (
     [
-        *_compile_cases(1024, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94
+        *_compile_cases(1024, Transforms(padding=2, flip="alternating"), biased=True),  # airbench93, 94 and 95
         *_compile_cases(1024, Transforms(padding=2, flip="random"), filters=12, activation="none"),  # hlb-v0.4
         *_compile_cases(1024, Transforms(padding=2, flip="random")),  # hlb-v0.7
         *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
+        # hlb-v0.4-long, hlb-v0.7-long and airbench96
+        *_compile_cases(1024, Transforms(padding=2, flip="random", cutout=11), filters=12, activation="none"),
+        *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=10)),
+        *_compile_cases(1024, Transforms(padding=4, flip="alternating", cutout=12), biased=True),
         *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
         *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
         *(

@@ -227,8 +227,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
     compiled = {
         (case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
          case.constants["S"].contrast, case.constants["S"].out_height, case.constants["S"].cutmix,
-         case.constants["T"].filters,
-         case.constants["T"].biased, case.constants["T"].activation)
+         case.constants["S"].cutout, case.constants["T"].filters, case.constants["T"].biased,
+         case.constants["T"].activation)
         for case in COMPILE_CASES
     }  # fmt: skip
     needed = set()
@@ -239,8 +239,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
         settings = made.augmentation
         for cutmix, side in itertools.product({0, settings.cutmix}, {32, *filter(None, settings.sizes)}):
             needed.add((
-                settings.flip, settings.padding, settings.brightness, settings.contrast, side, cutmix, len(filters),
-                bias is not None, net.stem.whitening_activation,
+                settings.flip, settings.padding, settings.brightness, settings.contrast, side, cutmix,
+                settings.cutout, len(filters), bias is not None, net.stem.whitening_activation,
             ))  # fmt: skip
     assert needed == compiled
 
