@@ -6,44 +6,13 @@ import torch.nn.functional as F
 
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
-from speedyresnet.engine.nets import BatchNorm, forward_flops_per_image, make_net, parameter_counts
+from speedyresnet.engine.nets import BatchNorm, make_net, parameter_counts
 from speedyresnet.engine.step import training_step
 from speedyresnet.engine.trainer import pick_kernels
 
 
 def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
     return make_net(recipe(name, settings), classes=classes, channels=3, dtype=dtype, device=device)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "trainable", "megaflops"),
-    [
-        ("hlb-v0.4", 4_617_296, 4_615_328, 486.8),
-        ("hlb-v0.7", 4_335_648, 4_333_696, 325.95),
-        ("airbench94", 1_972_792, 1_971_352, 236.3),
-    ],
-)
-def test_the_published_nets_have_exactly_their_parameters(name, parameters, trainable, megaflops):
-    assert parameter_counts(net_of(name, device="meta")) == (parameters, trainable)
-    flops = forward_flops_per_image(recipe(name), classes=10, channels=3, height=32, width=32)
-    assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
-
-
-AIRBENCH95 = ["net.widths=128,384,384"]
-AIRBENCH96 = ["net.widths=128,384,512", "net.group_convolutions=3", "net.residual=before_activation"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "parameters", "trainable", "megaflops"),
-    [(AIRBENCH95, 4_606_520, 4_604_440, 603.1), (AIRBENCH96, 9_918_776, 9_915_416, 903.9)],
-    ids=["airbench95", "airbench96"],
-)
-def test_larger_published_nets_are_settings_of_airbench94(settings, parameters, trainable, megaflops):
-    assert parameter_counts(net_of("airbench94", *settings, device="meta")) == (parameters, trainable)
-    hundred = net_of("airbench94", *settings, device="meta", classes=100)
-    assert parameter_counts(hundred)[0] == parameters + 90 * hundred.head.in_features
-    flops = forward_flops_per_image(recipe("airbench94", settings), classes=10, channels=3, height=32, width=32)
-    assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
 
 
 def airbench96_logits(net, x, squeeze_excite):
@@ -71,9 +40,9 @@ def airbench96_logits(net, x, squeeze_excite):
 
 @pytest.mark.parametrize("ratio", [0, 16])
 def test_airbench96_with_and_without_squeeze_and_excite_is_that_in_plain_pytorch(ratio):
-    settings = [*AIRBENCH96, "width_multiplier=0.125", f"net.squeeze_excite_ratio={ratio}"]
-    net = net_of("airbench94", *settings, dtype=torch.float64)
-    reset_parameters(net, recipe("airbench94").net, seed=0)
+    settings = "width_multiplier=0.125", f"net.squeeze_excite_ratio={ratio}"
+    net = net_of("airbench96", *settings, dtype=torch.float64)
+    reset_parameters(net, recipe("airbench96").net, seed=0)
     x, gradient = torch.randn(4, 3, 32, 32).double(), torch.randn(4, 10).double()
     trained = [p for p in net.parameters() if p.requires_grad]
     found, expected = net(x), airbench96_logits(net, x, squeeze_excite=bool(ratio))

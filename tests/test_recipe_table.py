@@ -1,0 +1,269 @@
+"""What every recipe comes to, against the originals: numbers read or derived from their sources, not from this code."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from speedyresnet.engine import recipe, train
+from speedyresnet.engine.nets import forward_flops_per_image, make_net, parameter_counts
+from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.step import TrainingState
+
+IMAGES = 50_000
+
+
+def lookahead(steps, *moves):
+    """What is kept at the moves, counted from 1: the decay of five steps at 0.95 grows with the cube of the steps."""
+    return {move: 0.773781 * (move / steps) ** 3 for move in moves}
+
+
+# Rates are peaks for the loss that the original sums, by what they are for; `curve` is where the corners of the
+# learning rate lie and how high, `bias_steps` how long the whitening bias trains and `bias_curve` its own corners;
+# `shrink` is learning rate times weight decay, the same for all parameters of SGD; `keep` is what the average keeps of
+# itself at the k-th step, counted from 1. Augmentation: flip, padding, cutout, cutmix and its first epoch, jitter,
+# sizes. Views: their kind, how many images get them, the weights. Net: residual, initialisation, momentum of batch
+# norm, logit scale; at last label smoothing. Whitening: images, epsilon, whether they are centred. Momentum: of SGD.
+
+AIRBENCH_K = 1024 * (1 + 1 / (1 - 0.85))  # the originals divide rates and decays by it
+
+
+def airbench_rates(rate):
+    rate /= AIRBENCH_K
+    return {"convolutions": rate, "head": rate, "whitening_bias": rate, "batch_norm_biases": 64 * rate}
+
+
+AIRBENCH94 = {
+    "parameters": (1_972_792, 1_971_352),
+    "megaflops": 236.3,
+    "steps": 476,
+    "images": 487_424,
+    "rates": airbench_rates(11.5),
+    "shrink": 0.0153 * 1024 / AIRBENCH_K,
+    "curve": ((0, 109, 476), (0.2, 1, 0.07)),
+    "bias_steps": 144,
+    "keep": lookahead(476, 5, 240, 475),
+    "augmentation": ("alternating", 2, 0, (0, None), (0, 0), ()),
+    "views": ("six_view", 1, "live"),
+    "net": ("none", "dirac", 0.4, 1 / 9, 0.2),
+    "whitening": (5000, 5e-4, False),
+    "momentum": 0.85,
+}
+AIRBENCH93 = AIRBENCH94 | {
+    "parameters": (569_656, 568_728),
+    "megaflops": 108.4,
+    "steps": 528,
+    "images": 540_672,
+    "curve": ((0, 121, 528), (0.2, 1, 0.07)),
+    "keep": lookahead(528, 5, 265, 525),
+}
+AIRBENCH95 = AIRBENCH94 | {
+    "parameters": (4_606_520, 4_604_440),
+    "megaflops": 603.1,
+    "steps": 720,
+    "images": 737_280,
+    "rates": airbench_rates(10.0),
+    "curve": ((0, 165, 720), (0.2, 1, 0.07)),
+    "keep": lookahead(720, 5, 360, 720),
+}
+AIRBENCH96 = AIRBENCH94 | {
+    "parameters": (9_918_776, 9_915_416),
+    "megaflops": 903.9,
+    "steps": 1776,
+    "images": 1_818_624,
+    "rates": airbench_rates(9.0),
+    "shrink": 0.012 * 1024 / AIRBENCH_K,
+    "curve": ((0, 177, 1776), (0.2, 1, 0)),
+    "keep": lookahead(1776, 5, 885, 1775),
+    "augmentation": ("alternating", 4, 12, (0, None), (0, 0), ()),
+    "net": ("before_activation", "dirac", 0.1, 1 / 9, 0.2),
+}
+AIRBENCH94_MUON = AIRBENCH94 | {
+    "steps": 200,
+    "images": 400_000,
+    "rates": {"convolutions": 0.24, "head": 0.67, "whitening_bias": 0.053, "batch_norm_biases": 0.053},
+    "shrink": 2e-6 * 2000,
+    "curve": ((0, 200), (1, 0)),
+    "bias_steps": 75,
+    "bias_curve": ((0, 75), (1, 0)),
+    "keep": {1: 1, 100: 1, 200: 1},
+    "net": ("none", "dirac", 0.4, 1 / 256, 0.2),
+}
+HIVERGE = AIRBENCH94_MUON | {
+    "steps": 245,
+    "images": 376_320,
+    "rates": {"convolutions": 0.205, "head": 0.5415, "whitening_bias": 0.0573, "batch_norm_biases": 0.0573},
+    "shrink": 1.0418e-6 * 1536,
+    "curve": ((0, 245), (1, 0)),
+    "bias_steps": 7,
+    "bias_curve": ((0, 7), (1, 0)),
+    "keep": {1: 1, 100: 1, 245: 1},
+    "augmentation": ("alternating", 2, 0, (0, None), (0.1399, 0.1308), ()),
+    "views": ("six_view", 0.25, "live"),
+    "net": ("none", "dirac", 0.4434, 1 / 256, 0.09),
+    "whitening": (960, 5e-4, False),
+    "momentum": 0.825,
+}
+PROGRESSIVE = HIVERGE | {
+    "steps": 284,
+    "images": 436_224,
+    "rates": HIVERGE["rates"] | {"convolutions": 0.2255},
+    "curve": ((0, 0.95 * 272, 284), (1, 0.05, 0.05)),  # linear to 0 at step 272, but never below 0.05
+    "whitening": (5000, 5e-4, False),
+    "keep": {264: 0, 268: 0.7, 284: 0.7},
+    "augmentation": ("alternating", 2, 0, (0, None), (0.1399, 0.1308), (24, 24, 24, 28, 28, 28, 0)),
+    "views": ("six_view", 1, "live"),
+}
+HLB_V0_4 = {
+    "parameters": (4_617_296, 4_615_328),
+    "megaflops": 486.8,
+    "steps": 480,
+    "images": 491_520,
+    "rates": {"convolutions": 2.1 / 512, "head": 2.1 / 512, "batch_norm_biases": 2.1 * 32 / 512},
+    "shrink": 2.1 / 512 * 6.45e-4 * 1024,
+    "curve": ((0, 0.15 * 480 - 1, 479), (0, 1, 0)),
+    "keep": {50: 0, 55: 0.903921, 480: 0.903921},
+    "augmentation": ("random", 2, 0, (0, None), (0, 0), ()),
+    "views": ("mirror", 1, "live"),
+    "net": ("after_activation", "default", 0.8, 1 / 10, 0.2),
+    "whitening": (50_000, 1e-2, True),
+    "momentum": 0.85,
+}
+HLB_V0_4_LONG = HLB_V0_4 | {
+    "parameters": (18_450_448, 18_446_656),
+    "megaflops": 1944.9,
+    "steps": 4320,
+    "images": 4_423_680,
+    "curve": ((0, 647, 4319), (0, 1, 0)),
+    "keep": {580: 0, 585: 0.903921, 4320: 0.903921},
+    "augmentation": ("random", 2, 11, (0, None), (0, 0), ()),
+    "views": ("mirror", 1, "averaged"),
+}
+HLB_V0_7 = {
+    "parameters": (4_335_648, 4_333_696),
+    "megaflops": 325.95,
+    "steps": 581,
+    "images": 594_944,
+    "rates": {"convolutions": 1.525 / 512, "head": 1.525 / 512, "batch_norm_biases": 1.525 * 64 / 512},
+    "shrink": 1.525 / 512 * 6.687e-4 * 1024,
+    "curve": ((0, 0.23 * 581 - 1, 580), (0, 1, 0.07)),
+    "keep": {100: 0} | lookahead(581, 105, 580),
+    "augmentation": ("random", 2, 0, (3, 7), (0, 0), ()),
+    "views": ("mirror", 1, "averaged"),
+    "net": ("none", "dirac_blend", 0.4, 1 / 9, 0.2),
+    "whitening": (50_000, 1e-2, True),
+    "momentum": 0.85,
+}
+HLB_V0_7_LONG = HLB_V0_7 | {
+    "parameters": (17_297_184, 17_293_568),
+    "megaflops": 1248.99,
+    # The original trains 4,272 of the 4,320 steps that its schedule is made for: none in the last epoch.
+    "steps": 4320,
+    "images": 4_423_680,
+    "curve": ((0, 0.23 * 4320 - 1, 4319), (0, 1, 0.07)),
+    "keep": {485: 0} | lookahead(4320, 490, 4270),
+    "augmentation": ("random", 2, 0, (10, 10), (0, 0), ()),
+}
+POCKET = AIRBENCH94 | {  # has no original; its net counted by hand
+    "parameters": (498_080, 497_216),
+    "megaflops": 66.13,
+    "steps": 1170,
+    "images": 299_520,
+    "rates": {"convolutions": 1 / 256, "head": 1 / 256, "batch_norm_biases": 64 / 256},
+    "shrink": 1.33e-3,
+    "curve": ((0, 269, 1170), (0.2, 1, 0.07)),
+    "keep": lookahead(1170, 5, 585, 1170),
+    "views": ("mirror", 1, "live"),
+}
+TABLE = {
+    "airbench93": AIRBENCH93,
+    "airbench94": AIRBENCH94,
+    "airbench94-muon": AIRBENCH94_MUON,
+    "airbench95": AIRBENCH95,
+    "airbench96": AIRBENCH96,
+    "hiverge": HIVERGE,
+    "hlb-v0.4": HLB_V0_4,
+    "hlb-v0.4-long": HLB_V0_4_LONG,
+    "hlb-v0.4-cifar100": HLB_V0_4 | {"parameters": (4_663_376, 4_661_408), "megaflops": 486.91},
+    "hlb-v0.7": HLB_V0_7,
+    "hlb-v0.7-long": HLB_V0_7_LONG,
+    "hlb-v0.7-cifar100": HLB_V0_7 | {"parameters": (4_381_728, 4_379_776), "megaflops": 326.05},
+    "pocket": POCKET,
+    "progressive": PROGRESSIVE,
+}
+
+
+def classes_of(name):
+    return 100 if name.endswith("cifar100") else 10
+
+
+def state_of(name):
+    """Before a run on 50,000 images that have a size but no pixels."""
+    made = recipe(name)
+    net = make_net(made, classes=classes_of(name), channels=3, dtype=torch.float32, device="meta")
+    images, labels = torch.empty(IMAGES, 32, 32, 3, device="meta"), torch.empty(IMAGES, device="meta")
+    return TrainingState(net, made, plan(made, IMAGES), images, labels, (0.5,) * 3, (0.25,) * 3, torch.float32)
+
+
+def test_the_table_has_every_recipe():
+    assert set(TABLE) == set(registered_recipes())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_net_has_the_parameters_and_flops_of_the_original(name):
+    made, row = recipe(name), TABLE[name]
+    flops = forward_flops_per_image(made, classes=classes_of(name), channels=3, height=32, width=32)
+    assert flops / 1e6 == pytest.approx(row["megaflops"], abs=0.05)
+    assert parameter_counts(state_of(name).net) == row["parameters"]
+    net = made.net
+    found = net.residual, net.convolution_init, net.batch_norm_momentum, net.logit_scale, made.loss.label_smoothing
+    assert found == (*row["net"][:2], *map(pytest.approx, row["net"][2:]))
+    assert (net.whitening_images, net.whitening_epsilon, net.whitening_centered) == row["whitening"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_run_is_that_of_the_original(name):
+    made, row = recipe(name), TABLE[name]
+    found, augmentation = plan(made, IMAGES), made.augmentation
+    assert (found.steps, found.steps * made.batch_size) == (row["steps"], row["images"])
+    assert {k: found.averaging_keep[k - 1] for k in row["keep"]} == pytest.approx(row["keep"], rel=1e-5)
+    assert (
+        augmentation.flip,
+        augmentation.padding,
+        augmentation.cutout,
+        (augmentation.cutmix, found.first_cutmix_epoch),
+        (augmentation.brightness, augmentation.contrast),
+        augmentation.sizes,
+    ) == row["augmentation"]
+    assert (made.evaluation.view, made.evaluation.share, made.evaluation.weights) == row["views"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_learning_rates_and_decay_are_those_of_the_original(name):
+    state, row, steps = state_of(name), TABLE[name], TABLE[name]["steps"]
+    assert set(state.groups) == set(row["rates"])
+    assert state.recipe.optimizer.momentum == row["momentum"]
+    for kind, group in state.groups.items():
+        whitening = kind == "whitening_bias"
+        table = state.plan.whitening_bias_learning_rate if whitening else state.plan.learning_rate
+        curve = row.get("bias_curve", row["curve"]) if whitening else row["curve"]
+        last = row["bias_steps"] if whitening else steps
+        for step in (0, steps // 4, steps // 2, 3 * steps // 4, last - 1, min(last, steps - 1)):
+            expected = row["rates"][kind] * np.interp(step, *curve) * (step < last)
+            assert group.learning_rate * table[step] == pytest.approx(expected, rel=1e-6, abs=1e-9), (kind, step)
+        if kind != "convolutions" or state.recipe.optimizer.kind == "sgd":
+            assert group.learning_rate * group.weight_decay == pytest.approx(row["shrink"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_recipe_learns(name, small_pack):
+    """Twenty steps of a narrow net on 640 images; where a recipe is for 100 classes, 90 of them are empty."""
+    settings = ["width_multiplier=0.125", "batch_size=64", "epochs=2", "dtype=float32", "evaluation.every=0"]
+    names = tuple(f"class {i}" for i in range(classes_of(name)))
+    run = train(recipe(name, settings), dataclasses.replace(small_pack, class_names=names), device="cpu")
+    record, outputs = run.record, run.state["head.weight"].shape[0]
+    assert (record.status, record.steps, record.images_seen, outputs) == ("finished", 20, 1280, classes_of(name))
+    assert record.history[-1].loss < record.history[0].loss
+    assert record.accuracy.weights == TABLE[name]["views"][2]
