@@ -21,6 +21,8 @@ def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
         ("hlb-v0.4", 4_617_296, 4_615_328, 486.8),
         ("hlb-v0.7", 4_335_648, 4_333_696, 325.95),
         ("airbench94", 1_972_792, 1_971_352, 236.3),
+        ("davidnet", 6_573_120, 6_573_120, 758.5),
+        ("bag-of-tricks", 6_573_849, 6_570_880, 760.0),
     ],
 )
 def test_the_published_nets_have_exactly_their_parameters(name, parameters, trainable, megaflops):
@@ -96,6 +98,8 @@ def test_squeeze_and_excite_has_a_sixteenth_as_hidden_units():
         ("hlb-v0.4", (32, 31), [(128, 15), (256, 7), (512, 3)]),
         ("hlb-v0.7", (24, 31), [(64, 15), (256, 7), (512, 3)]),
         ("airbench94", (24, 31), [(64, 15), (256, 7), (256, 3)]),
+        ("davidnet", (64, 32), [(128, 16), (256, 8), (512, 4)]),
+        ("bag-of-tricks", (64, 32), [(128, 16), (256, 8), (512, 4)]),
     ],
 )
 def test_maps_have_the_published_shapes_and_stay_in_channels_last(name, stem, groups):
