@@ -75,6 +75,7 @@ _CHANGES = (
     ("batch norm", "net.batch_norm_precision=native"),
     ("batch norm scale", "net.batch_norm_scale=frozen"),
     ("batch norm scale", "net.batch_norm_scale=learned"),
+    ("ghost batch norm", "net.batch_norm_groups=1"),
     *(("activation", f"net.activation={name} net.whitening_activation={name}") for name in get_args(Activation)),
     ("residual", "net.residual=none"),
     ("pool", "net.pool=before_norm"),

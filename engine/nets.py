@@ -1,4 +1,4 @@
-"""SpeedyResNet: one configurable net for the whole line from hlb-CIFAR10 to airbench.
+"""SpeedyResNet: one configurable net for the whole line from David Page's over hlb-CIFAR10 to airbench.
 
 Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in channels_last.
 """
@@ -34,6 +34,8 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.momentum = net.batch_norm_momentum
         self.epsilon = net.batch_norm_epsilon
+        self.groups = net.batch_norm_groups
+        """Of ghost batch norm, in training."""
         self.activation = net.activation
         self.provider = "reference"
         """Who does it in training; `triton` is the fused kernel."""
@@ -48,18 +50,34 @@ class BatchNorm(nn.Module):
         if self.training and self.provider == "triton":
             return batch_norm_act(
                 x, self.weight, self.bias, *statistics, activation=self.activation, residual=residual,
-                residual_place=residual_place, momentum=self.momentum, epsilon=self.epsilon,
+                residual_place=residual_place, momentum=self.momentum, epsilon=self.epsilon, groups=self.groups,
             )  # fmt: skip
-        u = F.batch_norm(
-            x, *statistics, self.weight, self.bias, training=self.training, momentum=self.momentum, eps=self.epsilon
-        )
+        if self.training and self.groups > 1:
+            u = self._normalised_by_group(x)
+        else:
+            u = F.batch_norm(
+                x, *statistics, self.weight, self.bias, training=self.training, momentum=self.momentum, eps=self.epsilon
+            )
         return with_activation(u, residual, self.activation, residual_place)
+
+    def _normalised_by_group(self, x: Tensor) -> Tensor:
+        """Ghost batch norm [N, C, H, W] -> the same: each group's channels as channels of their own."""
+        vectors = self.running_mean, self.running_var, self.weight, self.bias
+        mean, variance, weight, bias = (each.repeat(self.groups) for each in vectors)
+        u = F.batch_norm(
+            x.reshape(-1, self.groups * x.shape[1], *x.shape[2:]), mean, variance, weight, bias,
+            training=True, momentum=self.momentum, eps=self.epsilon,
+        ).reshape(x.shape)  # fmt: skip
+        self.running_mean.copy_(mean.view(self.groups, -1).mean(0))
+        self.running_var.copy_(variance.view(self.groups, -1).mean(0))
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return u.contiguous(memory_format=torch.channels_last) if channels_last else u
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H // 2, W // 2]: 2x2 max-pooling before it, in the fused kernel; in training."""
         return pool_batch_norm_act(
             x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
-            momentum=self.momentum, epsilon=self.epsilon,
+            momentum=self.momentum, epsilon=self.epsilon, groups=self.groups,
         )  # fmt: skip
 
 
@@ -112,9 +130,9 @@ class ConvolutionGroup(nn.Module):
     group's first activation; so hlb-CIFAR10 v0.3 has it.
     """
 
-    def __init__(self, inputs: int, outputs: int, net: Net) -> None:
+    def __init__(self, inputs: int, outputs: int, net: Net, *, single: bool = False) -> None:
         super().__init__()
-        widths = [inputs] + [outputs] * net.group_convolutions
+        widths = [inputs] + [outputs] * (1 if single else net.group_convolutions)
         self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.MaxPool2d(2)
@@ -122,7 +140,7 @@ class ConvolutionGroup(nn.Module):
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
         self.residual = net.residual
-        self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio else None
+        self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio and not single else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
@@ -149,7 +167,7 @@ class NoWhitening(nn.Identity):
 
 
 class Stem(nn.Module):
-    """Frozen patch whitening, an activation, and the optional 1x1 projection with norm and activation."""
+    """Frozen patch whitening, an activation, and the optional projection with norm and activation."""
 
     def __init__(self, net: Net, channels: int, project_width: int) -> None:
         super().__init__()
@@ -162,7 +180,7 @@ class Stem(nn.Module):
             self.whitening.weight.requires_grad_(False)
         else:
             self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
-        self.projection = _convolution(filters, project_width, kernel=1) if project_width else None
+        self.projection = _convolution(filters, project_width, net.project_kernel) if project_width else None
         self.norm = BatchNorm(project_width, net) if project_width else None
         self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
         self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())
@@ -195,7 +213,8 @@ class Stem(nn.Module):
 class SpeedyResNet(nn.Module):
     """Whitening stem, convolution groups, global max-pool, bias-free linear head.
 
-    Sources: tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings of this one.
+    Sources: davidcpage/cifar10-fast, tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings
+    of this one.
     """
 
     def __init__(self, net: Net, *, classes: int = 10, channels: int = 3, width_multiplier: float = 1.0) -> None:
@@ -206,7 +225,10 @@ class SpeedyResNet(nn.Module):
 
         self.stem = Stem(net, channels, scaled(net.project_width))
         widths = [self.stem.outputs, *map(scaled, net.widths)]
-        self.groups = nn.ModuleList(ConvolutionGroup(*pair, net) for pair in itertools.pairwise(widths))
+        self.groups = nn.ModuleList(
+            ConvolutionGroup(*pair, net, single=place in net.single_groups)
+            for place, pair in enumerate(itertools.pairwise(widths))
+        )
         self.head = Linear(widths[-1], classes, bias=False)
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"

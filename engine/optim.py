@@ -24,23 +24,31 @@ class ParameterGroup:
     momentum_buffers: list[Tensor]
 
 
-def nesterov_sgd_(group: ParameterGroup, gradients: list[Tensor], learning_rate: Tensor, momentum: float) -> None:
+def nesterov_sgd_(
+    group: ParameterGroup, gradients: list[Tensor], learning_rate: Tensor, momentum: float, *, rate_inside: bool = False
+) -> None:
     """One step of SGD with Nesterov momentum, as torch.optim.SGD(nesterov=True) defines it, in place.
 
     With d = gradient + weight_decay * p and buffers that start at zero:
     buffer <- momentum * buffer + d;  p <- p - learning_rate * (d + momentum * buffer).
+    With `rate_inside`, as cifar10-fast has it, d = learning_rate * (gradient + weight_decay * p):
+    buffer <- momentum * buffer + d;  p <- p - (d + momentum * buffer).
 
     Args:
         group: parameters and buffers, changed in place.
         gradients: one for each parameter.
         learning_rate: 0-d tensor, that of this step.
         momentum: in [0, 1).
+        rate_inside: the buffers hold steps, each at the learning rate it was taken with.
     """
     directions = torch._foreach_add(gradients, group.parameters, alpha=group.weight_decay)
+    if rate_inside:
+        torch._foreach_mul_(directions, learning_rate)
     torch._foreach_mul_(group.momentum_buffers, momentum)
     torch._foreach_add_(group.momentum_buffers, directions)
     steps = torch._foreach_add(directions, group.momentum_buffers, alpha=momentum)
-    torch._foreach_mul_(steps, learning_rate)
+    if not rate_inside:
+        torch._foreach_mul_(steps, learning_rate)
     torch._foreach_sub_(group.parameters, steps)
 
 

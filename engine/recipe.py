@@ -39,6 +39,8 @@ class Net:
     """Channels of each group, before `width_multiplier`."""
     group_convolutions: int = 2
     """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
+    single_groups: tuple[int, ...] = ()
+    """Places, from 0, of the groups that have their first convolution only."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
     """Where the output of a group's first convolution is added to that of its last."""
     squeeze_excite_ratio: int = 0
@@ -65,7 +67,9 @@ class Net:
     """Subtract the mean patch from the covariance."""
     whitening_epsilon: float = 5e-4
     project_width: int = 0
-    """Channels of a 1x1 convolution, batch norm and activation behind the whitening; 0 leaves them out."""
+    """Channels of a convolution, batch norm and activation behind the whitening; 0 leaves them out."""
+    project_kernel: int = 1
+    """Side of that convolution, which pads by half of it."""
     batch_norm_momentum: float = 0.4
     """Weight of the new batch in the running statistics (PyTorch's sense)."""
     batch_norm_epsilon: float = 1e-12
@@ -73,6 +77,8 @@ class Net:
     """Of its parameters and statistics, at least; `native`: that of the other weights, which no kernel takes."""
     batch_norm_scale: Literal["frozen", "learned"] = "frozen"
     """`frozen` at 1."""
+    batch_norm_groups: int = 1
+    """Ghost batch norm: image n of a batch is normalised with the images of its group, n % batch_norm_groups."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
@@ -141,6 +147,8 @@ class Optimizer:
     learning_rate: float = 1.5
     """Peak, for the mean loss."""
     momentum: float = 0.85
+    learning_rate_inside: bool = False
+    """SGD's momentum holds steps, each at the learning rate it was taken with, not gradients, as in cifar10-fast."""
     weight_decay: float = 0.0153 / 11.5
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
@@ -398,6 +406,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "width_multiplier": (1e-6, 64),
     "net.widths": (1, 65_536),
     "net.group_convolutions": (1, 32),
+    "net.single_groups": (0, 15),
     "net.squeeze_excite_ratio": (0, 65_536),
     "net.whitening_kernel": (0, 8),
     "net.whitening_padding": (0, 8),
@@ -405,8 +414,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "net.whitening_images": (1, 1_000_000_000),
     "net.whitening_epsilon": (1e-12, 1e3),
     "net.project_width": (0, 65_536),
+    "net.project_kernel": (1, 7),
     "net.batch_norm_momentum": (1e-6, 1),
     "net.batch_norm_epsilon": (1e-20, 1e3),
+    "net.batch_norm_groups": (1, 1_000_000),
     "net.logit_scale": (1e-6, 1e6),
     "augmentation.padding": (0, 65_536),
     "augmentation.cutout": (0, 65_536),
@@ -448,6 +459,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 _LENGTHS = {
     "net.widths": (1, 16),
+    "net.single_groups": (0, 16),
     "augmentation.sizes": (0, 10_000),
     "optimizer.muon.newton_schulz_coefficients": (3, 3),
 }
@@ -472,8 +484,19 @@ def _check_ranges(made: Recipe) -> None:
         text = getattr(made, key)
         if not text.isprintable() or len(text) > 1000 or not made.name:
             raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
+    _check_combinations(made)
+
+
+def _check_combinations(made: Recipe) -> None:
+    """Raises UserError for values that do not go together."""
     if made.net.whitening_padding > made.net.whitening_kernel:
         raise UserError("net.whitening_padding must be at most net.whitening_kernel")
+    if made.net.project_kernel % 2 == 0:
+        raise UserError(f"net.project_kernel must be odd, not {made.net.project_kernel}")
+    if max(made.net.single_groups, default=0) >= len(made.net.widths):
+        raise UserError(f"net.single_groups must be below {len(made.net.widths)}, the number of groups")
+    if made.batch_size % made.net.batch_norm_groups:
+        raise UserError(f"batch_size must be a multiple of net.batch_norm_groups, {made.net.batch_norm_groups}")
     if made.net.squeeze_excite_ratio and made.net.group_convolutions == 1:
         raise UserError(
             "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"

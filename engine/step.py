@@ -291,7 +291,7 @@ def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[s
         if name == "convolutions" and settings.kind == "muon":
             muon_(group, own, rate, state.now(state.renormalise), settings.muon)
         else:
-            nesterov_sgd_(group, own, rate, settings.momentum)
+            nesterov_sgd_(group, own, rate, settings.momentum, rate_inside=settings.learning_rate_inside)
 
 
 def average_(state: TrainingState) -> None:

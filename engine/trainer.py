@@ -160,9 +160,11 @@ def check_fit(recipe: Recipe, height: int, width: int) -> None:
     for size in {0, *augmentation.sizes}:
         rows, columns = size or height, size or width
         check_image_size(recipe.net, rows, columns)
-        if recipe.batch_size * math.prod(last_map_size(recipe.net, rows, columns)) < 2:
+        groups = recipe.net.batch_norm_groups
+        if recipe.batch_size // groups * math.prod(last_map_size(recipe.net, rows, columns)) < 2:
             raise UserError(
-                f"batch_size=1 leaves batch norm one value of {rows} x {columns} pixels; set it to 2 or more"
+                f"batch_size={recipe.batch_size} leaves batch norm one value of {rows} x {columns} pixels; "
+                f"set it to {2 * groups} or more"
             )
     if augmentation.padding >= side:
         raise UserError(f"augmentation.padding={augmentation.padding} must be smaller than images of {side} pixels")

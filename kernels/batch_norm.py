@@ -18,6 +18,7 @@ cancels where the mean is large.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -708,15 +709,20 @@ def argument_types(function: Any, constants: dict[str, Any], others: dict[str, s
     return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
 
 
-def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[CompileCase]:
-    """All kernels for a float16 tensor of [N, C, H, W] with that activation behind it."""
+def shape_in_words(shape: Iterable[int], activation: str, groups: int = 1) -> str:
+    """A float16 tensor of [N, C, H, W] with that activation behind it, normalised in so many groups."""
+    return "x".join(map(str, shape)) + f", float16, {activation}" + (f", {groups} groups" if groups > 1 else "")
+
+
+def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: int) -> list[CompileCase]:
+    """All kernels for what `shape_in_words` says."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
-    cut = tiles_of(x, 1)
+    cut = tiles_of(x, groups)
     each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation=activation)}
-    size, partial = 2 * x.numel(), 4 * cut.programs * shape[1]
+    size, partial = 2 * x.numel(), 4 * cut.programs * groups * shape[1]
     return [
         CompileCase(
-            shape="x".join(map(str, shape)) + f", float16, {activation}", function=function,
+            shape=shape_in_words(shape, activation, groups), function=function,
             arguments=argument_types(function, made, {}), constants=made, warps=WARPS, bytes=moved,
             wide_loads=wide and shape[1] % 8 == 0,
         )
@@ -731,10 +737,10 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[Co
     ]  # fmt: skip
 
 
-def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str]]:
-    """[N, C, H, W] of the norms of the recipes, and the activation behind them."""
+def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str, int]]:
+    """[N, C, H, W] of the norms of the recipes, the activation behind them and their groups."""
     # Behind the projections of hlb-v0.4 and hlb-v0.4-long.
-    norms = [((1024, 32, 31, 31), "gelu"), ((1024, 64, 31, 31), "gelu")]
+    norms = [((1024, 32, 31, 31), "gelu", 1), ((1024, 64, 31, 31), "gelu", 1)]
     for batch_size, widths, sides, activation in (
         (1024, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94
         (1024, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.4
@@ -751,7 +757,11 @@ def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str]]:
         (1536, (64, 256, 256), (11, 5, 2), "silu"),  # at 24 pixels
     ):
         shapes = [(batch_size, width, side, side) for width, side in zip(widths, sides, strict=True)]
-        norms += [(shape, activation) for shape in shapes]
+        norms += [(shape, activation, 1) for shape in shapes]
+    page = (512, 64, 32, 32), (512, 128, 16, 16), (512, 256, 8, 8), (512, 512, 4, 4)
+    norms += [(shape, "celu", 16) for shape in page]  # bag-of-tricks
+    before_pool = (512, 128, 32, 32), (512, 256, 16, 16), (512, 512, 8, 8)
+    norms += [(shape, "relu", 1) for shape in (page[0], page[1], page[3], *before_pool)]  # davidnet
     return list(dict.fromkeys(norms))
 
 

@@ -43,6 +43,7 @@ from .batch_norm import (
     gradient_sums,
     input_gradient_device,
     merged_statistics_device,
+    shape_in_words,
     store_partial_device,
     tile_device,
     tiles_of,
@@ -364,16 +365,16 @@ class PoolBatchNormAct2d(BatchNormAct2d):
         )  # fmt: skip
 
 
-def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[CompileCase]:
-    """Both kernels for a float16 tensor of [N, C, H, W] with that activation behind it."""
+def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: int) -> list[CompileCase]:
+    """Both kernels for what `shape_in_words` says."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
     pooled = _pooled_like(x)
-    cut = _tiles(pooled, 1)
-    sizes, partial = {"HEIGHT": shape[2], "WIDTH": shape[3]}, 4 * cut.programs * shape[1]
+    cut = _tiles(pooled, groups)
+    sizes, partial = {"HEIGHT": shape[2], "WIDTH": shape[3]}, 4 * cut.programs * groups * shape[1]
     others = {"pooled_ptr": "*fp16", "winners_ptr": "*u8"}
     return [
         CompileCase(
-            shape="x".join(map(str, shape)) + f", float16, {activation}", function=function,
+            shape=shape_in_words(shape, activation, groups), function=function,
             arguments=argument_types(function, made, others), constants=made, warps=WARPS, bytes=moved,
             wide_loads=shape[1] % 8 == 0,
         )
@@ -387,21 +388,23 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str) -> list[Co
 
 
 _SHIPPED = {
-    "gelu": [
+    ("gelu", 1): [
         (1024, 64, 31, 31), (1024, 128, 31, 31), (1024, 256, 15, 15), (1024, 256, 7, 7), (1024, 512, 7, 7),
         (1024, 128, 15, 15), (1024, 128, 7, 7), (1024, 384, 15, 15), (1024, 384, 7, 7),
         (1024, 256, 31, 31), (1024, 512, 15, 15), (1024, 1024, 7, 7),
         (256, 32, 31, 31), (256, 128, 15, 15), (256, 128, 7, 7),
         (2000, 64, 31, 31), (2000, 256, 15, 15), (2000, 256, 7, 7),
     ],
-    "silu": [
+    ("silu", 1): [
         (1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7),
         (1536, 64, 27, 27), (1536, 256, 13, 13), (1536, 256, 6, 6),
         (1536, 64, 23, 23), (1536, 256, 11, 11), (1536, 256, 5, 5),
     ],
+    ("celu", 16): [(512, 128, 32, 32), (512, 256, 16, 16), (512, 512, 8, 8)],
 }  # fmt: skip
-"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it: SiLU in hiverge and progressive."""
+"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it and the groups of the norm: SiLU in
+hiverge and progressive, CELU in bag-of-tricks."""
 COMPILE_CASES = [
-    case for activation, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, activation)
+    case for behind, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, *behind)
     if AVAILABLE
 ]  # fmt: skip

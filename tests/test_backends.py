@@ -97,7 +97,14 @@ def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
 @TRACING
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("hlb-v0.4", []), ("hlb-v0.7", []), ("pocket", []), ("pocket", ["net.squeeze_excite_ratio=16"])],
+    [
+        ("hlb-v0.4", []),
+        ("hlb-v0.7", []),
+        ("pocket", []),
+        ("pocket", ["net.squeeze_excite_ratio=16"]),
+        ("davidnet", []),
+        ("bag-of-tricks", []),
+    ],
 )
 def test_torchscript_trains_every_net(make_state, name, settings):
     state = make_state(name, *settings, "batch_size=16", images=64)

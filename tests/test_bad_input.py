@@ -123,6 +123,10 @@ ROWS = [
     ("train --data pack.safetensors", "batch_size 256 exceeds the 40 training images"),
     ("train --data tiny.safetensors --set batch_size=8", "too small for 3 groups"),
     ("train --data pack.safetensors --set batch_size=1 --set augmentation.sizes=9", "batch_size=1 leaves"),
+    (
+        "train --data pack.safetensors --set batch_size=8 --set net.batch_norm_groups=8 --set augmentation.sizes=9",
+        "set it to 16 or more",
+    ),
     ("train --data pack.safetensors --set batch_size=8 --set augmentation.sizes=17", "cannot be scaled down to 17"),
     ("train --data pack.safetensors --set batch_size=8 --set augmentation.cutout=17", "augmentation.cutout=17"),
     # seed, device, backend

@@ -22,6 +22,7 @@ from speedyresnet.kernels.batch_norm import (
     BatchNormAct2d,
     batch_norm_act,
     batch_norm_act_reference,
+    shape_in_words,
     with_activation,
 )
 
@@ -252,10 +253,10 @@ def test_every_norm_of_the_shipped_recipes_is_compiled():
         net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
         for module in net.modules():
             if isinstance(module, BatchNorm):
-                module.register_forward_pre_hook(lambda _, given: shapes.append("x".join(map(str, given[0].shape))))  # noqa: B023
+                module.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))  # noqa: B023
         for side in {32, *filter(None, made.augmentation.sizes)}:
             net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
-        assert {f"{shape}, float16, {made.net.activation}" for shape in shapes} <= compiled
+        assert {shape_in_words(each, made.net.activation, made.net.batch_norm_groups) for each in shapes} <= compiled
 
 
 @pytest.mark.gpu

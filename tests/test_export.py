@@ -99,9 +99,15 @@ def test_files_hold_folded_weights_and_little_else(file_format, model_file, tmp_
 
 
 STRUCTURES = [
-    ["net.residual=before_activation", "net.activation=celu", "net.group_convolutions=3"],
+    ["net.residual=before_activation", "net.activation=celu", "net.group_convolutions=3", "net.single_groups=1"],
     ["net.residual=after_activation", "net.activation=silu", "net.whitening_kernel=3", "net.whitening_stride=2"],
-    ["net.project_width=16", "net.activation=relu", "net.group_convolutions=1", "net.pool=after_norm"],
+    [
+        "net.project_width=16",
+        "net.project_kernel=3",
+        "net.activation=relu",
+        "net.group_convolutions=1",
+        "net.pool=after_norm",
+    ],
     ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from speedyresnet.engine import optim, recipe
-from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.nets import Convolution, make_net
+from speedyresnet.engine.recipe import with_settings
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, training_step
 from speedyresnet.kernels import augment
@@ -44,7 +45,9 @@ def shuffled(order):
 
 
 def epoch_order(epoch, purpose):
-    """0 shuffle, 1 shift or row, 2 column, 3 flip, 4 cutmix partner, 5 its row, 6 column, 7 brightness, 8 contrast."""
+    """0 shuffle, 1 shift or row, 2 column, 3 flip, 4 cutmix partner, 5 its (or cutout's) row, 6 column, 7 brightness,
+    8 contrast.
+    """
     return 1000 + 10 * int(epoch) + purpose
 
 
@@ -82,27 +85,48 @@ def draws_of_hlb(seed, epoch, ids, transforms, height, width):
     return Draws(*(v[ids] for v in (row, column, mirror, nothing, nothing, mix_row, mix_column, nothing, nothing)))
 
 
+def draws_of_cifar10_fast(seed, epoch, ids, transforms, height, width):
+    """Crop, flip, and a cutout that is always whole."""
+    row, column = below(epoch_order(epoch, 1), 9), below(epoch_order(epoch, 2), 9)
+    mirror = formula(epoch_order(epoch, 3), (IMAGES,)) < 0.5
+    cut_row, cut_column = below(epoch_order(epoch, 5), 25), below(epoch_order(epoch, 6), 25)
+    nothing = torch.zeros(IMAGES, dtype=torch.int64)
+    return Draws(*(v[ids] for v in (row, column, mirror, cut_row, cut_column, *(nothing,) * 4)))
+
+
 DRAWS = {
     "airbench94": draws_of_airbench,
     "airbench94-muon": draws_of_airbench,
     "hiverge": draws_of_hiverge,
     "hlb-v0.7": draws_of_hlb,
+    "davidnet": draws_of_cifar10_fast,
+    "bag-of-tricks": draws_of_cifar10_fast,
 }
 
 
 @torch.no_grad()
 def fill_weights(net, unit_head):
-    filters = (2 * formula(0, (12, 3, 2, 2)) - 1) * 0.5
-    net.stem.whitening.weight.copy_(torch.cat([filters, -filters]))
+    if isinstance(net.stem.whitening, Convolution):
+        whitening = net.stem.whitening.weight
+        filters = (2 * formula(0, (3 * whitening[0, 0].numel(), *whitening.shape[1:])) - 1) * 0.5
+        whitening.copy_(torch.cat([filters, -filters])[: len(whitening)])
     if net.stem.whitening.bias is not None:
         net.stem.whitening.bias.copy_((2 * formula(1, (24,)) - 1) * 0.1)
-    layers = [pair for group in net.groups for pair in zip(group.convolutions, group.norms, strict=True)]
+    layers = [(net.stem.projection, net.stem.norm)] if net.stem.projection is not None else []
+    layers += [pair for group in net.groups for pair in zip(group.convolutions, group.norms, strict=True)]
     for index, (convolution, norm) in enumerate(layers):
         weight, bias = convolution.weight, norm.bias
         weight.copy_((2 * formula(2 + 2 * index, weight.shape) - 1) * math.sqrt(3 / weight[0].numel()))
         bias.copy_((2 * formula(3 + 2 * index, bias.shape) - 1) * 0.1)
     head = net.head.weight
-    head.copy_((2 * formula(14, head.shape) - 1) * math.sqrt(3 if unit_head else 1 / head.shape[1]))
+    head.copy_((2 * formula(2 + 2 * len(layers), head.shape) - 1) * math.sqrt(3 if unit_head else 1 / head.shape[1]))
+
+
+CIFAR10_FAST = {
+    "davidnet": ["schedule.start=0.24"],
+    "bag-of-tricks": ["schedule.start=0.25", "schedule.epochs=4", "net.batch_norm_groups=4"],
+}
+"""The schedules of 5 epochs of 4 steps, which rise from 0 at the step before the first."""
 
 
 def settings_at_batch_16(name):
@@ -117,6 +141,8 @@ def settings_at_batch_16(name):
         rate = dataclasses.replace(base.optimizer, learning_rate=base.optimizer.learning_rate * 16 / 1024)
         return dataclasses.replace(base, optimizer=rate)
     decay = dataclasses.replace(base.optimizer, weight_decay=base.optimizer.weight_decay * 16 / 1024)
+    if name in CIFAR10_FAST:  # its rates and decays are those of the mean loss, as ours
+        return with_settings(base, ["width_multiplier=0.125", "epochs=5", *CIFAR10_FAST[name]])
     late = dataclasses.replace(base.augmentation, cutmix_epochs=float(GOLDEN[name]["cutmix_epochs"]))
     scale = dataclasses.replace(base.loss, scale=512 / 16)
     return dataclasses.replace(base, optimizer=decay, augmentation=late, loss=scale)
@@ -152,7 +178,7 @@ def our_losses(name, steps, monkeypatch):
     return state.loss_log[:steps].tolist()
 
 
-@pytest.mark.parametrize("name", ["airbench94", "airbench94-muon", "hlb-v0.7"])
+@pytest.mark.parametrize("name", ["airbench94", "airbench94-muon", "hlb-v0.7", *CIFAR10_FAST])
 def test_losses_are_those_of_the_original_script(name, monkeypatch):
     golden = GOLDEN[name]["losses"]
     losses = our_losses(name, len(golden), monkeypatch)

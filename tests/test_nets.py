@@ -65,11 +65,13 @@ def test_squeeze_and_excite_has_a_sixteenth_as_hidden_units():
         ("hlb-v0.4", (32, 31), [(128, 15), (256, 7), (512, 3)]),
         ("hlb-v0.7", (24, 31), [(64, 15), (256, 7), (512, 3)]),
         ("airbench94", (24, 31), [(64, 15), (256, 7), (256, 3)]),
+        ("davidnet", (64, 32), [(128, 16), (256, 8), (512, 4)]),
+        ("bag-of-tricks", (64, 32), [(128, 16), (256, 8), (512, 4)]),
     ],
 )
 def test_maps_have_the_published_shapes_and_stay_in_channels_last(name, stem, groups):
     net = net_of(name)
-    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 3, 32, 32).to(memory_format=torch.channels_last)
     x = net.stem(x)
     shapes = [(x.shape[1], x.shape[2])]
     for group in net.groups:
@@ -77,7 +79,7 @@ def test_maps_have_the_published_shapes_and_stay_in_channels_last(name, stem, gr
         assert x.is_contiguous(memory_format=torch.channels_last)
         shapes.append((x.shape[1], x.shape[2]))
     assert shapes == [stem, *groups]
-    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert net(torch.randn(16, 3, 32, 32)).shape == (16, 10)
 
 
 def test_width_multiplier_scales_every_layer():
@@ -106,6 +108,43 @@ def test_a_group_is_what_its_description_says(residual, convolutions):
     if residual == "after_activation" and convolutions > 1:
         expected = expected + first
     torch.testing.assert_close(group(x), expected)
+
+
+def ghost_norms(groups):
+    """A norm of 8 channels with so many groups, and a plain one for each group."""
+    settings = dataclasses.replace(recipe("airbench94").net, batch_norm_groups=groups, activation="celu")
+    norms = [BatchNorm(8, each) for each in (settings, *[dataclasses.replace(settings, batch_norm_groups=1)] * groups)]
+    for norm in norms:
+        norm.bias.data = torch.linspace(-1, 1, 8)
+        norm.running_mean.fill_(0.5)
+    return norms
+
+
+@pytest.mark.parametrize(("provider", "pooled"), [("reference", False), ("triton", False), ("triton", True)])
+def test_ghost_batch_norm_is_a_batch_norm_for_every_third_image(provider, pooled):
+    ghost, *plain = ghost_norms(3)
+    ghost.provider = provider
+    x = (3 * torch.randn(12, 8, 6, 6) + torch.arange(12)[:, None, None, None]).to(memory_format=torch.channels_last)
+    residual = torch.randn(12, 8, 6, 6).to(memory_format=torch.channels_last)
+    rest = (None, "none") if pooled else (residual, "after_activation")
+    found = ghost.pooled(x) if pooled else ghost(x, *rest)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    seen = F.max_pool2d(x, 2) if pooled else x
+    for group, norm in enumerate(plain):
+        own = None if pooled else residual[group::3]
+        torch.testing.assert_close(found[group::3], norm(seen[group::3], own, rest[1]), rtol=1e-4, atol=1e-5)
+    for name in ("running_mean", "running_var"):
+        expected = torch.stack([getattr(norm, name) for norm in plain]).mean(0)
+        torch.testing.assert_close(getattr(ghost, name), expected)
+    evaluated = F.batch_norm(x, ghost.running_mean, ghost.running_var, ghost.weight, ghost.bias, eps=ghost.epsilon)
+    torch.testing.assert_close(ghost.eval()(x), F.celu(evaluated, 0.3))
+
+
+def test_single_groups_have_one_convolution_and_no_squeeze_and_excite():
+    settings = ["net.group_convolutions=3", "net.single_groups=0,2", "net.squeeze_excite_ratio=16"]
+    groups = net_of("airbench94", *settings, device="meta").groups
+    assert [len(group.convolutions) for group in groups] == [1, 3, 1]
+    assert [group.squeeze_excite is None for group in groups] == [True, False, True]
 
 
 def test_a_group_that_pools_behind_its_norm():

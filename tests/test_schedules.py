@@ -50,6 +50,23 @@ def test_hlb_v0_4_has_the_published_points():
     assert not any(made.averaging_write_back)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "rates"),
+    [
+        ("davidnet", 2328, {1: 0.4 / 485, 97: 0.08, 485: 0.4, 1406: 0.4 * 922 / 1843, 2328: 0.0}),
+        ("bag-of-tricks", 970, {1: 1 / 194, 97: 0.5, 194: 1.0, 485: 0.55, 776: 0.1, 970: 0.1}),
+    ],
+)
+def test_cifar10_fast_has_the_published_points(name, steps, rates):
+    made, peak = plan(recipe(name), IMAGES), recipe(name).optimizer.learning_rate
+    assert (made.steps_per_epoch, made.steps) == (97, steps)
+    assert {k: peak * made.learning_rate[k - 1] for k in rates} == pytest.approx(rates, abs=1e-12)
+    moves = [k + 1 for k, keep in enumerate(made.averaging_keep) if keep < 1]
+    assert moves == (list(range(5, 971, 5)) if name == "bag-of-tricks" else [])
+    assert [made.averaging_keep[k - 1] for k in moves] == pytest.approx([0.950990] * len(moves), abs=1e-6)
+    assert not any(made.averaging_write_back)
+
+
 @pytest.mark.parametrize(("peak", "end", "steps"), [(0.23, 0.07, 581), (0.15, 0.0, 480)])
 def test_one_cycle_is_that_of_torch(peak, end, steps):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

@@ -234,6 +234,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
     needed = set()
     for name in registered_recipes():
         made = recipe(name)
+        if made.net.whitening_padding or not made.net.whitening_kernel:  # not in the kernel
+            continue
         net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta")
         filters, bias = net.stem.whitening.weight, net.stem.whitening.bias
         settings = made.augmentation

@@ -9,6 +9,7 @@ from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
+from speedyresnet.engine.trainer import pick_kernels
 
 VARIANTS = [
     ("airbench94", True, False),
@@ -226,6 +227,20 @@ def test_muon_recipes_learn(make_state, name):
     losses = state.loss_log
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:5].mean() - 0.6  # 64 images are learnt by heart
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
+def test_a_step_of_bag_of_tricks_is_the_same_with_triton_kernels(make_state):
+    small = ["batch_size=8", "width_multiplier=0.0625", "net.batch_norm_groups=4"]
+    states = [make_state("bag-of-tricks", *small, f"kernels={name}") for name in ("reference", "triton")]
+    for state in states:
+        picked = pick_kernels(state.recipe, torch.device("cpu"), torch.float32)
+        state.use_kernels(picked | {"augment": "reference"})
+        training_step(state, whitening_bias=False, cutmix=False)
+    assert states[1].kernels == REFERENCE_KERNELS | dict.fromkeys(("batch_norm_act", "pool_batch_norm_act"), "triton")
+    torch.testing.assert_close(states[1].loss_log[0], states[0].loss_log[0])
+    for ours, expected in zip(states[1].net.parameters(), states[0].net.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_lookahead_writes_the_slow_weights_back(make_state):
