@@ -166,6 +166,35 @@ HLB_V0_7_LONG = HLB_V0_7 | {
     "keep": {485: 0} | lookahead(4320, 490, 4270),
     "augmentation": ("random", 2, 0, (10, 10), (0, 0), ()),
 }
+DAVIDNET = {
+    "parameters": (6_573_120, 6_573_120),
+    "megaflops": 758.5,
+    "steps": 2328,
+    "images": 1_191_936,
+    "rates": dict.fromkeys(("convolutions", "head", "batch_norm_scales", "batch_norm_biases"), 0.4 / 512),
+    "shrink": 0.4 * 5e-4,
+    "curve": ((-1, 484, 2327), (0, 1, 0)),  # its steps are counted from 1
+    "keep": {1: 1, 2328: 1},
+    "augmentation": ("random", 4, 8, (0, None), (0, 0), ()),
+    "views": ("single_view", 1, "live"),
+    "net": ("after_activation", "default", 0.1, 1 / 8, 0),
+    "whitening": (5000, 5e-4, False),  # it has none
+    "momentum": 0.9,
+}
+BAG_OF_TRICKS = DAVIDNET | {
+    "parameters": (6_573_849, 6_570_880),
+    "megaflops": 760.0,
+    "steps": 970,
+    "images": 496_640,
+    "rates": {"convolutions": 1 / 512, "head": 1 / 512, "batch_norm_biases": 64 / 512},
+    "shrink": 5e-4,
+    "curve": ((-1, 193, 775, 969), (0, 1, 0.1, 0.1)),
+    "keep": {4: 1, 5: 0.950990, 970: 0.950990},
+    "augmentation": ("random", 4, 0, (0, None), (0, 0), ()),
+    "views": ("mirror", 1, "averaged"),
+    "net": ("after_activation", "default", 0.1, 1 / 16, 0.2),
+    "whitening": (10_000, 1e-2, False),
+}
 POCKET = AIRBENCH94 | {  # has no original; its net counted by hand
     "parameters": (498_080, 497_216),
     "megaflops": 66.13,
@@ -183,6 +212,8 @@ TABLE = {
     "airbench94-muon": AIRBENCH94_MUON,
     "airbench95": AIRBENCH95,
     "airbench96": AIRBENCH96,
+    "bag-of-tricks": BAG_OF_TRICKS,
+    "davidnet": DAVIDNET,
     "hiverge": HIVERGE,
     "hlb-v0.4": HLB_V0_4,
     "hlb-v0.4-long": HLB_V0_4_LONG,
