@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speedyresnet.engine.backends import make_step, most_common_variant
 from speedyresnet.engine.init import reset_parameters
-from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, make_net
+from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, global_max_pool, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import (
@@ -375,7 +375,7 @@ def _head(paper: TrainingState) -> Iterator[Case]:
         labels = torch.zeros(shape[0], dtype=torch.int64, device=state.images.device)
 
         def loss(x: Tensor, _: Tensor) -> Tensor:
-            logits = state.net.head(x.amax((2, 3))) * state.net.logit_scale
+            logits = state.net.head(global_max_pool(x)) * state.net.logit_scale
             return batch_losses(state.recipe, logits.to(state.scale.dtype), labels).sum()
 
         return Subject(loss, [_random_like(shape, state), state.net.head.weight])

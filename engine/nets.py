@@ -123,6 +123,15 @@ class SqueezeExcite(nn.Module):
         return factors[:, :, None, None]
 
 
+def global_max_pool(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C], the largest value of each channel.
+
+    The gradient of x.amax((2, 3)) looks for the values that equal their maximum. In half precision torch.compile
+    compares a rounded maximum with values that it has not rounded, finds none, and divides by how many there are.
+    """
+    return F.max_pool2d(x, x.shape[2:]).flatten(1)
+
+
 class ConvolutionGroup(nn.Module):
     """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map.
 
@@ -241,7 +250,7 @@ class SpeedyResNet(nn.Module):
         x = self.stem(x.contiguous() if self.contiguous else x, whitened)
         for group in self.groups:
             x = group(x)
-        logits: Tensor = self.head(x.amax((2, 3)))
+        logits: Tensor = self.head(global_max_pool(x))
         return logits * self.logit_scale
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
-from speedyresnet.engine.nets import BatchNorm, make_net, parameter_counts
+from speedyresnet.engine.nets import BatchNorm, global_max_pool, make_net, parameter_counts
 from speedyresnet.engine.step import training_step
 from speedyresnet.engine.trainer import pick_kernels
 
@@ -353,3 +353,17 @@ def test_patch_covariance_does_not_depend_on_the_chunks(monkeypatch):
     torch.testing.assert_close(patch_covariance(images, 2, centered=True), whole)
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     torch.testing.assert_close(whole, torch.cov(patches.double().T, correction=0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_global_max_pool_has_a_gradient_where_it_is_compiled_with_what_is_before_it():
+    x = torch.randn(4, 16, 3, 5).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+
+    def pooled_and_gradient(x):
+        y = global_max_pool(F.gelu(x))
+        return y, *torch.autograd.grad(y.sum(), x)
+
+    expected = pooled_and_gradient(x)
+    assert torch.equal(expected[0], F.gelu(x).amax((2, 3)))
+    assert expected[1].is_contiguous(memory_format=torch.channels_last)
+    for found, wanted in zip(torch.compile(pooled_and_gradient)(x), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
