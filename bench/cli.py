@@ -71,6 +71,9 @@ from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 FirstSeedOption = Annotated[
     int, typer.Option("--seed", min=MIN_SEED, max=MAX_SEED, help="Of the first run; the others count up.")
 ]
+ValidationOption = Annotated[
+    int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
+]
 OperationOption = Annotated[
     list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
 ]
@@ -82,6 +85,13 @@ app.add_typer(bench_app, name="bench")
 @bench_app.callback()
 def bench_commands() -> None:
     """Measure. Never falls back to other data than asked for."""
+
+
+def _check_view_and_clock(view: str | None, clock: str) -> None:
+    if view is not None and view not in VIEWS:
+        raise UserError(f"--view {view}: choose {', '.join(VIEWS)}")
+    if clock not in CLOCKS:
+        raise UserError(f"--clock {clock}: choose {', '.join(CLOCKS)}")
 
 
 def _check_seeds(first: int, count: int) -> None:
@@ -113,18 +123,14 @@ def record_command(
         float | None, typer.Option("--seconds", min=0, callback=finite, help="Time that the mean must stay below.")
     ] = None,
     clock: Annotated[str, typer.Option("--clock", help="Of the time: " + ", ".join(CLOCKS) + ".")] = "prepare+train",
-    validation: Annotated[
-        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
-    ] = 0,
+    validation: ValidationOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe many times and say with what confidence it reaches its targets (exit code 1: it does not)."""
     place, console = pick_device(device), notes_console(as_json)
     made = recipe_called(recipe or default_recipe(place), settings or ())
     view = view or made.evaluation.view
-    for name, value, allowed in (("--view", view, VIEWS), ("--clock", clock, CLOCKS)):
-        if value not in allowed:
-            raise UserError(f"{name} {value}: choose {', '.join(allowed)}")
+    _check_view_and_clock(view, clock)
     check_view(made, view)
     check_backend(backend, place)
     _check_seeds(seed, runs)
@@ -163,9 +169,7 @@ def compare_command(
         float | None,
         typer.Option("--seconds-per-tenth-point", min=0.0, callback=finite, help="What 0.1 point is worth."),
     ] = None,
-    validation: Annotated[
-        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
-    ] = 0,
+    validation: ValidationOption = 0,
     out: Annotated[Path, typer.Option("--out", help="JSON Lines file, one run a line; goes on where it ended.")] = Path(
         "comparison.jsonl"
     ),
@@ -174,10 +178,7 @@ def compare_command(
     """Variants of a recipe against the recipe, the same seeds in turns: better, worse, cannot tell."""
     place, console = pick_device(device), notes_console(as_json)
     name = recipe or default_recipe(place)
-    if view is not None and view not in VIEWS:
-        raise UserError(f"--view {view}: choose {', '.join(VIEWS)}")
-    if clock not in CLOCKS:
-        raise UserError(f"--clock {clock}: choose {', '.join(CLOCKS)}")
+    _check_view_and_clock(view, clock)
     base = Arm(BASE, recipe_called(name, settings or ()), backend)
     arms = [base, *(arm_of(variant, name, settings or (), backend) for variant in variants)]
     check_arms(arms, view, place)
@@ -204,9 +205,7 @@ def trim_command(
     steps: Annotated[int, typer.Option("--steps", min=1, help="A round, of each kind of step.")] = 10,
     what: Annotated[list[str] | None, typer.Option("--what", help="Only that, such as whitening. None: all.")] = None,
     accuracy: Annotated[int, typer.Option("--accuracy", min=0, help="Also train so many seeds each way.")] = 0,
-    validation: Annotated[
-        int, typer.Option("--validation", min=0, help="Hold out so many training images and test on those instead.")
-    ] = 0,
+    validation: ValidationOption = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file; runs go into a folder beside it, where they go on.")
     ] = None,

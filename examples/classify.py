@@ -21,10 +21,11 @@ else:
     net = torch.jit.load(model_file, _extra_files=files)
 metadata = json.loads(files["speedyresnet.json"])
 
-height, width = metadata["input"]["shape"][2:]
-image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
+channels, height, width = metadata["input"]["shape"][1:]
+image = ImageOps.exif_transpose(Image.open(image_file)).convert("L" if channels == 1 else "RGB")
 image = image.resize((width, height), Image.Resampling.BILINEAR)
-pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255  # float32 [1, C, H, W] in [0, 1]
+pixels = torch.from_numpy(np.array(image)).reshape(1, height, width, channels)
+pixels = pixels.permute(0, 3, 1, 2) / 255  # float32 [1, C, H, W] in [0, 1]
 
 with torch.no_grad():
     probabilities = net(pixels).softmax(1)[0]
