@@ -264,13 +264,19 @@ class Recipe:
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A recipe and variants of it, to be compared with each other."""
+
+    name: str
+    summary: str
+    base: Recipe
+    variants: tuple[Recipe, ...]
+    """Their names begin with the group's and a slash."""
+
+
 RecipeFunction = Callable[[], Recipe]
-
-
-def _registered() -> dict[str, RecipeFunction]:
-    from .recipes import registered_recipes  # the recipes import this module
-
-    return registered_recipes()
+GroupFunction = Callable[[], Group]
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:
@@ -313,11 +319,31 @@ def recipe_file(name: str | None) -> str | None:
 
 
 def _recipe_by_name(name: str) -> Recipe:
-    known = _registered()
-    if name not in known:
-        hint = nearest_names(name, known)
+    from .recipes import registered_groups, registered_recipes  # the recipes import this module
+
+    functions = registered_recipes()
+    if name in functions:
+        return functions[name]()
+    groups = [function() for function in registered_groups().values()]
+    members = {each.name: each for group in groups for each in (group.base, *group.variants)}
+    if name not in members:
+        hint = nearest_names(name, [*functions, *members])
         raise UserError(f"unknown recipe {name!r}: {hint} (your own: --recipe file.py:function)")
-    return known[name]()
+    return members[name]
+
+
+def group(name: str) -> Group:
+    """The group called `name`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    from .recipes import registered_groups  # the recipes import this module
+
+    functions = registered_groups()
+    if name not in functions:
+        raise UserError(f"unknown group {name!r}: {nearest_names(name, functions)}")
+    return functions[name]()
 
 
 def _recipe_from_file(reference: str) -> Recipe:
