@@ -2,7 +2,8 @@
 
 Evaluation is computed in float32 whatever the training dtype. Normalisation and batch norm are affine by channel then,
 so they go into the weights and biases of the convolutions beside them, in float64, and no operation of theirs remains,
-but for the batch norms behind squeeze-and-excite, whose factors stand between the two.
+but for the batch norms behind squeeze-and-excite, whose factors stand between the two, and for the normalisation before
+a convolution that pads with the zeros of normalised images.
 """
 
 import copy
@@ -49,32 +50,46 @@ def folded_net(model: Model) -> nn.Module:
         UserError: a batch norm that cannot be folded, which a diverged run leaves behind.
     """
     net = copy.deepcopy(model.net).to("cpu", torch.float64)
-    _replace_convolution(net, "stem.whitening", *_with_normalisation(net.stem.whitening, model))
+    _fold_normalisation(net, model)
     scaled = [group.norms[-1] for group in net.groups if group.squeeze_excite is not None]  # type: ignore[index]
     for name, module in list(net.named_modules()):
         if isinstance(module, BatchNorm) and module not in scaled:
-            _fold_norm(net, name, module)
+            _fold_norm(net, name, module, pools_first=model.recipe.net.pool == "before_norm")
     head = nn.Linear(net.head.in_features, net.head.out_features, bias=False, device="meta")
     head.load_state_dict({"weight": net.head.weight.detach()}, assign=True)
     net.set_submodule("head", head)
     return net.float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 
-def _with_normalisation(whitening: nn.Conv2d, model: Model) -> tuple[Tensor, Tensor]:
-    """Float64 weight and bias for pixels in [0, 1] of the whitening; exact, because it does not pad."""
+def _fold_normalisation(net: SpeedyResNet, model: Model) -> None:
+    """Let the stem of `net` take pixels in [0, 1]: in the whitening, or where there is none or it pads, before it."""
     scale, shift = normalisation(model.mean, model.std, torch.float64, torch.device("cpu"))
-    shifted = (whitening.weight * shift[:, None, None]).sum((1, 2, 3))
-    bias = shifted if whitening.bias is None else shifted + whitening.bias
-    return whitening.weight * (255 * scale)[:, None, None], bias
+    whitening = net.stem.whitening
+    if isinstance(whitening, nn.Conv2d):
+        weight, bias = whitening.weight, torch.zeros(len(whitening.weight), dtype=torch.float64)
+        bias = bias if whitening.bias is None else whitening.bias
+        if not model.recipe.net.whitening_padding:
+            shifted = (weight * shift[:, None, None]).sum((1, 2, 3))
+            _replace_convolution(net, "stem.whitening", weight * (255 * scale)[:, None, None], bias + shifted)
+            return
+        _replace_convolution(net, "stem.whitening", weight, bias)
+    channels = len(scale)
+    normalise = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
+    normalise.load_state_dict({"weight": 255 * scale.view(-1, 1, 1, 1), "bias": shift}, assign=True)
+    net.set_submodule("stem.whitening", nn.Sequential(normalise, net.stem.whitening))
 
 
-def _fold_norm(net: SpeedyResNet, name: str, norm: BatchNorm) -> None:
-    """Put scale and shift of the batch norm called `name` into the convolution before it."""
+def _fold_norm(net: SpeedyResNet, name: str, norm: BatchNorm, *, pools_first: bool) -> None:
+    """Put scale and shift of the batch norm called `name` into the convolution before it.
+
+    With `pools_first` the max-pool of a group stands between its first convolution and norm.
+    """
     scale = norm.weight / (norm.running_var + norm.epsilon).sqrt()
-    # A max-pool may stand between the two. The maximum of scale * x + shift is scale * maximum + shift only where
-    # scale > 0. Training keeps the weight at 1, so it is, but for the NaN of a run that diverged or a forged file.
-    if not ((scale > 0) & scale.isfinite()).all():
-        raise UserError(f"{name} of the model has scales that are not above 0; if its run diverged, train it again")
+    if not scale.isfinite().all():
+        raise UserError(f"{name} of the model has scales that are not finite; its run diverged: train it again")
+    # The maximum of scale * x + shift is scale * maximum + shift only where scale > 0. A frozen scale is 1, so it is.
+    if name.endswith("norms.0") and pools_first and not (scale > 0).all():
+        raise UserError(f"{name} of the model has scales that are not above 0, which its max-pooling does not take")
     before = "stem.projection" if name == "stem.norm" else name.replace("norms", "convolutions")
     weight = net.get_submodule(before).get_parameter("weight")
     affine = norm.running_mean, norm.running_var, norm.epsilon, norm.weight, norm.bias
@@ -133,16 +148,13 @@ def export_model(
         image_size: height and width; none takes what the model was trained on.
 
     Raises:
-        UserError: unknown format, unknown or too small images, weights of a diverged run, a padded or no whitening, a
-            path that is refused.
+        UserError: unknown format, unknown or too small images, weights of a diverged run, a path that is refused.
     """
     check_format(file_format)
     size = image_size or model.image_size
     if size is None:
         raise UserError("the model file does not tell the size of its images; give --size")
     check_image_size(model.recipe.net, *size)
-    if model.recipe.net.whitening_padding or not model.recipe.net.whitening_kernel:
-        raise UserError("only an unpadded whitening can take the normalisation in: this net has none, or a padded one")
     metadata = _metadata(model, file_format, *size)
     # Two images, because torch.export would take one for a size that never changes.
     example = torch.zeros(2, *metadata["input"]["shape"][1:], dtype=torch.float32)

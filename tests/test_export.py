@@ -108,6 +108,9 @@ STRUCTURES = [
         "net.group_convolutions=1",
         "net.pool=after_norm",
     ],
+    ["net.whitening_kernel=0", "net.project_width=16", "net.project_kernel=3", "net.pool=after_norm"],
+    ["net.whitening_kernel=0", "net.whitening_bias=false", "net.memory_format=contiguous"],
+    ["net.whitening_padding=1", "net.whitening_kernel=3", "net.whitening_bias=false", "net.project_width=16"],
     ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]
@@ -134,10 +137,7 @@ def random_model(settings, dtype=torch.float64):
     )
 
 
-@pytest.mark.parametrize("settings", STRUCTURES, ids=lambda settings: settings[0].partition("=")[2])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_every_structure_folds_exactly_whatever_its_dtype(settings, dtype):
-    model = random_model(settings, dtype)
+def check_folded(model):
     before = {name: value.clone() for name, value in model.net.state_dict().items()}
     pixels = torch.randint(0, 256, (5, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     expected = evaluated(model, pixels, torch.float64)
@@ -146,6 +146,20 @@ def test_every_structure_folds_exactly_whatever_its_dtype(settings, dtype):
     assert expected.std(0).min() > 1e-3 * expected.abs().max()
     torch.testing.assert_close(found.double(), expected, atol=2e-6 * float(expected.abs().max()), rtol=0)
     torch.testing.assert_close(model.net.state_dict(), before, atol=0, rtol=0)  # the model itself is not changed
+
+
+@pytest.mark.parametrize("settings", STRUCTURES, ids=" ".join)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_every_structure_folds_exactly_whatever_its_dtype(settings, dtype):
+    check_folded(random_model(settings, dtype))
+
+
+def test_learned_scales_below_zero_fold_where_pooling_comes_last():
+    model = random_model([*STRUCTURES[2], "net.batch_norm_scale=learned"])
+    with torch.no_grad():
+        for group in model.net.groups:
+            group.norms[0].weight[::2] *= -1
+    check_folded(model)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -248,23 +262,19 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path, monk
     assert "is a folder" in error
 
 
-@pytest.mark.parametrize(("tensor", "value"), [("weight", -1.0), ("weight", 0.0), ("running_var", float("nan"))])
-def test_scales_that_do_not_commute_with_max_pooling_are_refused(tensor, value, tmp_path):
+@pytest.mark.parametrize(
+    ("tensor", "value", "what"),
+    [("weight", -1.0, "above 0"), ("weight", 0.0, "above 0"), ("running_var", float("nan"), "finite")],
+)
+def test_scales_that_do_not_commute_with_max_pooling_are_refused(tensor, value, what, tmp_path):
     model, path = random_model(STRUCTURES[0]), tmp_path / "net.pt2"
     path.write_bytes(b"as it was")
     with torch.no_grad():
         getattr(model.net.groups[1].norms[0], tensor)[3] = value
-    with pytest.raises(UserError, match=r"groups\.1\.norms\.0 .* not above 0"):
+    with pytest.raises(UserError, match=rf"groups\.1\.norms\.0 .* not {what}"):
         export_model(model, path, "pt2")
     assert path.read_bytes() == b"as it was"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("setting", ["net.whitening_kernel=0", "net.whitening_padding=1"])
-def test_a_whitening_that_cannot_take_the_normalisation_in_is_refused(setting, tmp_path):
-    with pytest.raises(UserError, match="unpadded whitening"):
-        export_model(random_model([setting]), tmp_path / "net.pt2", "pt2", (32, 32))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_torch_without_torchscript_is_named(tmp_path, monkeypatch):
