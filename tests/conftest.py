@@ -68,16 +68,26 @@ def real_folder():
     return Path(folder)
 
 
-@pytest.fixture(scope="session")
-def real_pack(real_folder, tmp_path_factory):
-    """100 training and 20 test images of each class."""
-    subset = tmp_path_factory.mktemp("real")
-    for split, count in (("train", 100), ("test", 20)):
-        for label in sorted((real_folder / split).iterdir()):
+def pack_of_some(folder, subset, train_images, test_images):
+    """The first so many images of each class in `folder`, linked in `subset` and packed."""
+    for split, count in (("train", train_images), ("test", test_images)):
+        for label in sorted((folder / split).iterdir()):
             (subset / split / label.name).mkdir(parents=True)
             for image in sorted(label.iterdir())[:count]:
                 (subset / split / label.name / image.name).symlink_to(image)
     return pack_source(str(subset), name="subset")
+
+
+@pytest.fixture(scope="session")
+def real_pack(real_folder, tmp_path_factory):
+    """100 training and 20 test images of each class."""
+    return pack_of_some(real_folder, tmp_path_factory.mktemp("real"), 100, 20)
+
+
+@pytest.fixture(scope="session")
+def larger_real_pack(real_folder, tmp_path_factory):
+    """400 training and 100 test images of each class."""
+    return pack_of_some(real_folder, tmp_path_factory.mktemp("real"), 400, 100)
 
 
 @pytest.fixture(scope="session")

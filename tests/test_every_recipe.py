@@ -1,0 +1,61 @@
+"""Every recipe as one would first try it: narrow, two epochs, 4,000 drawn or real images.
+
+Takes too long for each time the tests are run: `pytest -n 2 -m every_recipe`.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from speedyresnet.engine import recipe, train
+from speedyresnet.engine.recipes import registered_groups, registered_recipes
+from speedyresnet.engine.synthetic import make_synthetic
+
+pytestmark = pytest.mark.every_recipe
+
+SHRUNK = ["width_multiplier=0.25", "epochs=2"]
+GROUPS = [function() for function in registered_groups().values()]
+NAMES = list(dict.fromkeys([*registered_recipes(), *(each.name for group in GROUPS for each in group.variants)]))
+NUMBERS = dict.fromkeys(
+    ("widths", "project_width", "whitening_images", "whitening_epsilon", "whitening_centered", "whitening_bias_init",
+     "batch_norm_momentum", "batch_norm_epsilon", "convolution_init", "head_init", "logit_scale")
+)  # fmt: skip
+"""Settings of a net that change no operation of a step."""
+
+
+def structure(name):
+    """What two recipes have in common whose steps do the same operations."""
+    made = recipe(name)
+    net = {key: value for key, value in dataclasses.asdict(made.net).items() if key not in NUMBERS}
+    augmentation, optimizer = made.augmentation, made.optimizer
+    mixed, resized = augmentation.cutmix > 0, len(set(augmentation.sizes))
+    return repr((net, mixed, resized, optimizer.kind, optimizer.learning_rate_inside, made.averaging.kind))
+
+
+STRUCTURES = list({structure(name): name for name in reversed(NAMES)}.values())
+
+
+@pytest.fixture(scope="session")
+def larger_synthetic_pack():
+    return make_synthetic(train_images=4000, test_images=1000)
+
+
+def check(name, pack, backend):
+    run = train(recipe(name, SHRUNK), pack, device="cpu", backend=backend)
+    record = run.record
+    assert (record.status, record.backend) == ("finished", backend)
+    assert record.history[-1].loss < record.history[0].loss
+    assert all(torch.isfinite(each).all() for each in run.state.values() if each.is_floating_point())
+
+
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+@pytest.mark.parametrize("images", ["larger_synthetic_pack", "larger_real_pack"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains(name, images, backend, request):
+    check(name, request.getfixturevalue(images), backend)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structure_of_a_step_compiles(name, larger_synthetic_pack):
+    check(name, larger_synthetic_pack, "compile")
