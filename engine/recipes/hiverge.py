@@ -92,7 +92,7 @@ def progressive() -> Recipe:
         base,
         name="progressive",
         summary="hiverge growing from 24 over 28 to 32 pixels, with a floor under the learning rate, 8.875 epochs",
-        source="https://github.com/fulcrumresearch/cifar-10-speedrun/blob/ddec65f/e1.py",
+        source="https://github.com/fulcrumresearch/cifar-10-speedrun/blob/ddec65f/runners/recipes/e1.py",
         claim=Claim(accuracy=0.9405, seconds=1.83, hardware="A100-SXM4-80GB"),
         mended=(*base.mended, "each run draws which images begin mirrored; the original draws it once for all runs"),
         epochs=8.875,
