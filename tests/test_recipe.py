@@ -6,7 +6,7 @@ import pytest
 
 from speedyresnet.engine import Net, Optimizer, Recipe, UserError, recipe, with_settings
 from speedyresnet.engine.recipe import checked_recipe, recipe_from_dict, setting_names
-from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.recipes import registered_groups, registered_recipes
 from speedyresnet.engine.schedules import plan
 
 
@@ -222,7 +222,10 @@ def named_settings(line):
     return end.removesuffix(")").split(" --set ") if end else []
 
 
-@pytest.mark.parametrize("name", sorted(registered_recipes()))
+MEMBERS = {made.name for function in registered_groups().values() for made in (function().base, *function().variants)}
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS | set(registered_recipes())))
 def test_settings_that_mend_a_bug_or_bring_it_back_change_the_run(name):
     made = recipe(name)
     lines = made.faithful + made.mended
