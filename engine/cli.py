@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,7 +37,7 @@ from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
-from .recipe import Recipe, recipe_file
+from .recipe import DESCRIPTION, Recipe, recipe_file
 from .recipe import recipe as recipe_called
 from .recipes import registered_recipes
 from .schedules import plan
@@ -292,6 +293,8 @@ def _described(made: Recipe) -> dict[str, Any]:
         "summary": made.summary,
         "source": made.source,
         "claim": dataclasses.asdict(made.claim) if made.claim else None,
+        "faithful": made.faithful,
+        "mended": made.mended,
         "parameters": parameters,
         "trainable_parameters": trainable,
         "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=32, width=32),
@@ -408,14 +411,24 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
 def _print_recipe(row: dict[str, Any]) -> None:
     for key, value in (row | {"claim": _claim(row) or "none"}).items():
         if key != "recipe":
-            print(f"{key:26s} {value}")
+            for text in (value or ("none",)) if isinstance(value, tuple) else (value,):
+                print(_wrapped(f"{key:26s} {text}"))
     print("settings (change with --set):")
     for key, value in row["recipe"].items():
-        if isinstance(value, dict) and key != "claim":
+        if key in DESCRIPTION:
+            continue
+        if isinstance(value, dict):
             for inner, setting in value.items():
                 print(f"  {key + '.' + inner:36s} {_setting(setting)}")
-        elif key not in ("name", "summary", "source", "claim"):
+        else:
             print(f"  {key:36s} {_setting(value)}")
+
+
+def _wrapped(line: str) -> str:
+    """A key in 26 columns and its text, which goes on in the column behind them."""
+    joined = line.replace("--set ", "--set\0")  # stays on one line with what it sets
+    options: dict[str, Any] = {"subsequent_indent": 27 * " ", "break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(joined, notes_console().width, **options).replace("\0", " ")
 
 
 def _setting(value: Any) -> str:

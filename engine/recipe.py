@@ -235,6 +235,10 @@ class Recipe:
     summary: str
     source: str
     claim: Claim | None = None
+    faithful: tuple[str, ...] = ()
+    """Bugs of the original that it has too; a line ends with the settings, if any, that mend it: (--set key=value)."""
+    mended: tuple[str, ...] = ()
+    """Bugs of the original that it has not; a line ends with the settings, if any, that bring it back."""
     batch_size: int = 1024
     epochs: float = 9.9
     """May end in the middle of an epoch."""
@@ -257,11 +261,13 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over all numbers (name, texts and claim left out)."""
-        numbers = dataclasses.asdict(self)
-        for text in ("name", "summary", "source", "claim"):
-            del numbers[text]
+        """First 16 hex digits of the SHA-256 over all numbers; what DESCRIPTION names is left out."""
+        numbers = {key: value for key, value in dataclasses.asdict(self).items() if key not in DESCRIPTION}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
+
+
+DESCRIPTION = ("name", "summary", "source", "claim", "faithful", "mended")
+"""What says what a recipe is and decides nothing of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +408,7 @@ def setting_names(kind: type, prefix: str = "") -> list[str]:
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             names += setting_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif name != "claim":
+        elif name not in ("claim", "faithful", "mended"):
             names.append(prefix + name)
     return names
 
@@ -491,8 +497,6 @@ _LENGTHS = {
 }
 """Least and most numbers in every list."""
 
-_TEXTS = ("name", "summary", "source")
-
 
 def _check_ranges(made: Recipe) -> None:
     """Raises UserError for a value no run can have."""
@@ -506,11 +510,16 @@ def _check_ranges(made: Recipe) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise UserError(f"{key} must be from {low} to {high}, not {number}")
-    for key in _TEXTS:
-        text = getattr(made, key)
-        if not text.isprintable() or len(text) > 1000 or not made.name:
-            raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
+    _check_texts(made)
     _check_combinations(made)
+
+
+def _check_texts(made: Recipe) -> None:
+    """Raises UserError for texts that do not print as one line."""
+    lines = {key: (getattr(made, key),) for key in ("name", "summary", "source")}
+    for key, texts in (lines | {"faithful": made.faithful, "mended": made.mended}).items():
+        if not all(text.isprintable() and len(text) <= 1000 for text in texts) or not made.name:
+            raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
 
 
 def _check_combinations(made: Recipe) -> None:
@@ -595,5 +604,5 @@ def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(typing.get_args(hint))}"
     if typing.get_origin(hint) is tuple:
-        return "a list of numbers"
+        return "a list of texts" if str in typing.get_args(hint) else "a list of numbers"
     return {bool: "true or false", int: "an integer", float: "a number"}.get(hint, "text")

@@ -1,12 +1,19 @@
-"""The Python API: its examples run as they stand in the docstrings, and its names and signatures stay."""
+"""The Python API: its examples, and CONTRIBUTING's recipe, run as they stand there; its names and signatures stay."""
 
 import doctest
 import functools
 import inspect
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from speedyresnet import engine
+from speedyresnet.bench.cli import main
 from speedyresnet.engine import synthetic
 
 
@@ -26,6 +33,26 @@ def test_examples_give_what_they_say(name, drawn_once, tmp_path, monkeypatch):
     failed, tried = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
     assert tried >= 7
     assert not failed, "".join(said)
+
+
+def test_the_recipe_of_your_own_trains_on_a_folder_of_images(small_pack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for index in (small_pack.train_labels < 3).nonzero()[:40, 0]:
+        folder = tmp_path / "photos" / small_pack.class_names[small_pack.train_labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(small_pack.train_images[index].numpy()).save(folder / f"{index}.png")
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    section = text.partition("## A recipe of your own\n")[2].partition("\n## ")[0]
+    (code,), (commands,) = (re.findall(f"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("python", "sh"))
+    (tmp_path / "my_recipe.py").write_text(code)
+    for command in commands.splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["recipe"]["name"], run["data"]["classes"]) == ("finished", "photos", 3)
+    assert run["data"]["train_images"] + run["data"]["test_images"] == 40
+    assert run["history"][-1]["loss"] < 0.8 * run["history"][0]["loss"]
 
 
 def test_every_public_name_is_documented_and_stays():

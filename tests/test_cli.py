@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from speedyresnet.bench.cli import main
+from speedyresnet.engine import recipe
 from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
@@ -62,12 +63,23 @@ def test_recipes_lists_what_scripts_rely_on():
     assert by_name["hlb-v0.4"]["parameters"] == 4_617_296
     assert by_name["hlb-v0.7"]["steps"] == 581
     assert by_name["airbench94"]["forward_flops_per_image"] == pytest.approx(236.3e6, rel=1e-3)
+    assert by_name["airbench94"]["faithful"] == list(recipe("airbench94").faithful) != []
     assert 0.8e9 < by_name["airbench94"]["estimated_peak_bytes"] < 1.6e9
     one = run("recipes", "airbench94", "--set", "epochs=2")
     small = json.loads(run("recipes", "airbench94", "--set", "batch_size=256", "--json").stdout)[0]
     assert small["estimated_peak_bytes"] < 0.5 * by_name["airbench94"]["estimated_peak_bytes"]
     assert "optimizer.momentum" in one.stdout
     assert any(line.split() == ["steps", "96"] for line in one.stdout.splitlines())
+
+
+def test_recipes_tells_bugs_of_the_original_one_by_one():
+    lines = run("recipes", "hlb-v0.7-long").stdout.splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if line.startswith(key)) for key in ("claim", "parameters"))
+    assert [line[:27].strip() for line in lines[first + 1 : last]] == ["faithful", *["mended"] * 4, ""]
+    assert lines[first + 1].split() == ["faithful", "none"]
+    assert max(map(len, lines[:last])) <= 160
+    assert " ".join(line[27:] for line in lines[last - 2 : last]) == recipe("hlb-v0.7-long").mended[-1]
+    assert lines[last - 1].strip().startswith("--set ")
 
 
 def test_pack_by_name_is_found_by_name(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 
 from speedyresnet.engine import Net, Optimizer, Recipe, UserError, recipe, with_settings
 from speedyresnet.engine.recipe import checked_recipe, recipe_from_dict, setting_names
-from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.recipes import registered_groups, registered_recipes
+from speedyresnet.engine.schedules import plan
 
 
 def test_the_recipes_are_there():
@@ -53,6 +54,8 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net=1", "unknown setting"),
         ("epochs.x=1", "unknown setting"),
         ("claim=1", "unknown setting"),
+        ("faithful=x", "unknown setting"),
+        ("mended=x", "unknown setting"),
         ("epochs", "key=value"),
         ("epochs=two", "expected a number"),
         ("epochs=nan", r"epochs must be from 1e-06 to 1000000\.0, not nan"),
@@ -142,7 +145,7 @@ def test_a_recipe_from_a_file(tmp_path):
 def test_the_hash_follows_the_numbers_and_not_the_texts():
     base = recipe("airbench94")
     assert base.hash == recipe("airbench94").hash
-    assert dataclasses.replace(base, name="other", claim=None).hash == base.hash
+    assert dataclasses.replace(base, name="other", claim=None, faithful=("x",), mended=("y", "z")).hash == base.hash
     hashes = {with_settings(base, [s]).hash for s in ("epochs=9.8", "net.logit_scale=0.1", "dtype=float32")}
     assert len(hashes | {base.hash}) == 4
 
@@ -155,8 +158,8 @@ def test_a_stored_recipe_comes_back(name):
 
 def test_a_stored_recipe_that_lacks_a_setting_has_its_default():
     stored = dataclasses.asdict(recipe("airbench94", ["net.residual=after_activation", "epochs=3"]))
-    del stored["net"]["residual"], stored["optimizer"]["muon"], stored["kernels"]
-    assert recipe_from_dict(stored) == recipe("airbench94", ["epochs=3"])
+    del stored["net"]["residual"], stored["optimizer"]["muon"], stored["kernels"], stored["faithful"], stored["mended"]
+    assert recipe_from_dict(stored) == dataclasses.replace(recipe("airbench94", ["epochs=3"]), faithful=(), mended=())
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,10 @@ def test_a_stored_recipe_that_lacks_a_setting_has_its_default():
         ({"optimizer": Optimizer(muon=Net())}, "optimizer.muon must be a Muon"),
         ({"surprise": 1}, "a recipe has an unknown setting 'surprise'"),
         ({"name": "\ud800"}, "name must be one line"),
+        ({"faithful": "a text"}, "faithful must be a list of texts, not 'a text'"),
+        ({"mended": [3]}, "mended must be text, not 3"),
+        ({"faithful": ["one", "two\nlines"]}, "faithful must be one line"),
+        ({"mended": (1001 * "x",)}, "mended must be one line"),
     ],
 )
 def test_wrong_types_are_refused_wherever_a_recipe_comes_from(damage, message):
@@ -204,3 +211,64 @@ def test_every_number_can_be_set_and_has_a_range():
         if not isinstance(kind, str | bool):
             with pytest.raises(UserError, match=f"{key} must be from"):
                 with_settings(made, [f"{key}={','.join(['-9999'] * 3)}" if isinstance(kind, tuple) else f"{key}=-9999"])
+
+
+def named_settings(line):
+    """The settings in the parentheses that a line about a bug ends with."""
+    text, _, end = line.partition(" (--set ")
+    assert text
+    assert "--set" not in text
+    assert not end or end.endswith(")")
+    return end.removesuffix(")").split(" --set ") if end else []
+
+
+MEMBERS = {made.name for function in registered_groups().values() for made in (function().base, *function().variants)}
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS | set(registered_recipes())))
+def test_settings_that_mend_a_bug_or_bring_it_back_change_the_run(name):
+    made = recipe(name)
+    lines = made.faithful + made.mended
+    assert bool(lines) == (name not in ("airbench94-muon", "pocket")), "one has no bug that is known, one no original"
+    assert len(set(lines)) == len(lines)
+    for settings in filter(None, map(named_settings, lines)):
+        for left_out in settings:
+            changed = with_settings(made, settings).hash
+            assert changed not in (made.hash, with_settings(made, set(settings) - {left_out}).hash)
+
+
+def plan_with_settings_against(bug, name):
+    """The plan of a recipe on CIFAR-10 without and with the settings that its line about `bug` names."""
+    made = recipe(name)
+    (line,) = [each for each in made.faithful + made.mended if each.startswith(bug)]
+    return plan(made, 50_000), plan(with_settings(made, named_settings(line)), 50_000)
+
+
+def moves(found):
+    return [k + 1 for k, keep in enumerate(found.averaging_keep) if keep != 1]
+
+
+def test_settings_bring_the_last_epoch_that_does_no_step_back():
+    """Numbers of the original's run: 4,272 steps on a schedule, and with averages, that are made for 4,320."""
+    mended, back = plan_with_settings_against("the last epoch trains", "hlb-v0.7-long")
+    assert (mended.steps, back.steps) == (4320, 4272)
+    assert mended.learning_rate[-1] == pytest.approx(0.07)
+    assert back.learning_rate == mended.learning_rate[:4272]
+    assert back.learning_rate[-1] == pytest.approx(0.0834, abs=5e-5)
+    assert back.averaging_keep == pytest.approx(mended.averaging_keep[:4272], rel=1e-6)
+    assert back.averaging_keep[4269] == pytest.approx(0.7472, abs=5e-5)
+    assert back.averaging_write_back == mended.averaging_write_back[:4272]
+    assert back.first_cutmix_epoch == mended.first_cutmix_epoch == 10
+
+
+def test_settings_mend_what_the_originals_average_and_mix():
+    thrown_away, kept = plan_with_settings_against("what is trained behind", "airbench94")
+    assert (thrown_away.steps, moves(thrown_away)[-1]) == (476, 475)
+    assert (thrown_away.averaging_write_back[-1], kept.averaging_write_back[-1]) == (1, 0)
+    only_evaluated, written_back = plan_with_settings_against("the average is not written back", "hlb-v0.4")
+    assert sum(only_evaluated.averaging_write_back) == 0
+    assert [k + 1 for k, back in enumerate(written_back.averaging_write_back) if back] == list(range(55, 481, 5))
+    more, ten_epochs = plan_with_settings_against("averaging covers", "hlb-v0.7")
+    assert (moves(more)[0], moves(ten_epochs)[0]) == (100, 105), "ten epochs before the end are 101 steps"
+    five, six = plan_with_settings_against("cutmix covers", "hlb-v0.7")
+    assert (five.first_cutmix_epoch, six.first_cutmix_epoch) == (7, 6)
