@@ -5,13 +5,57 @@ Mended against the originals, in every recipe of this file:
   of squares with an even side);
 - whitening averages the covariance, not the eigenvectors of chunks, whose signs are arbitrary;
 - batch norm keeps its parameters and statistics in float32 (the original: float16).
-
-Left out: v0.3, whose groups differ in their number of convolutions (three, one, three).
 """
 
 import dataclasses
 
 from ..recipe import Augmentation, Averaging, Claim, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
+
+
+def _v0_3_schedule(epochs: int, averaged_epochs: int) -> Schedule:
+    """Peak at a fifth of all epochs; the last ones, those that are averaged, keep the rate that the curve ends with."""
+    falling = epochs - averaged_epochs
+    return Schedule(kind="one_cycle", start=0.0, peak=0.2 * epochs / falling, end=0.135, epochs=float(falling))
+
+
+def v0_3() -> Recipe:
+    """Version 0.3.0 (commit cb53b42): squeeze-and-excite, 10 epochs, the average of the last two is reported.
+
+    Normalises with the data's own mean and deviation (the original: with constants, which are those of CIFAR-10).
+    """
+    epochs, averaged_epochs = 10, 2
+    return Recipe(
+        name="hlb-v0.3",
+        summary="hlb-CIFAR10 v0.3: groups of three, one and three convolutions, squeeze-and-excite, 10 epochs",
+        source="https://github.com/tysam-code/hlb-CIFAR10/blob/v0.3.0/main.py",
+        claim=Claim(accuracy=0.94, seconds=10.0, hardware="A100"),
+        batch_size=512,
+        epochs=float(epochs),
+        net=Net(
+            widths=(128, 256, 512),
+            group_convolutions=3,
+            single_groups=(1,),
+            residual="after_activation",
+            squeeze_excite_ratio=16,
+            whitening_sign_pairs=False,
+            whitening_bias=False,
+            whitening_images=50_000,
+            whitening_centered=True,
+            whitening_epsilon=1e-2,
+            project_width=32,
+            batch_norm_momentum=0.8,
+            convolution_init="default",
+            logit_scale=1 / 10,
+        ),
+        augmentation=Augmentation(padding=3, flip="random"),
+        loss=Loss(label_smoothing=0.2),
+        optimizer=Optimizer(
+            learning_rate=1.15 * 1.35, momentum=0.85, weight_decay=0.85 * 4.8e-4, batch_norm_bias_scale=32.0
+        ),
+        schedule=_v0_3_schedule(epochs, averaged_epochs),
+        averaging=Averaging(kind="ema", every=2, decay=0.986, power=0.0, epochs=averaged_epochs, finish=False),
+        evaluation=Evaluation(view="mirror", weights="averaged", batch_size=1000),
+    )
 
 
 def v0_4() -> Recipe:
@@ -73,6 +117,20 @@ def v0_7() -> Recipe:
     )
 
 
+def v0_3_long() -> Recipe:
+    """The long run of v0.3.0: twice as wide, 80 epochs."""
+    base, epochs = v0_3(), 80
+    return dataclasses.replace(
+        base,
+        name="hlb-v0.3-long",
+        summary="hlb-v0.3 twice as wide, 80 epochs",
+        claim=Claim(accuracy=0.9577, seconds=188.0, hardware="A100"),
+        epochs=float(epochs),
+        net=dataclasses.replace(base.net, widths=(256, 512, 1024), project_width=64),
+        schedule=_v0_3_schedule(epochs, averaged_epochs=2),
+    )
+
+
 def v0_4_long() -> Recipe:
     """The long run of v0.4.0: twice as wide, 90 epochs, cutout; the average is what is reported."""
     base = v0_4()
@@ -126,4 +184,4 @@ def v0_7_cifar100() -> Recipe:
     )
 
 
-RECIPES = (v0_4, v0_4_long, v0_4_cifar100, v0_7, v0_7_long, v0_7_cifar100)
+RECIPES = (v0_3, v0_3_long, v0_4, v0_4_long, v0_4_cifar100, v0_7, v0_7_long, v0_7_cifar100)
