@@ -739,10 +739,12 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: in
 
 def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str, int]]:
     """[N, C, H, W] of the norms of the recipes, the activation behind them and their groups."""
-    # Behind the projections of hlb-v0.4 and hlb-v0.4-long.
-    norms = [((1024, 32, 31, 31), "gelu", 1), ((1024, 64, 31, 31), "gelu", 1)]
+    # Behind the projections of hlb-v0.4 and hlb-v0.3, and of their long runs.
+    norms = [((batch_size, width, 31, 31), "gelu", 1) for batch_size in (1024, 512) for width in (32, 64)]
     for batch_size, widths, sides, activation in (
         (1024, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94
+        (512, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.3
+        (512, (256, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.3-long
         (1024, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.4
         (1024, (64, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.7
         (1024, (64, 128, 128), (15, 7, 3), "gelu"),  # airbench93

@@ -494,6 +494,7 @@ def _compile_cases(
 COMPILE_CASES = (
     [
         *_compile_cases(1024, Transforms(padding=2, flip="alternating"), biased=True),  # airbench93, 94 and 95
+        *_compile_cases(512, Transforms(padding=3, flip="random"), filters=12, activation="none"),  # hlb-v0.3
         *_compile_cases(1024, Transforms(padding=2, flip="random"), filters=12, activation="none"),  # hlb-v0.4
         *_compile_cases(1024, Transforms(padding=2, flip="random")),  # hlb-v0.7
         *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs

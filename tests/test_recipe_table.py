@@ -116,6 +116,29 @@ PROGRESSIVE = HIVERGE | {
     "augmentation": ("alternating", 2, 0, (0, None), (0.1399, 0.1308), (24, 24, 24, 28, 28, 28, 0)),
     "views": ("six_view", 1, "live"),
 }
+HLB_V0_3 = {
+    "parameters": (6_570_488, 6_568_136),
+    "megaflops": 537.9,
+    "steps": 970,
+    "images": 496_640,
+    "rates": {"convolutions": 1.5525 / 512, "head": 1.5525 / 512, "batch_norm_biases": 1.5525 * 32 / 512},
+    "shrink": 1.5525 * 4.08e-4,
+    "curve": ((0, 193, 775, 969), (0, 1, 0.135, 0.135)),
+    "keep": {776: 1, 778: 0, 779: 1, 780: 0.972196, 970: 0.972196},
+    "augmentation": ("random", 3, 0, (0, None), (0, 0), ()),
+    "views": ("mirror", 1, "averaged"),
+    "net": ("after_activation", "default", 0.8, 1 / 10, 0.2),
+    "whitening": (50_000, 1e-2, True),
+    "momentum": 0.85,
+}
+HLB_V0_3_LONG = HLB_V0_3 | {
+    "parameters": (26_260_320, 26_255_760),
+    "megaflops": 2149.3,
+    "steps": 7760,
+    "images": 3_973_120,
+    "curve": ((0, 1551, 7565, 7759), (0, 1, 0.135, 0.135)),
+    "keep": {7566: 1, 7568: 0, 7570: 0.972196, 7760: 0.972196},
+}
 HLB_V0_4 = {
     "parameters": (4_617_296, 4_615_328),
     "megaflops": 486.8,
@@ -215,6 +238,8 @@ TABLE = {
     "bag-of-tricks": BAG_OF_TRICKS,
     "davidnet": DAVIDNET,
     "hiverge": HIVERGE,
+    "hlb-v0.3": HLB_V0_3,
+    "hlb-v0.3-long": HLB_V0_3_LONG,
     "hlb-v0.4": HLB_V0_4,
     "hlb-v0.4-long": HLB_V0_4_LONG,
     "hlb-v0.4-cifar100": HLB_V0_4 | {"parameters": (4_663_376, 4_661_408), "megaflops": 486.91},
@@ -290,8 +315,11 @@ def test_learning_rates_and_decay_are_those_of_the_original(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_recipe_learns(name, small_pack):
-    """Twenty steps of a narrow net on 640 images; where a recipe is for 100 classes, 90 of them are empty."""
-    settings = ["width_multiplier=0.125", "batch_size=64", "epochs=2", "dtype=float32", "evaluation.every=0"]
+    """Twenty steps of a narrow net on 640 images, with a learning rate that falls in them; where a recipe is for 100
+    classes, 90 of them are empty.
+    """
+    small = ["width_multiplier=0.125", "batch_size=64", "dtype=float32", "evaluation.every=0"]
+    settings = [*small, "epochs=2", "schedule.epochs=2"]
     names = tuple(f"class {i}" for i in range(classes_of(name)))
     run = train(recipe(name, settings), dataclasses.replace(small_pack, class_names=names), device="cpu")
     record, outputs = run.record, run.state["head.weight"].shape[0]
