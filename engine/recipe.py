@@ -171,12 +171,16 @@ class Optimizer:
 class Schedule:
     """Learning rate as a multiple of its peak, one value a step; see `schedules.py`."""
 
-    kind: Literal["triangle", "one_cycle", "linear"] = "triangle"
-    """`linear` has no rise: neither `start` nor `peak` matters."""
+    kind: Literal["triangle", "one_cycle", "linear", "piecewise"] = "triangle"
+    """`linear` has no rise: neither `start` nor `peak` matters; `piecewise` has `knots` and `values` only."""
     start: float = 0.2
     peak: float = 0.23
     """Fraction of the steps at which the peak is reached."""
     end: float = 0.07
+    knots: tuple[float, ...] = ()
+    """Fractions of the steps at which the corners of `piecewise` are."""
+    values: tuple[float, ...] = ()
+    """Its values there."""
     epochs: float | None = None
     """Epochs until the end of the curve, whose last value holds on; none: those of the run."""
     floor: float = 0.0
@@ -470,6 +474,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "schedule.start": (0, 1e3),
     "schedule.peak": (0, 0.999),
     "schedule.end": (0, 1e3),
+    "schedule.knots": (0, 1),
+    "schedule.values": (0, 1e3),
     "schedule.epochs": (1e-6, 1e6),
     "schedule.floor": (0, 1e3),
     "averaging.every": (1, 1_000_000),
@@ -488,6 +494,8 @@ _LENGTHS = {
     "net.single_groups": (0, 16),
     "augmentation.sizes": (0, 10_000),
     "optimizer.muon.newton_schulz_coefficients": (3, 3),
+    "schedule.knots": (0, 16),
+    "schedule.values": (0, 16),
 }
 """Least and most numbers in every list."""
 
@@ -527,6 +535,11 @@ def _check_combinations(made: Recipe) -> None:
         raise UserError(
             "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"
         )
+    knots = made.schedule.knots
+    if made.schedule.kind == "piecewise" and not (knots and list(knots) == sorted(set(knots))):
+        raise UserError(f"schedule.knots must be one or more rising numbers for schedule.kind=piecewise, not {knots}")
+    if len(knots) != len(made.schedule.values):
+        raise UserError(f"schedule.values must be as many numbers as schedule.knots, {len(knots)}")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
 

@@ -86,6 +86,8 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net.widths=8,-1", "from 1 to 65536, not -1"),
         ("optimizer.learning_rate=inf", "from 0 to"),
         ("schedule.start=-1", "from 0 to"),
+        ("schedule.kind=piecewise", "schedule.knots must be one or more rising numbers"),
+        ("schedule.knots=0,0.5", "schedule.values must be as many numbers as schedule.knots, 2"),
         ("averaging.power=-1", "from 0 to 100"),
         ("name=", "name must be one line"),
         ("name=two\nlines", "name must be one line"),
