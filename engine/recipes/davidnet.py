@@ -1,8 +1,6 @@
 """cifar10-fast by David Page (https://github.com/davidcpage/cifar10-fast), MIT, whose net is known as DavidNet.
 
-Different here, in every recipe of this file:
-- activations are in channels_last (the original: contiguous);
-- the first step always has the learning rate that it has with 97 steps an epoch, those of CIFAR-10 in batches of 512.
+Different here, in every recipe of this file: activations are in channels_last (the original: contiguous).
 """
 
 from ..recipe import Augmentation, Averaging, Claim, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
@@ -44,7 +42,7 @@ def davidnet() -> Recipe:
             weight_decay=5e-4,
             batch_norm_bias_scale=1.0,
         ),
-        schedule=Schedule(kind="one_cycle", start=1 / (warm_up * 97), peak=warm_up / epochs, end=0.0),
+        schedule=Schedule(kind="piecewise", knots=(0.0, warm_up / epochs, 1.0), values=(0.0, 1.0, 0.0)),
         averaging=Averaging(kind="none"),
         evaluation=Evaluation(view="single_view", batch_size=1000),
     )
@@ -57,14 +55,14 @@ def bag_of_tricks() -> Recipe:
     after steps 5, 10, ... (the original: 1, 6, ...). Mended: running statistics are those of all ghost groups (the
     original evaluates with those of the first group alone from the second epoch on).
     """
-    warm_up, falling = 2, 8
+    epochs, warm_up, falling = 10, 2, 8
     return Recipe(
         name="bag-of-tricks",
         summary="davidnet with whitening, ghost batch norm, CELU, smoothed labels, averaging, mirror view, 10 epochs",
         source="https://github.com/davidcpage/cifar10-fast/blob/f79e8b8/new_dawn.py",
         claim=Claim(accuracy=0.941, seconds=26.0, hardware="V100"),
         batch_size=512,
-        epochs=10.0,
+        epochs=float(epochs),
         net=Net(
             widths=(128, 256, 512),
             group_convolutions=3,
@@ -93,9 +91,7 @@ def bag_of_tricks() -> Recipe:
             weight_decay=5e-4,
             batch_norm_bias_scale=64.0,
         ),
-        schedule=Schedule(
-            kind="one_cycle", start=1 / (warm_up * 97), peak=warm_up / falling, end=0.1, epochs=float(falling)
-        ),
+        schedule=Schedule(kind="piecewise", knots=(0.0, warm_up / epochs, falling / epochs), values=(0.0, 1.0, 0.1)),
         averaging=Averaging(kind="ema", every=5, decay=0.99, power=0.0, finish=False),
         evaluation=Evaluation(view="mirror", weights="averaged", batch_size=1000),
     )
