@@ -54,8 +54,8 @@ def folded_net(model: Model) -> nn.Module:
     for name, module in list(net.named_modules()):
         if isinstance(module, BatchNorm) and module not in scaled:
             _fold_norm(net, name, module)
-    head = nn.Linear(net.head.in_features, net.head.out_features, bias=False, device="meta")
-    head.load_state_dict({"weight": net.head.weight.detach()}, assign=True)
+    head = nn.Linear(net.head.in_features, net.head.out_features, bias=net.head.bias is not None, device="meta")
+    head.load_state_dict(net.head.state_dict(), assign=True)
     net.set_submodule("head", head)
     return net.float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 

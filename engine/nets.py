@@ -100,8 +100,8 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3) -> Convolution:
-    return Convolution(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> Convolution:
+    return Convolution(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -135,16 +135,18 @@ def global_max_pool(x: Tensor) -> Tensor:
 class ConvolutionGroup(nn.Module):
     """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map.
 
+    Without a pool the first convolution has a stride of 2, which rounds up an odd side that a pool would round down.
     Squeeze-and-excite, where wanted, scales what the last convolution gives, before its norm, by what it makes of the
     group's first activation; so hlb-CIFAR10 v0.3 has it.
     """
 
     def __init__(self, inputs: int, outputs: int, net: Net, *, single: bool = False) -> None:
         super().__init__()
-        widths = [inputs] + [outputs] * (1 if single else net.group_convolutions)
-        self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
+        first = _convolution(inputs, outputs, net.first_kernel, stride=2 if net.pool == "none" else 1)
+        others = (_convolution(outputs, outputs) for _ in range(0 if single else net.group_convolutions - 1))
+        self.convolutions = nn.ModuleList([first, *others])
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.Identity() if net.pool == "none" else nn.MaxPool2d(2)
         self.pools_last = net.pool == "after_norm"
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
@@ -152,7 +154,7 @@ class ConvolutionGroup(nn.Module):
         self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio and not single else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
+        """[N, C, H, W] -> [N, outputs, H // 2, W // 2], or (H + 1) // 2 and (W + 1) // 2 without a pool."""
         x, norm = self.convolutions[0](x), self.norms[0]
         fused = self.training and self.pool_provider == "triton"
         if fused:
@@ -220,7 +222,7 @@ class Stem(nn.Module):
 
 
 class SpeedyResNet(nn.Module):
-    """Whitening stem, convolution groups, global max-pool, bias-free linear head.
+    """Whitening stem, convolution groups, global pool, linear head.
 
     Sources: davidcpage/cifar10-fast, tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings
     of this one.
@@ -238,7 +240,9 @@ class SpeedyResNet(nn.Module):
             ConvolutionGroup(*pair, net, single=place in net.single_groups)
             for place, pair in enumerate(itertools.pairwise(widths))
         )
-        self.head = Linear(widths[-1], classes, bias=False)
+        self.concatenates_mean = net.head_pool == "max_and_mean"
+        features = 2 * widths[-1] if self.concatenates_mean else widths[-1]
+        self.head = Linear(features, classes, bias=net.head_bias)
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"
 
@@ -250,7 +254,14 @@ class SpeedyResNet(nn.Module):
         x = self.stem(x.contiguous() if self.contiguous else x, whitened)
         for group in self.groups:
             x = group(x)
-        logits: Tensor = self.head(global_max_pool(x))
+        return self.logits_of(x)
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], the map of the last group -> [N, classes]."""
+        features = global_max_pool(x)
+        if self.concatenates_mean:
+            features = torch.cat([features, x.mean((2, 3))], 1)
+        logits: Tensor = self.head(features)
         return logits * self.logit_scale
 
 
@@ -279,7 +290,8 @@ def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:
     if net.whitening_kernel:
         around = 2 * net.whitening_padding - net.whitening_kernel
         sides = (height + around) // net.whitening_stride + 1, (width + around) // net.whitening_stride + 1
-    rows, columns = (side >> len(net.widths) for side in sides)
+    factor, up = 2 ** len(net.widths), net.pool == "none"
+    rows, columns = (-(-side // factor) if up else side // factor for side in sides)
     return rows, columns
 
 

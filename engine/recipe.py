@@ -39,6 +39,8 @@ class Net:
     """Channels of each group, before `width_multiplier`."""
     group_convolutions: int = 2
     """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
+    first_kernel: int = 3
+    """Side of the first of them, which pads by half of it, if not 3."""
     single_groups: tuple[int, ...] = ()
     """Places, from 0, of the groups that have their first convolution only."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
@@ -49,8 +51,9 @@ class Net:
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
     """Right behind the whitening, where no projection follows it."""
-    pool: Literal["before_norm", "after_norm"] = "before_norm"
-    """Where the max-pool of a group stands; behind the norm it is behind the activation too."""
+    pool: Literal["before_norm", "after_norm", "none"] = "before_norm"
+    """Where the max-pool of a group stands; behind the norm it is behind the activation too. `none`: the group's first
+    convolution has a stride of 2 instead."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Of weights and activations; the kernels of the net take channels_last only."""
     whitening_kernel: int = 2
@@ -77,11 +80,16 @@ class Net:
     """Of its parameters and statistics, at least; `native`: that of the other weights, which no kernel takes."""
     batch_norm_scale: Literal["frozen", "learned"] = "frozen"
     """`frozen` at 1."""
+    batch_norm_scale_init: Literal["one", "uniform"] = "one"
+    """`uniform`: drawn from [0, 1), PyTorch's default before version 1.2."""
     batch_norm_groups: int = 1
     """Ghost batch norm: image n of a batch is normalised with the images of its group, n % batch_norm_groups."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
+    head_pool: Literal["max", "max_and_mean"] = "max"
+    """What of each channel of the last map the head sees; `max_and_mean`: all maxima, then all means."""
+    head_bias: bool = False
     head_init: Literal["default", "unit_deviation"] = "default"
     """`unit_deviation`: PyTorch's default, brought to a standard deviation of 1."""
     logit_scale: float = 1 / 9
@@ -152,7 +160,7 @@ class Optimizer:
     weight_decay: float = 0.0153 / 11.5
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
-    """Biases of batch norm and of squeeze-and-excite learn that much faster, with the same decay a step."""
+    """Biases of batch norm, squeeze-and-excite and head learn that much faster, with the same decay a step."""
     head_scale: float = 1.0
     """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
@@ -436,6 +444,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "width_multiplier": (1e-6, 64),
     "net.widths": (1, 65_536),
     "net.group_convolutions": (1, 32),
+    "net.first_kernel": (1, 7),
     "net.single_groups": (0, 15),
     "net.squeeze_excite_ratio": (0, 65_536),
     "net.whitening_kernel": (0, 8),
@@ -525,8 +534,9 @@ def _check_combinations(made: Recipe) -> None:
     """Raises UserError for values that do not go together."""
     if made.net.whitening_padding > made.net.whitening_kernel:
         raise UserError("net.whitening_padding must be at most net.whitening_kernel")
-    if made.net.project_kernel % 2 == 0:
-        raise UserError(f"net.project_kernel must be odd, not {made.net.project_kernel}")
+    for name in ("project_kernel", "first_kernel"):
+        if getattr(made.net, name) % 2 == 0:
+            raise UserError(f"net.{name} must be odd, not {getattr(made.net, name)}")
     if max(made.net.single_groups, default=0) >= len(made.net.widths):
         raise UserError(f"net.single_groups must be below {len(made.net.widths)}, the number of groups")
     if made.batch_size % made.net.batch_norm_groups:

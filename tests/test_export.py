@@ -108,6 +108,7 @@ STRUCTURES = [
         "net.group_convolutions=1",
         "net.pool=after_norm",
     ],
+    ["net.pool=none", "net.first_kernel=1", "net.head_pool=max_and_mean", "net.head_bias=true"],
     ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]
