@@ -223,8 +223,13 @@ def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str,
         handle.remove()
     for path, shape in shapes.items():
         if isinstance(paper.net.get_submodule(path), kind) and path.startswith("groups."):
-            _, group, _, *number = path.split(".")
-            yield path, shape, ".".join([f"group{int(group) + 1}", *(str(int(each) + 1) for each in number)])
+            yield path, shape, layer_of(path)
+
+
+def layer_of(path: str) -> str:
+    """A module's place in its net, counted from 1: groups.0.convolutions.1 is group1.2."""
+    names = [each for each in path.split(".") if each not in ("groups", "convolutions", "norms", "pool")]
+    return "group" + ".".join(str(int(each) + 1) if each.isdigit() else each for each in names)
 
 
 def _augmented(state: TrainingState, provider: str, batch_size: int) -> Callable[[], Batch]:

@@ -134,13 +134,15 @@ def export_model(
 
     Raises:
         UserError: unknown format, unknown or too small images, weights of a diverged run, a padded or no whitening, a
-            path that is refused.
+            path that is refused, pre-activation blocks.
     """
     check_format(file_format)
     size = image_size or model.image_size
     if size is None:
         raise UserError("the model file does not tell the size of its images; give --size")
     check_image_size(model.recipe.net, *size)
+    if model.recipe.net.pre_activation_blocks:
+        raise UserError("batch norms in front of convolutions cannot be folded into them: this net has such")
     if model.recipe.net.whitening_padding or not model.recipe.net.whitening_kernel:
         raise UserError("only an unpadded whitening can take the normalisation in: this net has none, or a padded one")
     metadata = _metadata(model, file_format, *size)

@@ -4,6 +4,7 @@ Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in chan
 """
 
 import itertools
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,41 @@ class ConvolutionGroup(nn.Module):
         return x
 
 
+class PreActivationBlock(nn.Module):
+    """norm - activation, and the sum of two ways from there: conv - norm - activation - conv, and a shortcut.
+
+    The shortcut is a 1x1 convolution where widths or sides change, else nothing. Source: cifar10-fast's baseline; He et
+    al., "Identity Mappings in Deep Residual Networks" (2016), have shortcuts before the activation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, net: Net, *, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = BatchNorm(inputs, net)
+        changes = stride > 1 or inputs != outputs
+        self.shortcut = _convolution(inputs, outputs, 1, stride) if changes else nn.Identity()
+        branch = OrderedDict(
+            conv1=_convolution(inputs, outputs, stride=stride),
+            norm=BatchNorm(outputs, net),
+            conv2=_convolution(outputs, outputs),
+        )
+        self.branch = nn.Sequential(branch) if net.pre_activation_branches else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H', W'] with H' = (H + stride - 1) // stride."""
+        x = self.norm(x)
+        shortcut: Tensor = self.shortcut(x)
+        return shortcut if self.branch is None else shortcut + self.branch(x)
+
+
+def _group(place: int, inputs: int, outputs: int, net: Net) -> nn.Module:
+    """The group of number `place`, from 0: convolutions, or pre-activation blocks, of which its first may stride."""
+    if not net.pre_activation_blocks:
+        return ConvolutionGroup(inputs, outputs, net, single=place in net.single_groups)
+    first = PreActivationBlock(inputs, outputs, net, stride=2 if place else 1)
+    others = (PreActivationBlock(outputs, outputs, net) for _ in range(net.pre_activation_blocks - 1))
+    return nn.Sequential(first, *others)
+
+
 class NoWhitening(nn.Identity):
     """In the place of the whitening where a net has none."""
 
@@ -178,7 +214,10 @@ class NoWhitening(nn.Identity):
 
 
 class Stem(nn.Module):
-    """Frozen patch whitening, an activation, and the optional projection with norm and activation."""
+    """Frozen patch whitening, an activation, and the optional projection with norm and activation.
+
+    Pre-activation blocks begin with norm and activation themselves.
+    """
 
     def __init__(self, net: Net, channels: int, project_width: int) -> None:
         super().__init__()
@@ -192,7 +231,7 @@ class Stem(nn.Module):
         else:
             self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
         self.projection = _convolution(filters, project_width, net.project_kernel) if project_width else None
-        self.norm = BatchNorm(project_width, net) if project_width else None
+        self.norm = BatchNorm(project_width, net) if project_width and not net.pre_activation_blocks else None
         self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
         self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())
         self.outputs = project_width or filters
@@ -206,9 +245,9 @@ class Stem(nn.Module):
         """
         if not whitened:
             x = self.whitened(x)
-        if self.projection is not None and self.norm is not None:
-            return self.norm(self.projection(x))  # type: ignore[no-any-return]
-        return x
+        if self.projection is not None:
+            x = self.projection(x)
+        return x if self.norm is None else self.norm(x)
 
     def whitened(self, x: Tensor) -> Tensor:
         """Normalised images -> whitening and the activation right behind it; none where a projection follows."""
@@ -222,7 +261,7 @@ class Stem(nn.Module):
 
 
 class SpeedyResNet(nn.Module):
-    """Whitening stem, convolution groups, global pool, linear head.
+    """Whitening stem, groups of convolutions or of pre-activation blocks, global pool, linear head.
 
     Sources: davidcpage/cifar10-fast, tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings
     of this one.
@@ -236,10 +275,7 @@ class SpeedyResNet(nn.Module):
 
         self.stem = Stem(net, channels, scaled(net.project_width))
         widths = [self.stem.outputs, *map(scaled, net.widths)]
-        self.groups = nn.ModuleList(
-            ConvolutionGroup(*pair, net, single=place in net.single_groups)
-            for place, pair in enumerate(itertools.pairwise(widths))
-        )
+        self.groups = nn.ModuleList(_group(place, *pair, net) for place, pair in enumerate(itertools.pairwise(widths)))
         self.concatenates_mean = net.head_pool == "max_and_mean"
         features = 2 * widths[-1] if self.concatenates_mean else widths[-1]
         self.head = Linear(features, classes, bias=net.head_bias)
@@ -290,7 +326,8 @@ def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:
     if net.whitening_kernel:
         around = 2 * net.whitening_padding - net.whitening_kernel
         sides = (height + around) // net.whitening_stride + 1, (width + around) // net.whitening_stride + 1
-    factor, up = 2 ** len(net.widths), net.pool == "none"
+    blocks = net.pre_activation_blocks > 0
+    factor, up = 2 ** (len(net.widths) - blocks), blocks or net.pool == "none"
     rows, columns = (-(-side // factor) if up else side // factor for side in sides)
     return rows, columns
 

@@ -47,6 +47,11 @@ class Net:
     """Where the output of a group's first convolution is added to that of its last."""
     squeeze_excite_ratio: int = 0
     """Channels of a group for each hidden unit of its squeeze-and-excite, see `nets.SqueezeExcite`; 0 leaves it out."""
+    pre_activation_blocks: int = 0
+    """Makes each group of so many `nets.PreActivationBlock` instead of convolutions and a pool; all groups but the
+    first halve the map."""
+    pre_activation_branches: bool = True
+    """Off, only the shortcuts of these blocks are left."""
     activation: Activation = "gelu"
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
@@ -447,6 +452,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "net.first_kernel": (1, 7),
     "net.single_groups": (0, 15),
     "net.squeeze_excite_ratio": (0, 65_536),
+    "net.pre_activation_blocks": (0, 32),
     "net.whitening_kernel": (0, 8),
     "net.whitening_padding": (0, 8),
     "net.whitening_stride": (1, 64),
@@ -539,6 +545,8 @@ def _check_combinations(made: Recipe) -> None:
             raise UserError(f"net.{name} must be odd, not {getattr(made.net, name)}")
     if max(made.net.single_groups, default=0) >= len(made.net.widths):
         raise UserError(f"net.single_groups must be below {len(made.net.widths)}, the number of groups")
+    if made.net.pre_activation_blocks:
+        _check_pre_activation(made.net)
     if made.batch_size % made.net.batch_norm_groups:
         raise UserError(f"batch_size must be a multiple of net.batch_norm_groups, {made.net.batch_norm_groups}")
     if made.net.squeeze_excite_ratio and made.net.group_convolutions == 1:
@@ -552,6 +560,16 @@ def _check_combinations(made: Recipe) -> None:
         raise UserError(f"schedule.values must be as many numbers as schedule.knots, {len(knots)}")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
+
+
+def _check_pre_activation(net: Net) -> None:
+    """Raises UserError for settings of what pre-activation blocks are instead of."""
+    wanted: dict[str, object] = {"convolution_init": "default"}
+    for name in ("group_convolutions", "first_kernel", "single_groups", "residual", "squeeze_excite_ratio", "pool"):
+        wanted[name] = Net.__dataclass_fields__[name].default
+    for name, value in wanted.items():
+        if getattr(net, name) != value:
+            raise UserError(f"net.pre_activation_blocks={net.pre_activation_blocks} needs net.{name}={value}")
 
 
 def checked_recipe(made: object) -> Recipe:
