@@ -214,6 +214,7 @@ TABLE = {
     "airbench96": AIRBENCH96,
     "bag-of-tricks": BAG_OF_TRICKS,
     "davidnet": DAVIDNET,
+    "davidnet-tpu": DAVIDNET | {"shrink": 0.4 * 1.25e-4},
     "hiverge": HIVERGE,
     "hlb-v0.4": HLB_V0_4,
     "hlb-v0.4-long": HLB_V0_4_LONG,
