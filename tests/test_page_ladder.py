@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from speedyresnet.bench.cases import OPERATIONS, random_state
 from speedyresnet.bench.traffic import step_traffic
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.backends import variant_of_step
@@ -193,3 +194,13 @@ def test_a_profile_names_blocks_and_counts_their_flops(small_pack):
     assert branch.flops == pytest.approx(2 * 4 * 16 * 16 * 9 * 16 * 16 * (46 / 48) ** 2)
     assert traffic["group4.block2.conv1 4x4 wgrad"].flops > 0
     assert sum(name.endswith(" forward") for name in traffic) == 4 * 2 * 2 + 3  # 3x3, and shortcuts of groups 2 to 4
+
+
+def test_a_convolution_that_strides_does_so_when_it_is_measured_alone(small_pack):
+    made = recipe("page-ladder/3x3", ["width_multiplier=0.125", "batch_size=4", "dtype=float32"])
+    traffic = step_traffic(made, small_pack, torch.float32, variant_of_step(made, plan(made, 640), 0))
+    paper = random_state(made, torch.float32, torch.device("meta"))
+    alone = {each.layer: each.flops for each in OPERATIONS["convolution"](paper) if each.direction == "forward"}
+    sides = {"group1": 32, "group2": 16, "group3": 8}
+    assert alone == {f"{name}.1": traffic[f"{name}.conv1 {n}x{n} forward"].flops for name, n in sides.items()}
+    assert alone["group1.1"] == round(2 * 4 * 8 * 16 * 9 * 16 * 16 * (47 / 48) ** 2)
