@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speedyresnet.engine.backends import make_step, most_common_variant
 from speedyresnet.engine.init import reset_parameters
-from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, global_max_pool, make_net
+from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, last_map_size, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import (
@@ -223,8 +223,13 @@ def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str,
         handle.remove()
     for path, shape in shapes.items():
         if isinstance(paper.net.get_submodule(path), kind) and path.startswith("groups."):
-            _, group, _, *number = path.split(".")
-            yield path, shape, ".".join([f"group{int(group) + 1}", *(str(int(each) + 1) for each in number)])
+            yield path, shape, layer_of(path)
+
+
+def layer_of(path: str) -> str:
+    """A module's place in its net, counted from 1: groups.0.convolutions.1 is group1.2."""
+    names = [each for each in path.split(".") if each not in ("groups", "convolutions", "norms", "pool")]
+    return "group" + ".".join(str(int(each) + 1) if each.isdigit() else each for each in names)
 
 
 def _augmented(state: TrainingState, provider: str, batch_size: int) -> Callable[[], Batch]:
@@ -302,14 +307,15 @@ def _stem(paper: TrainingState) -> Iterator[Case]:
 
 
 def _convolution_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
-    weight = _random_like(state.net.get_submodule(path).get_parameter("weight").shape, state)
-    function = functools.partial(nn.functional.conv2d, padding=weight.shape[2] // 2)
-    return Subject(function, [_random_like(shape, state), weight])
+    module = state.net.get_submodule(path)
+    assert isinstance(module, Convolution)
+    function = functools.partial(nn.functional.conv2d, stride=module.stride, padding=module.padding)
+    return Subject(function, [_random_like(shape, state), _random_like(module.weight.shape, state)])
 
 
 @operation("convolution")
 def _convolutions(paper: TrainingState) -> Iterator[Case]:
-    """Each 3x3 convolution, its input gradient and its weight gradient."""
+    """Each convolution, its input gradient and its weight gradient."""
     for path, shape, layer in _modules(paper, Convolution):
         subject = functools.partial(_convolution_subject, path, shape)
         gradients: Gradients = {"dgrad": ([0], [1]), "wgrad": ([1], [0])}
@@ -368,15 +374,15 @@ def _pool_norms(paper: TrainingState) -> Iterator[Case]:
 
 @operation("head+loss")
 def _head(paper: TrainingState) -> Iterator[Case]:
-    """Global max-pool, linear layer, smoothed cross-entropy."""
-    *_, (_, shape, _) = _modules(paper, BatchNorm)
+    """Global pool, linear layer, smoothed cross-entropy."""
+    *_, (_, last, _) = _modules(paper, BatchNorm)
+    shape = *last[:2], *last_map_size(paper.recipe.net, *paper.images.shape[1:3])
 
     def subject(state: TrainingState) -> Subject:
         labels = torch.zeros(shape[0], dtype=torch.int64, device=state.images.device)
 
         def loss(x: Tensor, _: Tensor) -> Tensor:
-            logits = state.net.head(global_max_pool(x)) * state.net.logit_scale
-            return batch_losses(state.recipe, logits.to(state.scale.dtype), labels).sum()
+            return batch_losses(state.recipe, state.net.logits_of(x).to(state.scale.dtype), labels).sum()
 
         return Subject(loss, [_random_like(shape, state), state.net.head.weight])
 

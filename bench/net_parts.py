@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedyresnet.engine.nets import Convolution, ConvolutionGroup, SpeedyResNet, Stem
+from speedyresnet.engine.nets import Convolution, ConvolutionGroup, PreActivationBlock, SpeedyResNet, Stem
 from speedyresnet.engine.parts import part
 
 
@@ -18,13 +18,15 @@ def part_of_module(path: str, module: nn.Module) -> str | None:
         return "stem"
     if isinstance(module, nn.MaxPool2d):
         return "pool"
-    if isinstance(module, ConvolutionGroup):
+    if isinstance(module, ConvolutionGroup | PreActivationBlock):
         return "norm+activation"
     if isinstance(module, SpeedyResNet):
         return "head+loss"
     if isinstance(module, Convolution) and path.startswith("groups."):
-        _, group, _, convolution = path.split(".")
-        return f"group{int(group) + 1}.conv{int(convolution) + 1}"
+        _, group, place, *_, name = path.split(".")
+        if place == "convolutions":
+            return f"group{int(group) + 1}.conv{int(name) + 1}"
+        return f"group{int(group) + 1}.block{int(place) + 1}.{name}"
     return None
 
 

@@ -55,8 +55,8 @@ def folded_net(model: Model) -> nn.Module:
     for name, module in list(net.named_modules()):
         if isinstance(module, BatchNorm) and module not in scaled:
             _fold_norm(net, name, module, pools_first=model.recipe.net.pool == "before_norm")
-    head = nn.Linear(net.head.in_features, net.head.out_features, bias=False, device="meta")
-    head.load_state_dict({"weight": net.head.weight.detach()}, assign=True)
+    head = nn.Linear(net.head.in_features, net.head.out_features, bias=net.head.bias is not None, device="meta")
+    head.load_state_dict(net.head.state_dict(), assign=True)
     net.set_submodule("head", head)
     return net.float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
@@ -148,13 +148,16 @@ def export_model(
         image_size: height and width; none takes what the model was trained on.
 
     Raises:
-        UserError: unknown format, unknown or too small images, weights of a diverged run, a path that is refused.
+        UserError: unknown format, unknown or too small images, weights of a diverged run, pre-activation blocks, a path
+            that is refused.
     """
     check_format(file_format)
     size = image_size or model.image_size
     if size is None:
         raise UserError("the model file does not tell the size of its images; give --size")
     check_image_size(model.recipe.net, *size)
+    if model.recipe.net.pre_activation_blocks:
+        raise UserError("batch norms in front of convolutions cannot be folded into them: this net has such")
     metadata = _metadata(model, file_format, *size)
     # Two images, because torch.export would take one for a size that never changes.
     example = torch.zeros(2, *metadata["input"]["shape"][1:], dtype=torch.float32)

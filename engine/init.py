@@ -105,7 +105,10 @@ def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
             else:
                 module.bias.zero_()
         elif isinstance(module, BatchNorm):
-            module.weight.fill_(1.0)
+            if settings.batch_norm_scale_init == "uniform":
+                module.weight.uniform_(generator=generator)
+            else:
+                module.weight.fill_(1.0)
             module.bias.zero_()
             module.running_mean.zero_()
             module.running_var.fill_(1.0)

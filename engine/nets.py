@@ -4,6 +4,7 @@ Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in chan
 """
 
 import itertools
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,8 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3) -> Convolution:
-    return Convolution(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> Convolution:
+    return Convolution(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -135,16 +136,18 @@ def global_max_pool(x: Tensor) -> Tensor:
 class ConvolutionGroup(nn.Module):
     """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map.
 
+    Without a pool the first convolution has a stride of 2, which rounds up an odd side that a pool would round down.
     Squeeze-and-excite, where wanted, scales what the last convolution gives, before its norm, by what it makes of the
     group's first activation; so hlb-CIFAR10 v0.3 has it.
     """
 
     def __init__(self, inputs: int, outputs: int, net: Net, *, single: bool = False) -> None:
         super().__init__()
-        widths = [inputs] + [outputs] * (1 if single else net.group_convolutions)
-        self.convolutions = nn.ModuleList(_convolution(*pair) for pair in itertools.pairwise(widths))
+        first = _convolution(inputs, outputs, net.first_kernel, stride=2 if net.pool == "none" else 1)
+        others = (_convolution(outputs, outputs) for _ in range(0 if single else net.group_convolutions - 1))
+        self.convolutions = nn.ModuleList([first, *others])
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.Identity() if net.pool == "none" else nn.MaxPool2d(2)
         self.pools_last = net.pool == "after_norm"
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
@@ -152,7 +155,7 @@ class ConvolutionGroup(nn.Module):
         self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio and not single else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, outputs, H // 2, W // 2]."""
+        """[N, C, H, W] -> [N, outputs, H // 2, W // 2], or (H + 1) // 2 and (W + 1) // 2 without a pool."""
         x, norm = self.convolutions[0](x), self.norms[0]
         fused = self.training and self.pool_provider == "triton"
         if fused:
@@ -169,6 +172,41 @@ class ConvolutionGroup(nn.Module):
         return x
 
 
+class PreActivationBlock(nn.Module):
+    """norm - activation, and the sum of two ways from there: conv - norm - activation - conv, and a shortcut.
+
+    The shortcut is a 1x1 convolution where widths or sides change, else nothing. Source: cifar10-fast's baseline; He et
+    al., "Identity Mappings in Deep Residual Networks" (2016), have shortcuts before the activation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, net: Net, *, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = BatchNorm(inputs, net)
+        changes = stride > 1 or inputs != outputs
+        self.shortcut = _convolution(inputs, outputs, 1, stride) if changes else nn.Identity()
+        branch = OrderedDict(
+            conv1=_convolution(inputs, outputs, stride=stride),
+            norm=BatchNorm(outputs, net),
+            conv2=_convolution(outputs, outputs),
+        )
+        self.branch = nn.Sequential(branch) if net.pre_activation_branches else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H', W'] with H' = (H + stride - 1) // stride."""
+        x = self.norm(x)
+        shortcut: Tensor = self.shortcut(x)
+        return shortcut if self.branch is None else shortcut + self.branch(x)
+
+
+def _group(place: int, inputs: int, outputs: int, net: Net) -> nn.Module:
+    """The group of number `place`, from 0: convolutions, or pre-activation blocks, of which its first may stride."""
+    if not net.pre_activation_blocks:
+        return ConvolutionGroup(inputs, outputs, net, single=place in net.single_groups)
+    first = PreActivationBlock(inputs, outputs, net, stride=2 if place else 1)
+    others = (PreActivationBlock(outputs, outputs, net) for _ in range(net.pre_activation_blocks - 1))
+    return nn.Sequential(first, *others)
+
+
 class NoWhitening(nn.Identity):
     """In the place of the whitening where a net has none."""
 
@@ -176,7 +214,10 @@ class NoWhitening(nn.Identity):
 
 
 class Stem(nn.Module):
-    """Frozen patch whitening, an activation, and the optional projection with norm and activation."""
+    """Frozen patch whitening, an activation, and the optional projection with norm and activation.
+
+    Pre-activation blocks begin with norm and activation themselves.
+    """
 
     def __init__(self, net: Net, channels: int, project_width: int) -> None:
         super().__init__()
@@ -190,7 +231,7 @@ class Stem(nn.Module):
         else:
             self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
         self.projection = _convolution(filters, project_width, net.project_kernel) if project_width else None
-        self.norm = BatchNorm(project_width, net) if project_width else None
+        self.norm = BatchNorm(project_width, net) if project_width and not net.pre_activation_blocks else None
         self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
         self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())
         self.outputs = project_width or filters
@@ -204,9 +245,9 @@ class Stem(nn.Module):
         """
         if not whitened:
             x = self.whitened(x)
-        if self.projection is not None and self.norm is not None:
-            return self.norm(self.projection(x))  # type: ignore[no-any-return]
-        return x
+        if self.projection is not None:
+            x = self.projection(x)
+        return x if self.norm is None else self.norm(x)
 
     def whitened(self, x: Tensor) -> Tensor:
         """Normalised images -> whitening and the activation right behind it; none where a projection follows."""
@@ -220,7 +261,7 @@ class Stem(nn.Module):
 
 
 class SpeedyResNet(nn.Module):
-    """Whitening stem, convolution groups, global max-pool, bias-free linear head.
+    """Whitening stem, groups of convolutions or of pre-activation blocks, global pool, linear head.
 
     Sources: davidcpage/cifar10-fast, tysam-code/hlb-CIFAR10 and KellerJordan/cifar10-airbench, whose nets are settings
     of this one.
@@ -234,11 +275,10 @@ class SpeedyResNet(nn.Module):
 
         self.stem = Stem(net, channels, scaled(net.project_width))
         widths = [self.stem.outputs, *map(scaled, net.widths)]
-        self.groups = nn.ModuleList(
-            ConvolutionGroup(*pair, net, single=place in net.single_groups)
-            for place, pair in enumerate(itertools.pairwise(widths))
-        )
-        self.head = Linear(widths[-1], classes, bias=False)
+        self.groups = nn.ModuleList(_group(place, *pair, net) for place, pair in enumerate(itertools.pairwise(widths)))
+        self.concatenates_mean = net.head_pool == "max_and_mean"
+        features = 2 * widths[-1] if self.concatenates_mean else widths[-1]
+        self.head = Linear(features, classes, bias=net.head_bias)
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"
 
@@ -250,7 +290,14 @@ class SpeedyResNet(nn.Module):
         x = self.stem(x.contiguous() if self.contiguous else x, whitened)
         for group in self.groups:
             x = group(x)
-        logits: Tensor = self.head(global_max_pool(x))
+        return self.logits_of(x)
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], the map of the last group -> [N, classes]."""
+        features = global_max_pool(x)
+        if self.concatenates_mean:
+            features = torch.cat([features, x.mean((2, 3))], 1)
+        logits: Tensor = self.head(features)
         return logits * self.logit_scale
 
 
@@ -279,7 +326,9 @@ def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:
     if net.whitening_kernel:
         around = 2 * net.whitening_padding - net.whitening_kernel
         sides = (height + around) // net.whitening_stride + 1, (width + around) // net.whitening_stride + 1
-    rows, columns = (side >> len(net.widths) for side in sides)
+    blocks = net.pre_activation_blocks > 0
+    factor, up = 2 ** (len(net.widths) - blocks), blocks or net.pool == "none"
+    rows, columns = (-(-side // factor) if up else side // factor for side in sides)
     return rows, columns
 
 

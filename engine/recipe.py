@@ -39,18 +39,26 @@ class Net:
     """Channels of each group, before `width_multiplier`."""
     group_convolutions: int = 2
     """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
+    first_kernel: int = 3
+    """Side of the first of them, which pads by half of it, if not 3."""
     single_groups: tuple[int, ...] = ()
     """Places, from 0, of the groups that have their first convolution only."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
     """Where the output of a group's first convolution is added to that of its last."""
     squeeze_excite_ratio: int = 0
     """Channels of a group for each hidden unit of its squeeze-and-excite, see `nets.SqueezeExcite`; 0 leaves it out."""
+    pre_activation_blocks: int = 0
+    """Makes each group of so many `nets.PreActivationBlock` instead of convolutions and a pool; all groups but the
+    first halve the map."""
+    pre_activation_branches: bool = True
+    """Off, only the shortcuts of these blocks are left."""
     activation: Activation = "gelu"
     """Behind every batch norm."""
     whitening_activation: Activation = "gelu"
     """Right behind the whitening, where no projection follows it."""
-    pool: Literal["before_norm", "after_norm"] = "before_norm"
-    """Where the max-pool of a group stands; behind the norm it is behind the activation too."""
+    pool: Literal["before_norm", "after_norm", "none"] = "before_norm"
+    """Where the max-pool of a group stands; behind the norm it is behind the activation too. `none`: the group's first
+    convolution has a stride of 2 instead."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Of weights and activations; the kernels of the net take channels_last only."""
     whitening_kernel: int = 2
@@ -77,11 +85,16 @@ class Net:
     """Of its parameters and statistics, at least; `native`: that of the other weights, which no kernel takes."""
     batch_norm_scale: Literal["frozen", "learned"] = "frozen"
     """`frozen` at 1."""
+    batch_norm_scale_init: Literal["one", "uniform"] = "one"
+    """`uniform`: drawn from [0, 1), PyTorch's default before version 1.2."""
     batch_norm_groups: int = 1
     """Ghost batch norm: image n of a batch is normalised with the images of its group, n % batch_norm_groups."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
+    head_pool: Literal["max", "max_and_mean"] = "max"
+    """What of each channel of the last map the head sees; `max_and_mean`: all maxima, then all means."""
+    head_bias: bool = False
     head_init: Literal["default", "unit_deviation"] = "default"
     """`unit_deviation`: PyTorch's default, brought to a standard deviation of 1."""
     logit_scale: float = 1 / 9
@@ -152,7 +165,7 @@ class Optimizer:
     weight_decay: float = 0.0153 / 11.5
     """For the mean loss: a step at the peak shrinks weights by learning_rate * weight_decay."""
     batch_norm_bias_scale: float = 64.0
-    """Biases of batch norm and of squeeze-and-excite learn that much faster, with the same decay a step."""
+    """Biases of batch norm, squeeze-and-excite and head learn that much faster, with the same decay a step."""
     head_scale: float = 1.0
     """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: float = 3.0
@@ -171,12 +184,16 @@ class Optimizer:
 class Schedule:
     """Learning rate as a multiple of its peak, one value a step; see `schedules.py`."""
 
-    kind: Literal["triangle", "one_cycle", "linear"] = "triangle"
-    """`linear` has no rise: neither `start` nor `peak` matters."""
+    kind: Literal["triangle", "one_cycle", "linear", "piecewise"] = "triangle"
+    """`linear` has no rise: neither `start` nor `peak` matters; `piecewise` has `knots` and `values` only."""
     start: float = 0.2
     peak: float = 0.23
     """Fraction of the steps at which the peak is reached."""
     end: float = 0.07
+    knots: tuple[float, ...] = ()
+    """Fractions of the steps at which the corners of `piecewise` are."""
+    values: tuple[float, ...] = ()
+    """Its values there."""
     epochs: float | None = None
     """Epochs until the end of the curve, whose last value holds on; none: those of the run."""
     floor: float = 0.0
@@ -438,8 +455,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "width_multiplier": (1e-6, 64),
     "net.widths": (1, 65_536),
     "net.group_convolutions": (1, 32),
+    "net.first_kernel": (1, 7),
     "net.single_groups": (0, 15),
     "net.squeeze_excite_ratio": (0, 65_536),
+    "net.pre_activation_blocks": (0, 32),
     "net.whitening_kernel": (0, 8),
     "net.whitening_padding": (0, 8),
     "net.whitening_stride": (1, 64),
@@ -476,6 +495,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "schedule.start": (0, 1e3),
     "schedule.peak": (0, 0.999),
     "schedule.end": (0, 1e3),
+    "schedule.knots": (0, 1),
+    "schedule.values": (0, 1e3),
     "schedule.epochs": (1e-6, 1e6),
     "schedule.floor": (0, 1e3),
     "averaging.every": (1, 1_000_000),
@@ -494,6 +515,8 @@ _LENGTHS = {
     "net.single_groups": (0, 16),
     "augmentation.sizes": (0, 10_000),
     "optimizer.muon.newton_schulz_coefficients": (3, 3),
+    "schedule.knots": (0, 16),
+    "schedule.values": (0, 16),
 }
 """Least and most numbers in every list."""
 
@@ -526,18 +549,36 @@ def _check_combinations(made: Recipe) -> None:
     """Raises UserError for values that do not go together."""
     if made.net.whitening_padding > made.net.whitening_kernel:
         raise UserError("net.whitening_padding must be at most net.whitening_kernel")
-    if made.net.project_kernel % 2 == 0:
-        raise UserError(f"net.project_kernel must be odd, not {made.net.project_kernel}")
+    for name in ("project_kernel", "first_kernel"):
+        if getattr(made.net, name) % 2 == 0:
+            raise UserError(f"net.{name} must be odd, not {getattr(made.net, name)}")
     if max(made.net.single_groups, default=0) >= len(made.net.widths):
         raise UserError(f"net.single_groups must be below {len(made.net.widths)}, the number of groups")
+    if made.net.pre_activation_blocks:
+        _check_pre_activation(made.net)
     if made.batch_size % made.net.batch_norm_groups:
         raise UserError(f"batch_size must be a multiple of net.batch_norm_groups, {made.net.batch_norm_groups}")
     if made.net.squeeze_excite_ratio and made.net.group_convolutions == 1:
         raise UserError(
             "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"
         )
+    knots = made.schedule.knots
+    if made.schedule.kind == "piecewise" and not (knots and list(knots) == sorted(set(knots))):
+        raise UserError(f"schedule.knots must be one or more rising numbers for schedule.kind=piecewise, not {knots}")
+    if len(knots) != len(made.schedule.values):
+        raise UserError(f"schedule.values must be as many numbers as schedule.knots, {len(knots)}")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
+
+
+def _check_pre_activation(net: Net) -> None:
+    """Raises UserError for settings of what pre-activation blocks are instead of."""
+    wanted: dict[str, object] = {"convolution_init": "default"}
+    for name in ("group_convolutions", "first_kernel", "single_groups", "residual", "squeeze_excite_ratio", "pool"):
+        wanted[name] = Net.__dataclass_fields__[name].default
+    for name, value in wanted.items():
+        if getattr(net, name) != value:
+            raise UserError(f"net.pre_activation_blocks={net.pre_activation_blocks} needs net.{name}={value}")
 
 
 def checked_recipe(made: object) -> Recipe:

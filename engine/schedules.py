@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from .errors import UserError
 from .recipe import Averaging, Muon, Recipe, Schedule
 
@@ -50,10 +52,21 @@ def one_cycle(schedule: Schedule, steps: int) -> list[float]:
     return [value(step) for step in range(steps)]
 
 
+def piecewise(schedule: Schedule, steps: int) -> list[float]:
+    """Linear between the `knots`, at which it has the `values`, and constant outside them.
+
+    As cifar10-fast has it: the first step is 1 / steps along, the last one at 1.
+    """
+    places = np.arange(1, steps + 1) / steps
+    found: list[float] = np.interp(places, schedule.knots, schedule.values).tolist()
+    return found
+
+
 SCHEDULES: dict[str, Callable[[Schedule, int], list[float]]] = {
     "triangle": triangle,
     "one_cycle": one_cycle,
     "linear": linear,
+    "piecewise": piecewise,
 }
 
 

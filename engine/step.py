@@ -80,7 +80,7 @@ class TrainingState:
         """By what they hold: convolutions, head, batch_norm_biases, batch_norm_scales and whitening_bias where they are
         trained.
 
-        Weights of squeeze-and-excite are with the head, its biases with those of batch norm.
+        Weights of squeeze-and-excite are with the head, its biases and the head's with those of batch norm.
         """
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.

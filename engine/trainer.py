@@ -144,7 +144,7 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
         kernels["stem"] = "reference"
     if other_layout or net.batch_norm_precision == "native":
         kernels["batch_norm_act"] = "reference"
-    if kernels["batch_norm_act"] == "reference" or net.pool == "after_norm":
+    if kernels["batch_norm_act"] == "reference" or net.pool != "before_norm" or net.pre_activation_blocks:
         kernels["pool_batch_norm_act"] = "reference"
     if backend == "torchscript":
         kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}

@@ -111,6 +111,7 @@ STRUCTURES = [
     ["net.whitening_kernel=0", "net.project_width=16", "net.project_kernel=3", "net.pool=after_norm"],
     ["net.whitening_kernel=0", "net.whitening_bias=false", "net.memory_format=contiguous"],
     ["net.whitening_padding=1", "net.whitening_kernel=3", "net.whitening_bias=false", "net.project_width=16"],
+    ["net.pool=none", "net.first_kernel=1", "net.head_pool=max_and_mean", "net.head_bias=true"],
     ["net.squeeze_excite_ratio=16", "net.residual=before_activation", "net.group_convolutions=3"],
     ["net.project_width=16", "net.residual=before_activation", "net.whitening_bias=false", "net.activation=gelu_tanh"],
 ]

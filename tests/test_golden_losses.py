@@ -18,7 +18,7 @@ import torch
 from speedyresnet.engine import optim, recipe
 from speedyresnet.engine.backends import variant_of_step
 from speedyresnet.engine.evaluate import LabelledImages, all_logits, forward_of
-from speedyresnet.engine.nets import Convolution, make_net
+from speedyresnet.engine.nets import BatchNorm, Convolution, SqueezeExcite, make_net
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, batch_losses, training_step
 from speedyresnet.kernels import augment
@@ -109,26 +109,31 @@ DRAWS = {
     "hlb-v0.7": draws_of_hlb,
     "davidnet": draws_of_cifar10_fast,
     "bag-of-tricks": draws_of_cifar10_fast,
+    "page-ladder/baseline": draws_of_cifar10_fast,
+    "page-ladder/max-pool": draws_of_cifar10_fast,
 }
 
 
 @torch.no_grad()
-def fill_weights(net, unit_head):
+def fill_weights(net, unit_head, drawn_scales):
     if isinstance(net.stem.whitening, Convolution):
         whitening = net.stem.whitening.weight
         filters = (2 * formula(0, (3 * whitening[0, 0].numel(), *whitening.shape[1:])) - 1) * 0.5
         whitening.copy_(torch.cat([filters, -filters])[: len(whitening)])
     if net.stem.whitening.bias is not None:
         net.stem.whitening.bias.copy_((2 * formula(1, (24,)) - 1) * 0.1)
-    layers = [(net.stem.projection, net.stem.norm)] if net.stem.projection is not None else []
-    layers += [pair for group in net.groups for pair in zip(group.convolutions, group.norms, strict=True)]
-    for index, (convolution, norm) in enumerate(layers):
-        weight, bias = convolution.weight, norm.bias
+    weights = [m.weight for m in net.modules() if isinstance(m, Convolution) and m.weight.requires_grad]
+    for index, weight in enumerate(weights):
         weight.copy_((2 * formula(2 + 2 * index, weight.shape) - 1) * math.sqrt(3 / weight[0].numel()))
-        bias.copy_((2 * formula(3 + 2 * index, bias.shape) - 1) * 0.1)
+    for index, norm in enumerate(m for m in net.modules() if isinstance(m, BatchNorm)):
+        norm.bias.copy_((2 * formula(3 + 2 * index, norm.bias.shape) - 1) * 0.1)
+        if drawn_scales:
+            norm.weight.copy_(formula(500 + index, norm.weight.shape))
     head = net.head.weight
-    head.copy_((2 * formula(2 + 2 * len(layers), head.shape) - 1) * math.sqrt(3 if unit_head else 1 / head.shape[1]))
-    gates = [each.squeeze_excite for each in net.groups if each.squeeze_excite is not None]
+    head.copy_((2 * formula(2 + 2 * len(weights), head.shape) - 1) * math.sqrt(3 if unit_head else 1 / head.shape[1]))
+    if net.head.bias is not None:
+        net.head.bias.copy_((2 * formula(600, net.head.bias.shape) - 1) * 0.1)
+    gates = [m for m in net.modules() if isinstance(m, SqueezeExcite)]
     for index, linear in enumerate(linear for gate in gates for linear in (gate.squeeze, gate.excite)):
         weight, bias = linear.weight, linear.bias
         weight.copy_((2 * formula(40 + 2 * index, weight.shape) - 1) * math.sqrt(3 / weight.shape[1]))
@@ -142,12 +147,11 @@ SETTINGS = {
     "hlb-v0.7": ["augmentation.cutmix_epochs=10"],
     # The logits are over the width; the lookahead, which begins at step 28, has 32 steps an epoch in the recipe.
     "progressive": ["width_multiplier=0.25", "net.logit_scale=0.015625", "averaging.tail=2.25"],
-    # The schedules of these 5 epochs of 4 steps rise from 0 at the step before the first.
-    "davidnet": ["width_multiplier=0.125", "epochs=5", "schedule.start=0.24"],
-    "bag-of-tricks": [
-        "width_multiplier=0.125", "epochs=5", "schedule.start=0.25", "schedule.epochs=4", "net.batch_norm_groups=4"
-    ],
-}  # fmt: skip
+    "davidnet": ["width_multiplier=0.125", "epochs=5"],
+    "bag-of-tricks": ["width_multiplier=0.125", "epochs=5", "net.batch_norm_groups=4"],
+    "page-ladder/baseline": ["width_multiplier=0.125", "epochs=5"],
+    "page-ladder/max-pool": ["width_multiplier=0.125", "epochs=5"],
+}
 """What the originals were run with, beside batches of 16."""
 
 
@@ -179,7 +183,7 @@ def state_after(name, steps, monkeypatch):
     monkeypatch.setattr(augment, "augmentation_draws", DRAWS[name])
     settings = settings_at_batch_16(name)
     net = make_net(settings, classes=10, channels=3, dtype=torch.float64, device="cpu").train()
-    fill_weights(net, settings.net.head_init == "unit_deviation")
+    fill_weights(net, settings.net.head_init == "unit_deviation", settings.net.batch_norm_scale_init == "uniform")
     state = TrainingState(
         net,
         settings,

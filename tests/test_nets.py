@@ -201,6 +201,7 @@ def test_only_a_learned_scale_moves(scale, make_state):
     [
         ("net.batch_norm_scale=learned", set()),
         ("net.pool=after_norm", {"pool_batch_norm_act"}),
+        ("net.pool=none", {"pool_batch_norm_act"}),
         ("net.batch_norm_precision=native", {"batch_norm_act", "pool_batch_norm_act"}),
         ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act"}),
         ("net.whitening_kernel=0", {"stem"}),

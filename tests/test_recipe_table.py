@@ -8,6 +8,7 @@ import torch
 
 from speedyresnet.engine import recipe, train
 from speedyresnet.engine.nets import forward_flops_per_image, make_net, parameter_counts
+from speedyresnet.engine.recipe import group as group_called
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
@@ -237,6 +238,7 @@ TABLE = {
     "airbench96": AIRBENCH96,
     "bag-of-tricks": BAG_OF_TRICKS,
     "davidnet": DAVIDNET,
+    "davidnet-tpu": DAVIDNET | {"shrink": 0.4 * 1.25e-4},
     "hiverge": HIVERGE,
     "hlb-v0.3": HLB_V0_3,
     "hlb-v0.3-long": HLB_V0_3_LONG,
@@ -326,3 +328,49 @@ def test_every_recipe_learns(name, small_pack):
     assert (record.status, record.steps, record.images_seen, outputs) == ("finished", 20, 1280, classes_of(name))
     assert record.history[-1].loss < record.history[0].loss
     assert record.accuracy.weights == TABLE[name]["views"][2]
+
+
+# Of David Page's rungs: parameters, megaflops, steps (those of whole batches), peak learning rate and the step, counted
+# from 1, which has it, accuracy and seconds. Steps: epochs times 50,000 // batch.
+PAGE_LADDER = {
+    "baseline": (5_205_834, 920.0, 13_650, 0.1, 5850, 0.9412, 297),
+    "mini-batches": (5_205_834, 920.0, 3395, 0.44, 1455, 0.9412, 256),
+    "fp32-batch-norm": (5_205_834, 920.0, 3395, 0.44, 1455, 0.9370, 186),
+    "cutout": (5_205_834, 920.0, 2910, 0.4, 776, 0.9414, 161),
+    "batch-768": (5_205_834, 920.0, 1950, 0.6, 520, 0.9360, 154),
+    "backbone": (115_786, 14.03, 1940, 0.4, 388, 0.559, 36),
+    "single-batch-norms": (114_762, 14.03, 1940, 0.4, 388, 0.560, 32),
+    "3x3": (966_730, 97.92, 1940, 0.4, 388, 0.856, 36),
+    "max-pool": (966_730, 381.04, 1940, 0.4, 388, 0.897, 43),
+    "global-max-pool": (1_557_066, 456.53, 1940, 0.4, 388, 0.907, 47),
+    "scale-1": (1_557_056, 456.53, 1940, 0.4, 388, 0.911, 47),
+    "residual": (6_573_120, 758.52, 1940, 0.4, 388, 0.937, 66),
+}
+
+
+def test_page_ladder_has_the_rungs_of_the_story_in_its_order():
+    ladder = group_called("page-ladder")
+    assert [each.name for each in (ladder.base, *ladder.variants)] == [f"page-ladder/{name}" for name in PAGE_LADDER]
+
+
+@pytest.mark.parametrize("rung", PAGE_LADDER)
+def test_a_rung_of_page_ladder_is_that_of_the_notebook(rung):
+    name, (parameters, megaflops, steps, rate, peak, accuracy, seconds) = f"page-ladder/{rung}", PAGE_LADDER[rung]
+    made, state = recipe(name), state_of(name)
+    assert parameter_counts(state.net) == (parameters, parameters)
+    flops = forward_flops_per_image(made, classes=10, channels=3, height=32, width=32)
+    assert flops / 1e6 == pytest.approx(megaflops, abs=0.005)
+    assert (state.plan.steps, made.claim.accuracy, made.claim.seconds) == (steps, accuracy, seconds)
+    corners = [(0, 0), (peak, rate), (steps, 0)]
+    if made.epochs == 35:
+        corners.insert(2, (peak * 2, 0.005))  # at epochs 0, 15, 30 and 35
+    expected = np.interp(range(1, steps + 1), *zip(*corners, strict=True)) / made.batch_size
+    assert sum(each.numel() for kind in state.groups.values() for each in kind.parameters) == parameters
+    for kind in state.groups.values():
+        assert [kind.learning_rate * value for value in state.plan.learning_rate] == pytest.approx(expected, abs=1e-12)
+        assert kind.learning_rate * kind.weight_decay == pytest.approx(rate * 5e-4)
+    augmentation = made.augmentation
+    whole = list(PAGE_LADDER).index(rung) < 3
+    assert (augmentation.padding, augmentation.flip, augmentation.cutout) == (4, "random", 0 if whole else 8)
+    assert (made.optimizer.momentum, made.loss.label_smoothing, made.averaging.kind) == (0.9, 0.0, "none")
+    assert (made.net.batch_norm_precision == "native") == (rung in ("baseline", "mini-batches"))

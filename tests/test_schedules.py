@@ -67,6 +67,14 @@ def test_cifar10_fast_has_the_published_points(name, steps, rates):
     assert not any(made.averaging_write_back)
 
 
+def test_piecewise_counts_steps_from_one_and_is_constant_outside_its_knots():
+    settings = ["schedule.kind=piecewise", "schedule.knots=0.2,0.6", "schedule.values=0.5,0.1", "epochs=1"]
+    made = plan(recipe("airbench94", [*settings, "batch_size=5000"]), IMAGES)
+    assert made.learning_rate == pytest.approx([0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1])
+    with pytest.raises(UserError, match="rising"):
+        recipe("airbench94", [*settings, "schedule.knots=0.6,0.2"])
+
+
 @pytest.mark.parametrize(("peak", "end", "steps"), [(0.23, 0.07, 581), (0.15, 0.0, 480)])
 def test_one_cycle_is_that_of_torch(peak, end, steps):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
