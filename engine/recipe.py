@@ -171,18 +171,34 @@ class Optimizer:
 class Schedule:
     """Learning rate as a multiple of its peak, one value a step; see `schedules.py`."""
 
-    kind: Literal["triangle", "one_cycle", "linear"] = "triangle"
-    """`linear` has no rise: neither `start` nor `peak` matters."""
+    kind: Literal[
+        "triangle",
+        "one_cycle",
+        "one_cycle_cosine",
+        "linear",
+        "cosine",
+        "exponential",
+        "cyclic_triangular",
+        "cyclic_triangular2",
+        "cyclic_exp_range",
+    ] = "triangle"
+    """`linear`, `cosine` and `exponential` begin at the peak: neither `start` nor `peak` matters to them."""
     start: float = 0.2
+    """Where the curve begins, and cycles end."""
     peak: float = 0.23
-    """Fraction of the steps at which the peak is reached."""
+    """Fraction of the steps at which the peak is reached, but for the cyclic kinds."""
     end: float = 0.07
+    """What the curve falls to, in `cyclic_exp_range` the height of the cycles; the other cyclic kinds ignore it."""
+    half_cycle: float = 1.0
+    """Of `cosine` and the cyclic kinds: from one turn to the next, a fraction of the steps."""
     epochs: float | None = None
     """Epochs until the end of the curve, whose last value holds on; none: those of the run."""
     floor: float = 0.0
     """Never less than that."""
     whitening_bias: Literal["shared", "linear"] = "shared"
     """`linear`: the whitening bias has a schedule of its own, from 1 at the first step to 0 where it is frozen."""
+    batch_norm_biases: Literal["shared", "one_cycle"] = "shared"
+    """`one_cycle`: those biases have a schedule of their own, linear from 0 to 1 at `peak`, then to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -470,6 +486,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "schedule.start": (0, 1e3),
     "schedule.peak": (0, 0.999),
     "schedule.end": (0, 1e3),
+    "schedule.half_cycle": (1e-6, 1),
     "schedule.epochs": (1e-6, 1e6),
     "schedule.floor": (0, 1e3),
     "averaging.every": (1, 1_000_000),
@@ -527,6 +544,8 @@ def _check_combinations(made: Recipe) -> None:
         raise UserError(
             "net.squeeze_excite_ratio needs net.group_convolutions of 2 or more: it scales the last of them"
         )
+    if made.schedule.kind in ("exponential", "cyclic_exp_range") and made.schedule.end == 0:
+        raise UserError(f"schedule.kind={made.schedule.kind} needs a schedule.end above 0: it falls by factors")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
 

@@ -278,7 +278,7 @@ def test_learning_rates_and_decay_are_those_of_the_original(name):
     assert state.recipe.optimizer.momentum == row["momentum"]
     for kind, group in state.groups.items():
         whitening = kind == "whitening_bias"
-        table = state.plan.whitening_bias_learning_rate if whitening else state.plan.learning_rate
+        table = state.plan.own_learning_rates.get(kind, state.plan.learning_rate)
         curve = row.get("bias_curve", row["curve"]) if whitening else row["curve"]
         last = row["bias_steps"] if whitening else steps
         for step in (0, steps // 4, steps // 2, 3 * steps // 4, last - 1, min(last, steps - 1)):
