@@ -387,7 +387,10 @@ def _print_kernels(rows: list[resources.Resources]) -> None:
 
 def _claim(row: dict[str, Any]) -> str:
     claim = row["claim"]
-    return f"{100 * claim['accuracy']:.2f} % in {claim['seconds']} s, {claim['hardware']}" if claim else ""
+    if not claim:
+        return ""
+    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
+    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
 
 
 def _print_recipes(rows: list[dict[str, Any]]) -> None:

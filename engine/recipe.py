@@ -239,7 +239,8 @@ class Claim:
     """A figure somebody published for a recipe."""
 
     accuracy: float
-    seconds: float
+    seconds: float | None
+    """None: not published."""
     hardware: str
 
 
@@ -289,6 +290,11 @@ class Group:
     base: Recipe
     variants: tuple[Recipe, ...]
     """Their names begin with the group's and a slash."""
+
+    @property
+    def members(self) -> tuple[Recipe, ...]:
+        """The base, then the variants."""
+        return self.base, *self.variants
 
 
 RecipeFunction = Callable[[], Recipe]
@@ -341,7 +347,7 @@ def _recipe_by_name(name: str) -> Recipe:
     if name in functions:
         return functions[name]()
     groups = [function() for function in registered_groups().values()]
-    members = {each.name: each for group in groups for each in (group.base, *group.variants)}
+    members = {each.name: each for group in groups for each in group.members}
     if name not in members:
         hint = nearest_names(name, [*functions, *members])
         raise UserError(f"unknown recipe {name!r}: {hint} (your own: --recipe file.py:function)")

@@ -8,6 +8,7 @@ import torch
 
 from speedyresnet.engine import recipe, train
 from speedyresnet.engine.nets import forward_flops_per_image, make_net, parameter_counts
+from speedyresnet.engine.recipe import group as group_called
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
@@ -298,3 +299,31 @@ def test_every_recipe_learns(name, small_pack):
     assert (record.status, record.steps, record.images_seen, outputs) == ("finished", 20, 1280, classes_of(name))
     assert record.history[-1].loss < record.history[0].loss
     assert record.accuracy.weights == TABLE[name]["views"][2]
+
+
+# The schedules of hlb-imagenette's study, 450 steps on Imagenette's 9,469 images: by variant the accuracy of its slides
+# and the learning rate as a part of the peak, read off their plots where no formula is known, by the step from 0.
+# The base, one cycle with its top at step 66.5, is what the biases of all keep.
+IMAGENETTE_CYCLE = {0: 0, 33: 33 / 66.5, 67: 382 / 382.5, 258: 191 / 382.5, 449: 0}
+IMAGENETTE_SCHEDULES = {
+    "one-cycle-cosine": (0.9001, {0: 0, 33: 0.494095, 66: 0.99986, 258: 0.498973, 449: 0}),
+    "exp-range": (0.8975, {0: 0, 45: 0.5**0.5, 90: 0, 135: 0.5**1.5, 225: 0.5**2.5, 315: 0.5**3.5, 405: 0.5**4.5}),
+    "triangular2": (0.8939, {0: 0, 45: 1, 90: 0, 112: 11 / 45, 135: 1 / 2, 225: 1 / 4, 315: 1 / 8, 405: 1 / 16}),
+    "triangular": (0.8929, {0: 0, 9: 0.2, 45: 1, 54: 0.8, 90: 0, 135: 1, 225: 1, 405: 1, 449: 1 / 45}),
+    "oscillating-cosine": (0.8921, {0: 1, 45: 0.5, 90: 0, 180: 1, 225: 0.5, 270: 0, 360: 1, 420: 0.25}),
+    "cosine": (0.8901, {0: 1, 150: 0.75, 225: 0.5, 300: 0.25, 449: 1.2e-5}),
+    "exponential": (0.8664, {0: 1, 1: 0.99, 100: 0.36603, 225: 0.104212, 449: 0.0109699}),
+}
+
+
+def test_the_schedules_of_imagenette_are_those_of_the_study():
+    study = group_called("imagenette-schedules")
+    assert [each.name for each in study.variants] == [f"{study.name}/{name}" for name in IMAGENETTE_SCHEDULES]
+    members = {"": (0.9052, IMAGENETTE_CYCLE)} | IMAGENETTE_SCHEDULES
+    for made, (accuracy, rates) in zip(study.members, members.values(), strict=True):
+        found = plan(made, 9_469)
+        assert (made.claim.accuracy, made.claim.seconds, found.steps) == (accuracy, None, 450)
+        assert {k: found.learning_rate[k] for k in rates} == pytest.approx(rates, rel=1e-4, abs=1e-6)
+        biases = found.own_learning_rates.get("batch_norm_biases", found.learning_rate)
+        assert {k: biases[k] for k in IMAGENETTE_CYCLE} == pytest.approx(IMAGENETTE_CYCLE, abs=1e-9)
+        assert dataclasses.replace(made, schedule=study.base.schedule).hash == study.base.hash
