@@ -36,9 +36,10 @@ from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
-from .recipe import Recipe, recipe_file
+from .recipe import Group, Recipe, recipe_file, with_settings
+from .recipe import group as group_called
 from .recipe import recipe as recipe_called
-from .recipes import registered_recipes
+from .recipes import registered_groups, registered_recipes
 from .schedules import plan
 from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
 
@@ -307,19 +308,28 @@ def _described(made: Recipe) -> dict[str, Any]:
 
 @app.command("recipes")
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(help="A recipe; none lists them all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe or a group; none lists all recipes.")] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes, or all numbers of one."""
-    names = sorted(registered_recipes()) if name is None else [name]
-    rows = [_described(recipe_called(each, settings or ())) for each in names]
+    """List the recipes, or those of a group, or all numbers of one."""
+    made = [with_settings(each, settings or ()) for each in _recipes_called(name)]
+    rows = list(map(_described, made))
     if as_json:
         print(json.dumps(rows, indent=1))
-    elif name is None:
+    elif name is None or name in registered_groups():
         _print_recipes(rows)
     else:
         _print_recipe(rows[0])
+    if name is None and not as_json:
+        _print_groups([function() for function in registered_groups().values()])
+
+
+def _recipes_called(name: str | None) -> list[Recipe]:
+    """The recipe, or the members of the group, of that name; without one every recipe that is in no group."""
+    if name in registered_groups():
+        return list(group_called(name).members)
+    return [recipe_called(each) for each in (sorted(registered_recipes()) if name is None else [name])]
 
 
 @app.command("doctor")
@@ -406,6 +416,16 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
         table.add_row(row["name"], *numbers, _claim(row), row["summary"])
     notes_console().print(table)
     print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
+
+
+def _print_groups(groups: list[Group]) -> None:
+    table = Table(title="groups, for `recipes NAME` and `bench compare --group NAME`")
+    table.add_column("group", no_wrap=True)
+    table.add_column("recipes", justify="right")
+    table.add_column("what")
+    for group in groups:
+        table.add_row(group.name, str(len(group.members)), group.summary)
+    notes_console().print(table)
 
 
 def _print_recipe(row: dict[str, Any]) -> None:
