@@ -29,6 +29,7 @@ from speedyresnet.engine.cli import (
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import check_outputs, check_writable, write_text
+from speedyresnet.engine.plots import matplotlib_pyplot
 from speedyresnet.engine.recipe import group as group_called
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.recipe import recipe_file
@@ -41,7 +42,6 @@ from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
 from .peers import check_data, parse_peers
-from .pictures import matplotlib_pyplot
 from .pool import BASE, PoolPlan, read_pool
 from .profiling import (
     print_profile,

@@ -163,7 +163,7 @@ def _arm_row(name: str, records: Sequence[dict[str, Any]], runs: Sequence[_Run])
     first = next(each for each in records if each["arm"] == name)
     return {
         "name": name,
-        "recipe": {key: first["recipe"][key] for key in ("name", "hash")},
+        "recipe": first["recipe"],
         "backend": first["backend"],
         "runs": [asdict(run) for run in runs],
         "accuracy": asdict(mean_interval([run.accuracy for run in runs])),

@@ -36,6 +36,7 @@ from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
+from .plots import check_plot, save_learning_rates
 from .recipe import Group, Recipe, recipe_file, with_settings
 from .recipe import group as group_called
 from .recipe import recipe as recipe_called
@@ -54,6 +55,7 @@ app.add_typer(data_app, name="data")
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CIFAR_IMAGES = 50_000  # that `recipes` counts for
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
@@ -287,7 +289,7 @@ def _described(made: Recipe) -> dict[str, Any]:
     """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's."""
     net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
-    schedule = plan(made, 50_000)
+    schedule = plan(made, _CIFAR_IMAGES)
     return {
         "name": made.name,
         "summary": made.summary,
@@ -310,11 +312,19 @@ def _described(made: Recipe) -> dict[str, Any]:
 def recipes_command(
     name: Annotated[str | None, typer.Argument(help="A recipe or a group; none lists all recipes.")] = None,
     settings: SetOption = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw the learning rates here, png or svg.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the recipes, or those of a group, or all numbers of one."""
+    if picture is not None:
+        if name is None:
+            raise UserError("--picture needs the name of a recipe or of a group")
+        check_plot(picture)
     made = [with_settings(each, settings or ()) for each in _recipes_called(name)]
     rows = list(map(_described, made))
+    if picture is not None:
+        labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
+        save_learning_rates(f"{name}, {_CIFAR_IMAGES:,} training images", labelled, _CIFAR_IMAGES, picture)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif name is None or name in registered_groups():

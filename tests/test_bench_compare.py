@@ -275,6 +275,7 @@ def test_a_group_is_compared_whole_and_may_get_more_variants(small_pack, tmp_pat
         "exponential", "schedule.peak=0.5",
     ]  # fmt: skip
     assert [each["name"] for each in result["arms"]] == [each["arm"] for each in records] == names
+    assert [each["recipe"] for each in result["arms"]] == [each["recipe"] for each in records]
     schedules = {each["arm"]: each["recipe"]["schedule"] for each in records}
     assert (schedules["base"]["kind"], schedules["schedule.peak=0.5"]["peak"]) == ("one_cycle", 0.5)
     assert (schedules["cosine"]["kind"], schedules["triangular2"]["kind"]) == ("cosine", "cyclic_triangular2")
