@@ -59,7 +59,7 @@ def test_a_plot_has_a_line_for_each_curve():
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
 def test_the_name_of_the_file_tells_the_format(name, begins, tmp_path):
-    save_learning_rates("$\\frac", {"$x^": recipe("airbench94")}, IMAGES, tmp_path / name)
+    save_learning_rates("$\\frac$", {"$x^": recipe("airbench94")}, IMAGES, tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(begins)
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
