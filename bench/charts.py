@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .pictures import COLORS, matplotlib_pyplot
+from speedyresnet.engine.plots import COLORS, matplotlib_pyplot
+
 from .statistics import Interval
 
 _INCHES = 5

@@ -29,18 +29,19 @@ from speedyresnet.engine.cli import (
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import check_outputs, check_writable, write_text
+from speedyresnet.engine.plots import matplotlib_pyplot
+from speedyresnet.engine.recipe import group as group_called
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.recipe import recipe_file
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
-from .compare import Arm, arm_of, check_arms, compare_runs, comparison, print_comparison
+from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
 from .gpu_suite import run_gpu_suite, stages
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
 from .peers import check_data, parse_peers
-from .pictures import matplotlib_pyplot
 from .pool import BASE, PoolPlan, read_pool
 from .profiling import (
     print_profile,
@@ -150,8 +151,11 @@ def record_command(
 @bench_app.command("compare")
 def compare_command(
     variants: Annotated[
-        list[str], typer.Option("--variant", help="Settings, backend=NAME, a recipe; several parted by spaces.")
-    ],
+        list[str] | None, typer.Option("--variant", help="Settings, backend=NAME, a recipe; several parted by spaces.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="Instead of a recipe: the base and all variants of a group.")
+    ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     data: DataOption = "cifar10",
@@ -177,10 +181,18 @@ def compare_command(
 ) -> None:
     """Variants of a recipe against the recipe, the same seeds in turns: better, worse, cannot tell."""
     place, console = pick_device(device), notes_console(as_json)
-    name = recipe or default_recipe(place)
+    variants = variants or []
+    if not (group or variants):
+        raise UserError("nothing to compare: give --variant, or --group")
+    if group and recipe:
+        raise UserError("--group has a base of its own: leave --recipe out")
     _check_view_and_clock(view, clock)
-    base = Arm(BASE, recipe_called(name, settings or ()), backend)
-    arms = [base, *(arm_of(variant, name, settings or (), backend) for variant in variants)]
+    if group:
+        arms = group_arms(group_called(group), settings or (), backend)
+    else:
+        arms = [Arm(BASE, recipe_called(recipe or default_recipe(place), settings or ()), backend)]
+    name = recipe or arms[0].recipe.name
+    arms += [arm_of(variant, name, settings or (), backend) for variant in variants]
     check_arms(arms, view, place)
     _check_seeds(seed, runs)
     check_outputs([out], [data, *(recipe_file(word) for each in (name, *variants) for word in each.split())])

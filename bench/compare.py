@@ -17,7 +17,7 @@ from rich.table import Table
 from speedyresnet.engine.backends import AUTO, check_backend, default_backend
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.recipe import Group, Recipe, with_settings
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.trainer import Trainer
 
@@ -61,6 +61,16 @@ def arm_of(variant: str, recipe: str, settings: Sequence[str], backend: str) -> 
     return Arm(" ".join(words), made, (backends or [backend])[-1])
 
 
+def group_arms(group: Group, settings: Sequence[str], backend: str) -> list[Arm]:
+    """The base of a group and its variants, these by their names within it.
+
+    Raises:
+        UserError: a setting that is none.
+    """
+    names = BASE, *(each.name.removeprefix(f"{group.name}/") for each in group.variants)
+    return [Arm(name, with_settings(each, settings), backend) for name, each in zip(names, group.members, strict=True)]
+
+
 def check_arms(arms: Sequence[Arm], view: str | None, device: torch.device) -> None:
     """Raise UserError for arms that are the same, a backend that cannot run, or a view that one does not measure."""
     seen: dict[tuple[str, str], str] = {}
@@ -70,14 +80,17 @@ def check_arms(arms: Sequence[Arm], view: str | None, device: torch.device) -> N
             check_view(arm.recipe, view)
         key = arm.recipe.hash, default_backend(device) if arm.backend == AUTO else arm.backend
         if key in seen:
-            raise UserError(f"--variant {arm.name!r} is the same as {seen[key]!r}; change something or leave it out")
+            raise UserError(f"variant {arm.name!r} is the same as {seen[key]!r}; change something or leave it out")
         seen[key] = arm.name
 
 
 def compare_runs(
     arms: Sequence[Arm], pack: Pack, device: torch.device, plan: PoolPlan, out: Path, console: Console
 ) -> list[dict[str, Any]]:
-    """Train all arms with all seeds of `plan`; see `record.run_pool`. Each arm keeps its own copy of the data."""
+    """Train all arms with all seeds of `plan`; see `record.run_pool`.
+
+    Each arm keeps its own copy of the data and, with backend=graph, the memory of its steps and evaluation.
+    """
     pack = pack_to_test_on(pack, plan.validation)
     trainers = {arm.name: Trainer(arm.recipe, pack, device, arm.backend) for arm in arms}
     return run_pool(trainers, plan, out, console)
@@ -150,7 +163,7 @@ def _arm_row(name: str, records: Sequence[dict[str, Any]], runs: Sequence[_Run])
     first = next(each for each in records if each["arm"] == name)
     return {
         "name": name,
-        "recipe": {key: first["recipe"][key] for key in ("name", "hash")},
+        "recipe": first["recipe"],
         "backend": first["backend"],
         "runs": [asdict(run) for run in runs],
         "accuracy": asdict(mean_interval([run.accuracy for run in runs])),

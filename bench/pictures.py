@@ -1,40 +1,16 @@
-"""Pictures of what was measured; they need matplotlib (extra `bench`), which is imported only to draw."""
+"""Pictures of what was measured."""
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_atomically
+from speedyresnet.engine.plots import COLORS, matplotlib_pyplot, save_figure
 from speedyresnet.engine.record import machine_name
 
-COLORS = ("#3b82f6", "#e8690b", "#2f9e44", "#8b5cf6", "#db2777", "#0e9aa7", "#b08900", "#7c8794")
-"""Of series: middle tones, seen on white and on black."""
 _MEASURED, _FLOOR = "#c9d4e3", "#1f4e8c"
 _REST = COLORS[0]
 _KINDS = dict(zip(("dgrad", "forward", "wgrad"), COLORS[1:], strict=False))
-
-
-def matplotlib_pyplot() -> Any:
-    """The plotting module, drawing into files.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise UserError("pictures need matplotlib: pip install 'speedyresnet[bench]'") from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda part: figure.savefig(part, dpi=120, format="png"))
-    matplotlib_pyplot().close(figure)
 
 
 def _title(profile: dict[str, Any]) -> str:
@@ -63,7 +39,7 @@ def draw_parts(profile: dict[str, Any], path: Path) -> None:
     axes.set_title(_title(profile), fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def computing(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,7 +83,7 @@ def draw_roofline(profile: dict[str, Any], path: Path) -> None:
     legend = "\n".join(f"{number:2d}  {each['name']}" for number, each in enumerate(parts, start=1))
     axes.text(1.01, 1.0, legend, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
     axes.set_title(_title(profile), fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_ceilings(axes: Any, measured: dict[str, Any], points: Sequence[tuple[float, float]]) -> None:

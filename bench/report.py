@@ -125,8 +125,8 @@ def read_source(path: Path) -> Source:
     try:
         environments = [dict(environment_of(each)) for each in documents]
         return Source(path, kind, documents, kind.blocks(path.name, documents), environments)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} is a damaged {kind.name} ({type(error).__name__}: {error}); leave it out") from error
 

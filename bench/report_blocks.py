@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from speedyresnet.engine.plots import learning_rate_curves, plot_learning_rates
+from speedyresnet.engine.recipe import recipe_from_dict
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_clouds, series_colors, svg_picture
@@ -247,6 +249,20 @@ def _differences(rows: Sequence[Document], clock: str) -> Table:
     return Table("Differences", ("",), columns, cells, ("verdict", "why"))
 
 
+def _learning_rates(document: Document) -> list[Block]:
+    """Those of the arms of a comparison, where they differ; the first comparisons did not keep them."""
+    arms = {arm["name"]: arm["recipe"] for arm in document["arms"] if "schedule" in arm["recipe"]}
+    recipes = {name: recipe_from_dict(stored) for name, stored in arms.items()}
+    images = document["data"]["train_images"]
+    alone = [learning_rate_curves({"": made}, images) for made in recipes.values()]
+    if all(each == alone[0] for each in alone):
+        return []
+    curves = learning_rate_curves(recipes, images)
+    picture = svg_picture(lambda axes: plot_learning_rates(axes, curves))
+    series = [(each.color or "currentColor", each.label + " (dashed)" * each.dashed) for each in curves]
+    return [Picture("Learning rates", picture, series)]
+
+
 def comparison_blocks(name: str, documents: list[Document]) -> list[Block]:
     """Arms on accuracy against time, and their differences to the first."""
     blocks: list[Block] = []
@@ -255,6 +271,7 @@ def comparison_blocks(name: str, documents: list[Document]) -> list[Block]:
         clouds, names = [_arm_cloud(arm) for arm in arms], [arm["name"] for arm in arms]
         title = f"{_title(each)}, {each['data']['name']}, {len(each['seeds'])} seeds"
         blocks.append(accuracy_picture(title, clock, each["view"], clouds, names))
+        blocks += _learning_rates(each)
         rows = [
             [arm["name"], arm["backend"], told(cloud.y), told(cloud.x), str(len(cloud.runs))]
             for arm, cloud in zip(arms, clouds, strict=True)

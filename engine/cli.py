@@ -37,9 +37,11 @@ from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
-from .recipe import DESCRIPTION, Recipe, recipe_file
+from .plots import check_plot, save_learning_rates
+from .recipe import DESCRIPTION, Group, Recipe, recipe_file, with_settings
+from .recipe import group as group_called
 from .recipe import recipe as recipe_called
-from .recipes import registered_recipes
+from .recipes import registered_groups, registered_recipes
 from .schedules import plan
 from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
 
@@ -54,6 +56,7 @@ app.add_typer(data_app, name="data")
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CIFAR_IMAGES = 50_000  # that `recipes` counts for
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
@@ -287,7 +290,7 @@ def _described(made: Recipe) -> dict[str, Any]:
     """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's."""
     net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
-    schedule = plan(made, 50_000)
+    schedule = plan(made, _CIFAR_IMAGES)
     return {
         "name": made.name,
         "summary": made.summary,
@@ -310,19 +313,36 @@ def _described(made: Recipe) -> dict[str, Any]:
 
 @app.command("recipes")
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(help="A recipe; none lists them all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe or a group; none lists all recipes.")] = None,
     settings: SetOption = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw the learning rates here, png or svg.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes, or all numbers of one."""
-    names = sorted(registered_recipes()) if name is None else [name]
-    rows = [_described(recipe_called(each, settings or ())) for each in names]
+    """List the recipes, or those of a group, or all numbers of one."""
+    if picture is not None:
+        if name is None:
+            raise UserError("--picture needs the name of a recipe or of a group")
+        check_plot(picture)
+    made = [with_settings(each, settings or ()) for each in _recipes_called(name)]
+    rows = list(map(_described, made))
+    if picture is not None:
+        labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
+        save_learning_rates(f"{name}, {_CIFAR_IMAGES:,} training images", labelled, _CIFAR_IMAGES, picture)
     if as_json:
         print(json.dumps(rows, indent=1))
-    elif name is None:
+    elif name is None or name in registered_groups():
         _print_recipes(rows)
     else:
         _print_recipe(rows[0])
+    if name is None and not as_json:
+        _print_groups([function() for function in registered_groups().values()])
+
+
+def _recipes_called(name: str | None) -> list[Recipe]:
+    """The recipe, or the members of the group, of that name; without one every recipe that is in no group."""
+    if name in registered_groups():
+        return list(group_called(name).members)
+    return [recipe_called(each) for each in (sorted(registered_recipes()) if name is None else [name])]
 
 
 @app.command("doctor")
@@ -390,7 +410,10 @@ def _print_kernels(rows: list[resources.Resources]) -> None:
 
 def _claim(row: dict[str, Any]) -> str:
     claim = row["claim"]
-    return f"{100 * claim['accuracy']:.2f} % in {claim['seconds']} s, {claim['hardware']}" if claim else ""
+    if not claim:
+        return ""
+    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
+    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
 
 
 def _print_recipes(rows: list[dict[str, Any]]) -> None:
@@ -406,6 +429,16 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
         table.add_row(row["name"], *numbers, _claim(row), row["summary"])
     notes_console().print(table)
     print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
+
+
+def _print_groups(groups: list[Group]) -> None:
+    table = Table(title="groups, for `recipes NAME` and `bench compare --group NAME`")
+    table.add_column("group", no_wrap=True)
+    table.add_column("recipes", justify="right")
+    table.add_column("what")
+    for group in groups:
+        table.add_row(group.name, str(len(group.members)), group.summary)
+    notes_console().print(table)
 
 
 def _print_recipe(row: dict[str, Any]) -> None:

@@ -184,12 +184,28 @@ class Optimizer:
 class Schedule:
     """Learning rate as a multiple of its peak, one value a step; see `schedules.py`."""
 
-    kind: Literal["triangle", "one_cycle", "linear", "piecewise"] = "triangle"
-    """`linear` has no rise: neither `start` nor `peak` matters; `piecewise` has `knots` and `values` only."""
+    kind: Literal[
+        "triangle",
+        "one_cycle",
+        "one_cycle_cosine",
+        "linear",
+        "cosine",
+        "exponential",
+        "piecewise",
+        "cyclic_triangular",
+        "cyclic_triangular2",
+        "cyclic_exp_range",
+    ] = "triangle"
+    """`linear`, `cosine` and `exponential` begin at the peak: neither `start` nor `peak` matters to them; `piecewise`
+    has `knots` and `values` only."""
     start: float = 0.2
+    """Where the curve begins, and cycles end."""
     peak: float = 0.23
-    """Fraction of the steps at which the peak is reached."""
+    """Fraction of the steps at which the peak is reached, but for the cyclic kinds."""
     end: float = 0.07
+    """What the curve falls to, in `cyclic_exp_range` the height of the cycles; the other cyclic kinds ignore it."""
+    half_cycle: float = 1.0
+    """Of `cosine` and the cyclic kinds: from one turn to the next, a fraction of the steps."""
     knots: tuple[float, ...] = ()
     """Fractions of the steps at which the corners of `piecewise` are."""
     values: tuple[float, ...] = ()
@@ -200,6 +216,8 @@ class Schedule:
     """Never less than that."""
     whitening_bias: Literal["shared", "linear"] = "shared"
     """`linear`: the whitening bias has a schedule of its own, from 1 at the first step to 0 where it is frozen."""
+    batch_norm_biases: Literal["shared", "one_cycle"] = "shared"
+    """`one_cycle`: those biases have a schedule of their own, linear from 0 to 1 at `peak`, then to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +258,8 @@ class Claim:
     """A figure somebody published for a recipe."""
 
     accuracy: float
-    seconds: float
+    seconds: float | None
+    """None: not published."""
     hardware: str
 
 
@@ -297,6 +316,11 @@ class Group:
     variants: tuple[Recipe, ...]
     """Their names begin with the group's and a slash."""
 
+    @property
+    def members(self) -> tuple[Recipe, ...]:
+        """The base, then the variants."""
+        return self.base, *self.variants
+
 
 RecipeFunction = Callable[[], Recipe]
 GroupFunction = Callable[[], Group]
@@ -348,7 +372,7 @@ def _recipe_by_name(name: str) -> Recipe:
     if name in functions:
         return functions[name]()
     groups = [function() for function in registered_groups().values()]
-    members = {each.name: each for group in groups for each in (group.base, *group.variants)}
+    members = {each.name: each for group in groups for each in group.members}
     if name not in members:
         hint = nearest_names(name, [*functions, *members])
         raise UserError(f"unknown recipe {name!r}: {hint} (your own: --recipe file.py:function)")
@@ -497,6 +521,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "schedule.end": (0, 1e3),
     "schedule.knots": (0, 1),
     "schedule.values": (0, 1e3),
+    "schedule.half_cycle": (1e-6, 1),
     "schedule.epochs": (1e-6, 1e6),
     "schedule.floor": (0, 1e3),
     "averaging.every": (1, 1_000_000),
@@ -567,6 +592,8 @@ def _check_combinations(made: Recipe) -> None:
         raise UserError(f"schedule.knots must be one or more rising numbers for schedule.kind=piecewise, not {knots}")
     if len(knots) != len(made.schedule.values):
         raise UserError(f"schedule.values must be as many numbers as schedule.knots, {len(knots)}")
+    if made.schedule.kind in ("exponential", "cyclic_exp_range") and made.schedule.end == 0:
+        raise UserError(f"schedule.kind={made.schedule.kind} needs a schedule.end above 0: it falls by factors")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
 

@@ -36,18 +36,18 @@ def triangle(schedule: Schedule, steps: int) -> list[float]:
     return up + _fall(schedule.end, steps - rise)
 
 
-def one_cycle(schedule: Schedule, steps: int) -> list[float]:
-    """Linear from `start` up to 1 at step peak * steps - 1 (a fraction), then linear to `end` at the last step.
+def _one_cycle(schedule: Schedule, steps: int, ease: Callable[[float], float]) -> list[float]:
+    """From `start` up to 1 at step peak * steps - 1 (a fraction), then to `end` at the last step.
 
-    As torch.optim.lr_scheduler.OneCycleLR has it with anneal_strategy="linear".
+    `ease` says how much of the way up or down is done after which part of its steps.
     """
     top = schedule.peak * steps - 1
     last = steps - 1
 
     def value(step: int) -> float:
         if step <= top:
-            return schedule.start + (1 - schedule.start) * step / top if top > 0 else 1.0
-        return 1 - (1 - schedule.end) * (step - top) / (last - top)
+            return schedule.start + (1 - schedule.start) * ease(step / top) if top > 0 else 1.0
+        return 1 - (1 - schedule.end) * ease((step - top) / (last - top))
 
     return [value(step) for step in range(steps)]
 
@@ -62,11 +62,73 @@ def piecewise(schedule: Schedule, steps: int) -> list[float]:
     return found
 
 
+def _half_cosine(part: float) -> float:
+    """From 0 at 0 to 1 at 1, and on from there as a cosine does."""
+    return (1 - math.cos(math.pi * part)) / 2
+
+
+def one_cycle(schedule: Schedule, steps: int) -> list[float]:
+    """As torch.optim.lr_scheduler.OneCycleLR has it with anneal_strategy="linear"; see `_one_cycle`."""
+    return _one_cycle(schedule, steps, lambda part: part)
+
+
+def one_cycle_cosine(schedule: Schedule, steps: int) -> list[float]:
+    """OneCycleLR with anneal_strategy="cos"."""
+    return _one_cycle(schedule, steps, _half_cosine)
+
+
+def cosine(schedule: Schedule, steps: int) -> list[float]:
+    """From 1 towards `end`, then to and fro: CosineAnnealingLR with T_max = half_cycle * steps."""
+    return [1 - (1 - schedule.end) * _half_cosine(step / (schedule.half_cycle * steps)) for step in range(steps)]
+
+
+def exponential(schedule: Schedule, steps: int) -> list[float]:
+    """From 1 towards `end` by the same factor each step: ExponentialLR with gamma = end ** (1 / steps)."""
+    return [schedule.end ** (step / steps) for step in range(steps)]
+
+
+def _cyclic(schedule: Schedule, steps: int, height: Callable[[float, float], float]) -> list[float]:
+    """Triangles from `start` up in one `half_cycle` and down in the next, as CyclicLR has them.
+
+    `height` of a triangle above `start`, as a part of the way to 1, by the step's place in the curve (from 0 to 1) and
+    by the number of cycles that are over.
+    """
+    values = []
+    for step in range(steps):
+        cycle, place = divmod(step / (schedule.half_cycle * steps), 2)
+        values.append(schedule.start + (1 - schedule.start) * (1 - abs(place - 1)) * height(step / steps, cycle))
+    return values
+
+
+def cyclic_triangular(schedule: Schedule, steps: int) -> list[float]:
+    """CyclicLR with mode="triangular": every peak is 1."""
+    return _cyclic(schedule, steps, lambda place, cycle: 1.0)
+
+
+def cyclic_triangular2(schedule: Schedule, steps: int) -> list[float]:
+    """CyclicLR with mode="triangular2": each cycle is half as high as the one before."""
+    return _cyclic(schedule, steps, lambda place, cycle: 0.5**cycle)
+
+
+def cyclic_exp_range(schedule: Schedule, steps: int) -> list[float]:
+    """CyclicLR with mode="exp_range" and gamma = end ** (1 / steps): also the first peak is below 1."""
+    return _cyclic(schedule, steps, lambda place, cycle: schedule.end**place)
+
+
 SCHEDULES: dict[str, Callable[[Schedule, int], list[float]]] = {
-    "triangle": triangle,
-    "one_cycle": one_cycle,
-    "linear": linear,
-    "piecewise": piecewise,
+    each.__name__: each
+    for each in (
+        triangle,
+        one_cycle,
+        one_cycle_cosine,
+        linear,
+        cosine,
+        exponential,
+        piecewise,
+        cyclic_triangular,
+        cyclic_triangular2,
+        cyclic_exp_range,
+    )
 }
 
 
@@ -81,6 +143,11 @@ def whitening_bias_table(shared: list[float], kind: str, trained_steps: int) -> 
     own = _fall(0.0, trained_steps) if kind == "linear" else shared
     steps = len(shared)
     return (own[:trained_steps] + [0.0] * steps)[:steps]
+
+
+def batch_norm_bias_table(schedule: Schedule, curve_steps: int, steps: int) -> list[float]:
+    """Learning rate of the biases of batch norm, likewise, where it is not the shared one."""
+    return learning_rate_table(Schedule(kind="one_cycle", start=0.0, peak=schedule.peak, end=0.0), curve_steps, steps)
 
 
 def renormalisation_table(muon: Muon, curve_steps: int, steps: int) -> list[float]:
@@ -135,8 +202,8 @@ class Plan:
     steps: int
     learning_rate: list[float]
     """Multiple of the peak, one a step."""
-    whitening_bias_learning_rate: list[float]
-    """Of the whitening bias, likewise."""
+    own_learning_rates: dict[str, list[float]]
+    """Likewise, of the groups of parameters that have a table of their own; see `TrainingState.groups`."""
     renormalise: list[float]
     """1 where Muon renormalises the filter banks, else 0."""
     averaging_keep: list[float]
@@ -186,11 +253,14 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
     curve_steps = steps if schedule.epochs is None else math.ceil(steps_per_epoch * schedule.epochs)
     learning_rate = learning_rate_table(schedule, curve_steps, steps)
     whitening_bias_steps = math.ceil(recipe.optimizer.whitening_bias_epochs * steps_per_epoch)
+    own_tables = {"whitening_bias": whitening_bias_table(learning_rate, schedule.whitening_bias, whitening_bias_steps)}
+    if schedule.batch_norm_biases == "one_cycle":
+        own_tables["batch_norm_biases"] = batch_norm_bias_table(schedule, curve_steps, steps)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         steps=steps,
         learning_rate=learning_rate,
-        whitening_bias_learning_rate=whitening_bias_table(learning_rate, schedule.whitening_bias, whitening_bias_steps),
+        own_learning_rates=own_tables,
         renormalise=renormalisation_table(recipe.optimizer.muon, curve_steps, steps),
         averaging_keep=keep,
         averaging_write_back=write_back,

@@ -67,7 +67,7 @@ class TrainingState:
             return torch.tensor(values, dtype=precision, device=device)
 
         self.learning_rate = table(plan.learning_rate)
-        self.whitening_bias_learning_rate = table(plan.whitening_bias_learning_rate)
+        self.own_learning_rates = {name: table(values) for name, values in plan.own_learning_rates.items()}
         self.renormalise = table(plan.renormalise)
         self.averaging_keep = table(plan.averaging_keep)
         self.averaging_write_back = table(plan.averaging_write_back)
@@ -158,10 +158,11 @@ class TrainingState:
     def all_tensors(self) -> dict[str, Tensor]:
         """Everything that a step reads or changes, by name."""
         names = (
-            "images", "labels", "scale", "shift", "seed", "learning_rate", "whitening_bias_learning_rate",
-            "renormalise", "averaging_keep", "averaging_write_back",
+            "images", "labels", "scale", "shift", "seed", "learning_rate", "renormalise", "averaging_keep",
+            "averaging_write_back",
         )  # fmt: skip
-        return self.changing_tensors() | {name: getattr(self, name) for name in names}
+        own = {f"learning_rate.{name}": table for name, table in self.own_learning_rates.items()}
+        return self.changing_tensors() | {name: getattr(self, name) for name in names} | own
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The average, by the names that `net.state_dict()` has."""
@@ -286,8 +287,7 @@ def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[s
     for name in trained:
         group = state.groups[name]
         own = list(itertools.islice(left, len(group.parameters)))
-        table = state.whitening_bias_learning_rate if name == "whitening_bias" else state.learning_rate
-        rate = state.now(table) * group.learning_rate
+        rate = state.now(state.own_learning_rates.get(name, state.learning_rate)) * group.learning_rate
         if name == "convolutions" and settings.kind == "muon":
             muon_(group, own, rate, state.now(state.renormalise), settings.muon)
         else:

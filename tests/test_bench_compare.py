@@ -242,11 +242,11 @@ def test_arms_that_are_the_same_are_refused():
     check_arms(arms_of(), "mirror", CPU)
 
 
-def run_command(small_pack, tmp_path, *options):
+def run_command(small_pack, tmp_path, *options, of=("--recipe", "airbench94")):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)
     settings = [word for each in TINY for word in ("--set", each)]
-    command = [*COMMAND, "--recipe", "airbench94", *settings, "--device", "cpu", "--data", str(data), *options]
+    command = [*COMMAND, *of, *settings, "--device", "cpu", "--data", str(data), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
 
 
@@ -265,10 +265,29 @@ def test_the_command_prints_one_document(small_pack, tmp_path):
     assert all(f"{each['name']}: {each['verdict']}" in again.stdout for each in result["differences"])
 
 
+def test_a_group_is_compared_whole_and_may_get_more_variants(small_pack, tmp_path):
+    options = ["--variant", "schedule.peak=0.5", "--runs", "1", "--json"]
+    done = run_command(small_pack, tmp_path, *options, of=("--group", "imagenette-schedules"))
+    assert done.returncode == 0, done.stderr
+    result, records = json.loads(done.stdout), read_pool(tmp_path / "comparison.jsonl")
+    names = [
+        "base", "one-cycle-cosine", "exp-range", "triangular2", "triangular", "oscillating-cosine", "cosine",
+        "exponential", "schedule.peak=0.5",
+    ]  # fmt: skip
+    assert [each["name"] for each in result["arms"]] == [each["arm"] for each in records] == names
+    assert [each["recipe"] for each in result["arms"]] == [each["recipe"] for each in records]
+    schedules = {each["arm"]: each["recipe"]["schedule"] for each in records}
+    assert (schedules["base"]["kind"], schedules["schedule.peak=0.5"]["peak"]) == ("one_cycle", 0.5)
+    assert (schedules["cosine"]["kind"], schedules["triangular2"]["kind"]) == ("cosine", "cyclic_triangular2")
+    assert {each["recipe"]["epochs"] for each in records} == {0.5}
+    assert {each["recipe"]["net"]["project_width"] for each in records} == {32}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "--variant"),
+        ([], "--variant, or --group"),
+        (["--group", "imagenette-schedules"], "--group has a base of its own: leave --recipe out"),
         (["--variant", "net.residual=none"], "the same as"),
         (["--variant", "epochs=1", "--view", "seven"], "single_view, mirror, six_view"),
         (["--variant", "epochs=1", "--clock", "wall"], "prepare+train"),

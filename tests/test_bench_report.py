@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -12,10 +13,11 @@ import pytest
 from speedyresnet.bench.charts import Cloud, plot_clouds, plot_history, plot_lines
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.measured import BEGIN, END, run_groups
-from speedyresnet.bench.pictures import matplotlib_pyplot
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.statistics import Interval
 from speedyresnet.bench.versus import OWN_CLOCK
+from speedyresnet.engine import UserError, recipe
+from speedyresnet.engine.plots import matplotlib_pyplot
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVIDENCE = sorted((REPOSITORY / "bench/evidence").iterdir())
@@ -41,8 +43,8 @@ def arm(name, accuracy, seconds):
 
 
 COMPARISON = ABOUT | {
-    "schema": "speedyresnet.comparison/1", "data": {"name": "cifar10"}, "device": "cuda:0", "view": "six_view",
-    "clock": "train", "confidence": 0.95, "seeds": [0, 1, 2],
+    "schema": "speedyresnet.comparison/1", "data": {"name": "cifar10", "train_images": 50_000}, "device": "cuda:0",
+    "view": "six_view", "clock": "train", "confidence": 0.95, "seeds": [0, 1, 2],
     "arms": [arm("base", 0.94, 2.5), arm("shorter", 0.9385, 2.2)],
     "differences": [{"name": "shorter", "runs": 3, "accuracy": interval(-0.0015, 0.001), "seconds": interval(-0.3, 0.1),
                      "seconds_per_tenth_point": 0.2, "verdict": "worse", "why": "less accurate"}],
@@ -236,6 +238,35 @@ def test_nothing_is_loaded_and_nothing_runs(page):
     assert "@import" not in page.source
     policy = dict(given.values() for tag, given in page.tags if given.get("http-equiv"))
     assert policy == {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+
+
+def arms_of(recipes):
+    """Those of a comparison that keeps the recipes whole."""
+    return [arm(name, 0.94, 2.5) | {"recipe": dataclasses.asdict(made)} for name, made in recipes.items()]
+
+
+def test_learning_rates_are_drawn_where_arms_differ_in_them(tmp_path):
+    same = {"base": recipe("airbench94"), "other": recipe("airbench94", ["net.activation=relu"])}
+    cosine = {"half a cosine": recipe("airbench94", ["schedule.kind=cosine"])}
+    titles = []
+    for number, recipes in enumerate((same, same | cosine)):
+        file = write_lines(tmp_path / f"{number}.json", [COMPARISON | {"arms": arms_of(recipes)}])
+        blocks = read_source(file).blocks
+        titles.append([block.title for block in blocks])
+    assert "Learning rates" not in titles[0]
+    (picture,) = (block for block in blocks if block.title == "Learning rates")
+    assert [name for _, name in picture.series][:3] == ["base", "other", "half a cosine"]
+    assert [name.endswith("(dashed)") for _, name in picture.series] == [False, False, False, True, True]
+    assert picture.svg.count("<path") > 5
+    assert "learning rate of the convolutions" in picture.svg
+
+
+def test_a_comparison_of_recipes_of_another_version_is_named(tmp_path):
+    arms = arms_of({"base": recipe("airbench94")})
+    arms[0]["recipe"]["surprise"] = 1
+    file = write_lines(tmp_path / "newer.json", [COMPARISON | {"arms": arms}])
+    with pytest.raises(UserError, match=r"newer\.json: the recipe was stored by another version"):
+        read_source(file)
 
 
 def test_names_are_text(tmp_path, monkeypatch, capsys):

@@ -82,6 +82,34 @@ def test_recipes_tells_bugs_of_the_original_one_by_one():
     assert lines[last - 1].strip().startswith("--set ")
 
 
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """A function that runs a command in this process and returns its exit code and what it printed."""
+
+    def run_here(*words):
+        monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
+
+    return run_here
+
+
+def test_recipes_lists_groups_and_their_members(printed):
+    _, listed, _ = printed("recipes")
+    assert any(line.split()[1:4:2] == ["imagenette-schedules", "8"] for line in listed.splitlines())
+    _, members, _ = printed("recipes", "imagenette-schedules", "--set", "epochs=2")
+    rows = json.loads(printed("recipes", "imagenette-schedules", "--set", "epochs=2", "--json")[1])
+    names = [row["name"] for row in rows]
+    assert (len(rows), names[1], names[7]) == (
+        8, "imagenette-schedules/one-cycle-cosine", "imagenette-schedules/exponential",
+    )  # fmt: skip
+    assert all(name in members for name in names)
+    assert {row["steps"] for row in rows} == {96}
+    assert rows[1]["claim"]["seconds"] is None
+    assert "90.01 %, unknown GPU" in members
+
+
 def test_pack_by_name_is_found_by_name(tmp_path):
     images = tmp_path / "images"
     for split in ("train", "test"):

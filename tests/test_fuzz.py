@@ -181,7 +181,7 @@ def assert_usable(made):
     make_net(made, classes=10, channels=3, dtype=torch.float32, device="meta")
     plan = result_or_one_line(schedules.plan, made, 2000)
     if plan is not None:
-        assert np.isfinite([plan.learning_rate, plan.averaging_keep, plan.whitening_bias_learning_rate]).all()
+        assert np.isfinite([plan.learning_rate, plan.averaging_keep, *plan.own_learning_rates.values()]).all()
     result_or_one_line(check_fit, made, 32, 32)
 
 

@@ -1,10 +1,14 @@
+import functools
+
+import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.backends import variant_of_step
 from speedyresnet.engine.recipe import Averaging, Schedule
-from speedyresnet.engine.schedules import averaging_tables, one_cycle, plan
+from speedyresnet.engine.schedules import SCHEDULES, averaging_tables, learning_rate_table, plan
 
 IMAGES = 50_000
 
@@ -75,25 +79,90 @@ def test_piecewise_counts_steps_from_one_and_is_constant_outside_its_knots():
         recipe("airbench94", [*settings, "schedule.knots=0.6,0.2"])
 
 
-@pytest.mark.parametrize(("peak", "end", "steps"), [(0.23, 0.07, 581), (0.15, 0.0, 480)])
-def test_one_cycle_is_that_of_torch(peak, end, steps):
+def one_cycle_of_torch(optimizer, schedule, steps, anneal_strategy):
+    start, end = max(schedule.start, 1e-16), max(schedule.end, 1e-24)
+    return lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, pct_start=schedule.peak, total_steps=steps, anneal_strategy=anneal_strategy,
+        cycle_momentum=False, div_factor=1 / start, final_div_factor=start / end,
+    )  # fmt: skip
+
+
+def cyclic_of_torch(optimizer, schedule, steps, mode):
+    return lr_scheduler.CyclicLR(
+        optimizer, base_lr=schedule.start, max_lr=1.0, step_size_up=schedule.half_cycle * steps, mode=mode,
+        gamma=schedule.end ** (1 / steps), cycle_momentum=False,
+    )  # fmt: skip
+
+
+SCHEDULERS = {
+    "one_cycle": functools.partial(one_cycle_of_torch, anneal_strategy="linear"),
+    "one_cycle_cosine": functools.partial(one_cycle_of_torch, anneal_strategy="cos"),
+    "exponential": lambda optimizer, schedule, steps: lr_scheduler.ExponentialLR(
+        optimizer, schedule.end ** (1 / steps)
+    ),
+    "cosine": lambda optimizer, schedule, steps: lr_scheduler.CosineAnnealingLR(
+        optimizer, round(schedule.half_cycle * steps), schedule.end
+    ),
+    "cyclic_triangular": functools.partial(cyclic_of_torch, mode="triangular"),
+    "cyclic_triangular2": functools.partial(cyclic_of_torch, mode="triangular2"),
+    "cyclic_exp_range": functools.partial(cyclic_of_torch, mode="exp_range"),
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "steps"),
+    [
+        ({"kind": "one_cycle", "start": 0.0, "peak": 0.23, "end": 0.07}, 581),
+        ({"kind": "one_cycle", "start": 0.0, "peak": 0.15, "end": 0.0}, 480),
+        ({"kind": "one_cycle_cosine", "start": 0.0, "peak": 0.15, "end": 0.0}, 450),
+        ({"kind": "one_cycle_cosine", "start": 0.2, "peak": 0.23, "end": 0.07}, 581),
+        ({"kind": "exponential", "end": 0.99**450}, 450),
+        ({"kind": "cosine", "end": 0.0}, 450),
+        ({"kind": "cosine", "end": 0.07, "half_cycle": 0.2}, 450),
+        ({"kind": "cyclic_triangular", "start": 0.0, "half_cycle": 0.1}, 450),
+        ({"kind": "cyclic_triangular2", "start": 0.2, "half_cycle": 0.1}, 581),
+        ({"kind": "cyclic_exp_range", "start": 0.2, "end": 1 / 32, "half_cycle": 0.15}, 450),
+    ],
+)
+def test_schedules_are_those_of_torch_at_every_step(numbers, steps):
+    schedule, found = Schedule(**numbers), []
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=1.0,
-        pct_start=peak,
-        total_steps=steps,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        div_factor=1e16,
-        final_div_factor=1 / (1e16 * max(end, 1e-24)),
-    )
-    ours = one_cycle(Schedule(kind="one_cycle", start=0.0, peak=peak, end=end), steps)
-    for value in ours:
-        assert value == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+    scheduler = SCHEDULERS[schedule.kind](optimizer, schedule, steps)
+    for step in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if scheduler.last_epoch < steps - 1:
+        if step < steps - 1:
             scheduler.step()
+    assert learning_rate_table(schedule, steps, steps) == pytest.approx(found, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_keeps_its_shape_in_a_run_of_another_length(kind):
+    corners = ["schedule.knots=0,0.25,1", "schedule.values=0.2,1,0"] if kind == "piecewise" else []
+    settings = [*corners, f"schedule.kind={kind}", "schedule.half_cycle=0.25", "batch_size=500"]
+    long, short = (plan(recipe("airbench94", [*settings, f"epochs={epochs}"]), IMAGES) for epochs in (8, 2))
+    assert (long.steps, short.steps) == (800, 200)
+    assert short.learning_rate == pytest.approx(long.learning_rate[::4], abs=0.03)
+    peak = 0.2 + 0.8 * 0.07**0.25 if kind == "cyclic_exp_range" else 1  # from a start at 0.2
+    assert max(long.learning_rate) == pytest.approx(peak, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "cyclic_exp_range"])
+def test_what_falls_by_factors_needs_an_end(kind):
+    with pytest.raises(UserError, match=f"schedule.kind={kind} needs a schedule.end above 0"):
+        recipe("airbench94", [f"schedule.kind={kind}", "schedule.end=0"])
+
+
+def test_biases_of_batch_norm_may_keep_a_cycle_of_their_own():
+    settings = ["schedule.kind=cosine", "schedule.peak=0.15", "batch_size=500", "epochs=1"]
+    shared, own = (
+        plan(recipe("airbench94", [*settings, *more]), IMAGES)
+        for more in ([], ["schedule.batch_norm_biases=one_cycle", "schedule.floor=0.3"])
+    )
+    assert set(shared.own_learning_rates) == {"whitening_bias"}
+    corners = (0, 0.15 * 100 - 1, 99), (0, 1, 0)  # the floor is of the shared one
+    assert own.own_learning_rates["batch_norm_biases"] == pytest.approx(np.interp(range(100), *corners))
+    assert own.learning_rate[0] == own.own_learning_rates["whitening_bias"][0] == 1.0
 
 
 def test_airbench94_muon_has_the_published_points():
@@ -102,8 +171,8 @@ def test_airbench94_muon_has_the_published_points():
     assert made.steps * 2000 == 400_000
     assert (made.learning_rate[0], made.learning_rate[100]) == (1.0, 0.5)
     assert made.learning_rate[199] == pytest.approx(1 / 200)
-    assert made.whitening_bias_learning_rate[74] == pytest.approx(1 / 75)
-    assert not any(made.whitening_bias_learning_rate[75:])
+    assert made.own_learning_rates["whitening_bias"][74] == pytest.approx(1 / 75)
+    assert not any(made.own_learning_rates["whitening_bias"][75:])
     assert made.renormalise == [1.0] * 200
     assert made.averaging_keep == [1.0] * 200
     assert not any(made.averaging_write_back)
@@ -115,7 +184,9 @@ def test_hiverge_has_the_published_points():
     assert made.epoch_ends()[-2:] == [224, 245]
     assert made.steps * 1536 == 376_320
     assert made.learning_rate[244] == pytest.approx(1 / 245)
-    assert made.whitening_bias_learning_rate[:8] == pytest.approx([1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0])
+    assert made.own_learning_rates["whitening_bias"][:8] == pytest.approx(
+        [1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0]
+    )
     assert [k + 1 for k, value in enumerate(made.renormalise) if value == 1] == [
         2, 4, 6, 8, 10, 12, 14, 16, 19, 22, 25, 28, 31, 35, 39, 43, 47, 52, 57, 62, 68, 74, 80, 87, 94, 102, 110, 119,
         128, 138, 149, 160, 172, 185, 199, 214, 230,
@@ -125,17 +196,17 @@ def test_hiverge_has_the_published_points():
 
 def test_a_shared_schedule_is_that_of_the_whitening_bias_too():
     made = plan(recipe("airbench94"), IMAGES)
-    assert made.whitening_bias_learning_rate[:144] == made.learning_rate[:144]
-    assert made.whitening_bias_learning_rate[144:] == [0.0] * (476 - 144)
+    assert made.own_learning_rates["whitening_bias"][:144] == made.learning_rate[:144]
+    assert made.own_learning_rates["whitening_bias"][144:] == [0.0] * (476 - 144)
 
 
 @pytest.mark.parametrize("kind", ["shared", "linear"])
 def test_a_whitening_bias_may_outlive_the_run(kind):
     settings = ["epochs=1", "batch_size=500", f"schedule.whitening_bias={kind}"]
     made = plan(recipe("airbench94", settings), IMAGES)
-    assert (made.steps, made.whitening_bias_steps, len(made.whitening_bias_learning_rate)) == (100, 300, 100)
+    assert (made.steps, made.whitening_bias_steps, len(made.own_learning_rates["whitening_bias"])) == (100, 300, 100)
     expected = made.learning_rate[50] if kind == "shared" else 1 - 50 / 300
-    assert made.whitening_bias_learning_rate[50] == pytest.approx(expected)
+    assert made.own_learning_rates["whitening_bias"][50] == pytest.approx(expected)
 
 
 def test_filter_banks_may_never_be_renormalised():
@@ -170,7 +241,7 @@ def test_progressive_has_the_tables_of_the_original():
         assert found.learning_rate[step] == pytest.approx(1 - step / 272)
     assert found.learning_rate[258] > 0.05
     assert found.learning_rate[259:] == [0.05] * 25
-    assert found.whitening_bias_learning_rate[:9] == pytest.approx([1 - s / 7 for s in range(7)] + [0, 0])
+    assert found.own_learning_rates["whitening_bias"][:9] == pytest.approx([1 - s / 7 for s in range(7)] + [0, 0])
     moves = {k + 1: keep for k, keep in enumerate(found.averaging_keep) if keep != 1.0}
     assert moves == pytest.approx({264: 0.0, 268: 0.7, 272: 0.7, 276: 0.7, 280: 0.7, 284: 0.7})
     written = [k + 1 for k, value in enumerate(found.averaging_write_back) if value]

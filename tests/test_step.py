@@ -213,9 +213,25 @@ def test_the_muon_recipes_have_the_published_rates_at_every_step(make_state, nam
     )  # fmt: skip
     groups = [state.groups[group] for group in ("convolutions", "head", "batch_norm_biases", "whitening_bias")]
     for step, expected in rates.items():
-        tables = [made.learning_rate] * 3 + [made.whitening_bias_learning_rate]
+        tables = [made.learning_rate] * 3 + [made.own_learning_rates["whitening_bias"]]
         found = [table[step] * group.learning_rate for table, group in zip(tables, groups, strict=True)]
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_a_group_of_parameters_may_have_a_schedule_of_its_own(make_state):
+    """Whose first learning rate is 0: biases of batch norm stay where they are, all else goes on as without it."""
+    states = [make_state("davidnet", "schedule.kind=cosine", f"schedule.batch_norm_biases={kind}")
+              for kind in ("shared", "one_cycle")]  # fmt: skip
+    before = [bias.detach().clone() for bias in states[0].groups["batch_norm_biases"].parameters]
+    for state in states:
+        training_step(state, whitening_bias=False, cutmix=False)
+    for name in states[0].groups:
+        one, other = (state.groups[name].parameters for state in states)
+        same = [torch.equal(*pair) for pair in zip(one, other, strict=True)]
+        assert not any(same) if name == "batch_norm_biases" else all(same)
+    for bias, initial in zip(states[1].groups["batch_norm_biases"].parameters, before, strict=True):
+        assert torch.equal(bias, initial)
+    assert states[1].all_tensors().keys() - states[0].all_tensors().keys() == {"learning_rate.batch_norm_biases"}
 
 
 @pytest.mark.parametrize("name", ["airbench94-muon", "hiverge"])
