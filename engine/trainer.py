@@ -333,11 +333,10 @@ class Trainer:
         started = time.perf_counter()
         settings, state = self.recipe.net, self.state
         reset_parameters(self.net, settings, seed)
-        pixels = state.images[: settings.whitening_images]
-        images = (pixels.to(state.scale.dtype) * state.scale + state.shift).permute(0, 3, 1, 2)
         if settings.whitening_kernel:
+            pixels = state.images[: settings.whitening_images]
             with torch.no_grad():
-                self.net.stem.whitening.weight.copy_(whitening_filters(images, settings))
+                self.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.scale, state.shift, settings))
         state.restart(seed)
         synchronize(self.device)
         return time.perf_counter() - started
