@@ -290,7 +290,7 @@ def check_image_size(net: Net, height: int, width: int) -> None:
     if min(last_map_size(net, height, width)) < 1:
         raise UserError(
             f"images of {height} x {width} pixels are too small for {len(net.widths)} groups, each of which halves "
-            f"them; pack larger ones with --size, or give fewer net.widths"
+            f"them; give larger ones (data pack --size, augmentation.crop or sizes), or fewer net.widths"
         )
 
 

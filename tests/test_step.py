@@ -321,10 +321,13 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "size"), [("pocket", 0), ("hlb-v0.4", 0), ("hlb-v0.7", 0), ("airbench94", 24)])
-def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, size):
+@pytest.mark.parametrize(
+    ("name", "crop", "size"),
+    [("pocket", 0, 0), ("hlb-v0.4", 0, 0), ("hlb-v0.7", 0, 0), ("hlb-v0.7", 20, 0), ("airbench94", 0, 24)],
+)
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, crop, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    states = [make_state(name, "batch_size=8", device=device) for _ in range(2)]
+    states = [make_state(name, "batch_size=8", f"augmentation.crop={crop}", device=device) for _ in range(2)]
     states[1].use_kernels(dict.fromkeys(REFERENCE_KERNELS, "triton"))
     for state in states:
         with torch.no_grad():
