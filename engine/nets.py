@@ -3,6 +3,7 @@
 Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in channels_last.
 """
 
+import dataclasses
 import itertools
 
 import torch
@@ -190,6 +191,8 @@ class Stem(nn.Module):
         else:
             self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
         self.projection = _convolution(filters, project_width, net.project_kernel) if project_width else None
+        if not net.project_ghost_norm:
+            net = dataclasses.replace(net, batch_norm_groups=1)
         self.norm = BatchNorm(project_width, net) if project_width else None
         self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
         self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())

@@ -79,6 +79,8 @@ class Net:
     """`frozen` at 1."""
     batch_norm_groups: int = 1
     """Ghost batch norm: image n of a batch is normalised with the images of its group, n % batch_norm_groups."""
+    project_ghost_norm: bool = True
+    """Those groups behind the projection too; else ordinary batch norm there."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
