@@ -217,7 +217,7 @@ def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str,
         module.register_forward_pre_hook(lambda _, given, path=path: shapes.__setitem__(path, tuple(given[0].shape)))
         for path, module in paper.net.named_modules()
     ]
-    batch = paper.recipe.batch_size, paper.images.shape[3], *paper.images.shape[1:3]
+    batch = paper.recipe.batch_size, paper.images.shape[3], *paper.window
     paper.net(torch.empty(batch, dtype=paper.dtype, device="meta"))
     for handle in handles:
         handle.remove()
@@ -245,6 +245,12 @@ def _augmented(state: TrainingState, provider: str, batch_size: int) -> Callable
     return _by(provider, state, functools.partial(call, REFERENCE), functools.partial(call, TRITON))
 
 
+def _pixels_read(state: TrainingState, batch_size: int) -> Tensor:
+    """uint8 [B, H, W, C], as many as a batch is made from: those of the windows, of which padding is no part."""
+    height, width = state.window
+    return state.images[:batch_size, :height, :width].clone()
+
+
 @operation("augment")
 def _augment(paper: TrainingState) -> Iterator[Case]:
     """Shuffle, random draws, and a batch from uint8 to normalised images; all images at once as layer `epoch`."""
@@ -255,8 +261,9 @@ def _augment(paper: TrainingState) -> Iterator[Case]:
         call: Callable[[], object] = _augmented(state, provider, batch_size)
         if provider in others and not on_paper:
             call = others[provider](state, batch_size)
-        pixels = state.images[:batch_size].clone()  # as many as are read
-        return Work(call, [pixels], [pixels.to(state.dtype), state.labels[:batch_size].clone()])
+        pixels = _pixels_read(state, batch_size)
+        batch = torch.empty(batch_size, *state.window, state.images.shape[3], dtype=state.dtype, device=pixels.device)
+        return Work(call, [pixels], [batch, state.labels[:batch_size].clone()])
 
     batch_size, images = paper.recipe.batch_size, len(paper.images)
     for provider in (REFERENCE, TRITON, COMPILED, "torchvision", "masks"):
@@ -281,20 +288,20 @@ def _augment_and_stem(paper: TrainingState) -> Iterator[Case]:
     def subject(provider: str, state: TrainingState) -> Subject:
         own = copy.copy(state)
         own.kernels = {**state.kernels, "augment": TRITON if provider == TRITON else REFERENCE}
-        pixels = state.images[: state.recipe.batch_size].clone()  # as many as are read
+        pixels = _pixels_read(state, state.recipe.batch_size)
         function = functools.partial(_by(provider, state, apart, fused), own)
         return Subject(function, [pixels, *state.net.stem.whitening.parameters()])
 
     gradients: Gradients = {} if bias is None else {"backward": ([2], [0, 1, 2])}
     for provider in (REFERENCE, TRITON, COMPILED):
-        where = {"provider": provider, "shape": (paper.recipe.batch_size, *paper.images.shape[1:])}
+        where = {"provider": provider, "shape": (paper.recipe.batch_size, *paper.window, paper.images.shape[3])}
         yield from _passes("augment+stem", paper, functools.partial(subject, provider), gradients, **where)
 
 
 @operation("stem")
 def _stem(paper: TrainingState) -> Iterator[Case]:
     """Whitening, activation and what else stands before the groups; the images want no gradient."""
-    shape = paper.recipe.batch_size, paper.images.shape[3], *paper.images.shape[1:3]
+    shape = paper.recipe.batch_size, paper.images.shape[3], *paper.window
 
     def subject(state: TrainingState) -> Subject:
         images = _random_like(shape, state).detach()

@@ -232,7 +232,7 @@ def trim_command(
     made = recipe_called(name, settings or ())
     check_outputs([out], [data, recipe_file(recipe)])
     pack = load_data(data or "cifar10")
-    known = [each.what for each in changes_of(made, min(pack.image_size), place, backend)]
+    known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
     for each in what or ():
         if each not in known:
             raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")

@@ -1,5 +1,6 @@
 """How others crop, mirror and normalise, to measure the kernel against: torchvision image by image, crops by masks."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -15,9 +16,9 @@ def torchvision_augmentation(state: TrainingState, batch_size: int) -> Callable[
     Returns:
         Of no arguments; it gives [B, C, H, W] in channels_last.
     """
-    settings, (height, width) = state.recipe.augmentation, state.images.shape[1:3]
+    settings = state.recipe.augmentation
     mode = "reflect" if settings.padding_mode == "reflect" else "constant"
-    crop = v2.RandomCrop((height, width), padding=settings.padding or None, padding_mode=mode)
+    crop = v2.RandomCrop(state.window, padding=settings.padding or None, padding_mode=mode)
     flip = [v2.RandomHorizontalFlip()] if settings.flip != "none" else []
     mean, std = [0.5] * state.images.shape[3], [0.25] * state.images.shape[3]
     transform = v2.Compose([crop, *flip, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
@@ -38,18 +39,18 @@ def masked_crops(state: TrainingState, batch_size: int) -> Callable[[], Tensor]:
     Returns:
         Of no arguments; it gives [B, C, H, W] in channels_last.
     """
-    pad, (height, width) = state.recipe.augmentation.padding, state.images.shape[1:3]
+    pad, (height, width) = state.recipe.augmentation.padding, state.window
     pixels = state.images[:batch_size].permute(0, 3, 1, 2).to(state.dtype) / 64 - 2
     padded = torch.nn.functional.pad(pixels, (pad,) * 4, "reflect") if pad else pixels
     padded = padded.contiguous(memory_format=torch.channels_last)
 
     def call() -> Tensor:
-        result = torch.empty_like(pixels, memory_format=torch.channels_last)
-        shifts = torch.randint(2 * pad + 1, (len(padded), 2), device=padded.device)
-        for row in range(2 * pad + 1):
-            for column in range(2 * pad + 1):
-                chosen = (shifts[:, 0] == row) & (shifts[:, 1] == column)
-                result[chosen] = padded[chosen, :, row : row + height, column : column + width]
+        result = torch.empty_like(padded[:, :, :height, :width], memory_format=torch.channels_last)
+        rows, columns = padded.shape[2] - height + 1, padded.shape[3] - width + 1
+        row_shifts, column_shifts = (torch.randint(n, padded.shape[:1], device=padded.device) for n in (rows, columns))
+        for row, column in itertools.product(range(rows), range(columns)):
+            chosen = (row_shifts == row) & (column_shifts == column)
+            result[chosen] = padded[chosen, :, row : row + height, column : column + width]
         return result
 
     return call

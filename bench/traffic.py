@@ -25,6 +25,7 @@ from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
+from speedyresnet.kernels.augment import TRANSFORM_NAMES, transforms_from
 
 from .net_parts import parts_of_net
 from .roofline import Ceilings
@@ -105,10 +106,12 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
         gradient, image, weight = inputs[:3]
         wants_input, wants_weight = arguments[-1][:2]
         inputs = [gradient, *([image] if wants_weight else []), *([weight] if wants_input else [])]
-    if name.startswith(("speedyresnet.augment", "speedyresnet.stem")):  # read the images of a batch, no others
+    if name.startswith(("speedyresnet.augment", "speedyresnet.stem")):  # read the windows of a batch, nothing else
         given = inputs[:1] if "backward" in name else []  # a gradient
         images = next(each for each in inputs if each.dtype == torch.uint8)
-        inputs = [*given, images.new_empty((len((given or written)[0]), *images.shape[1:]))]
+        window = transforms_from(arguments[-len(TRANSFORM_NAMES) :]).window(*images.shape[1:3])
+        read = map(min, window, images.shape[1:3])  # a window reaches into the padding, where pixels come again
+        inputs = [*given, images.new_empty((len((given or written)[0]), *read, images.shape[3]))]
     if name.startswith("index_copy_"):  # writes as much as it is given, not the whole table
         inputs, changed = inputs[1:], inputs[2:]
     count = flop_registry.get(function._overloadpacket)

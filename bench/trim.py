@@ -28,6 +28,7 @@ from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.recipe import VIEWS, Activation, Recipe
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import environment
+from speedyresnet.engine.step import training_window
 from speedyresnet.engine.trainer import Trainer, pick_dtype, pick_kernels
 
 from .compare import Arm, arm_of
@@ -59,6 +60,7 @@ class Change:
 VIEWS_CHANGE = "views"
 """The change that concerns the evaluation only."""
 _CHANGES = (
+    ("crop", "augmentation.crop=0"),
     ("crop", "augmentation.padding=0"),
     ("flip", "augmentation.flip=none"),
     ("cutout", "augmentation.cutout=0"),
@@ -101,16 +103,17 @@ _NEVER = {
 }
 
 
-def changes_of(made: Recipe, side: int, device: torch.device, backend: str) -> list[Change]:
+def changes_of(made: Recipe, image_size: tuple[int, int], device: torch.device, backend: str) -> list[Change]:
     """All changes that change something in a recipe.
 
     Args:
         made: the recipe.
-        side: of the images, in pixels.
+        image_size: height and width.
         device: where; says which backends there are.
         backend: that the recipe runs with now.
     """
     third = max(math.ceil(made.epochs) // 3, 1)
+    side = min(training_window(made, *image_size))
     sizes = [round(share * side) for share in GROWTH for _ in range(third)]
     growth = "" if made.augmentation.sizes else ",".join(map(str, [*sizes, 0]))
     widths = made.net.widths
@@ -328,7 +331,7 @@ def trim(trimming: Trimming, console: Console) -> dict[str, Any]:
     """
     base = _prepared(trimming.base, trimming)
     result, base_accuracies = _begun(base, trimming), accuracies(trimming, trimming.base, console)
-    for change in changes_of(base.recipe, min(trimming.pack.image_size), trimming.device, base.backend):
+    for change in changes_of(base.recipe, trimming.pack.image_size, trimming.device, base.backend):
         if trimming.what and change.what not in trimming.what:
             continue
         try:

@@ -43,6 +43,7 @@ from .recipe import group as group_called
 from .recipe import recipe as recipe_called
 from .recipes import registered_groups, registered_recipes
 from .schedules import plan
+from .step import training_window
 from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
@@ -287,7 +288,11 @@ def export_command(
 
 
 def _described(made: Recipe) -> dict[str, Any]:
-    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's."""
+    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's.
+
+    FLOPs are those of a training image, as in run records: of the window, where the recipe crops one.
+    """
+    height, width = training_window(made, 32, 32)
     net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
     schedule = plan(made, _CIFAR_IMAGES)
@@ -300,7 +305,7 @@ def _described(made: Recipe) -> dict[str, Any]:
         "mended": made.mended,
         "parameters": parameters,
         "trainable_parameters": trainable,
-        "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=32, width=32),
+        "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=height, width=width),
         "estimated_peak_bytes": estimated_peak_bytes(
             made, classes=10, images_shape=(60_000, 32, 32, 3), dtype=pick_dtype(made, torch.device("cuda"))
         ),
@@ -428,6 +433,7 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
         numbers = f"{row['parameters']:,}", flops, memory, str(row["steps"])
         table.add_row(row["name"], *numbers, _claim(row), row["summary"])
     notes_console().print(table)
+    print("for 50,000 images of 32 x 32 in ten classes; MFLOP/image: forward, a training image")
     print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
 
 

@@ -15,26 +15,28 @@ _VALUES_AT_ONCE = 1 << 26
 """Of patches, in float64: 512 MiB. The 5,000 images of airbench are one product."""
 
 
-def patch_covariance(images: Tensor, kernel: int, *, centered: bool) -> Tensor:
-    """Covariance of all kernel x kernel patches.
+def patch_covariance(pixels: Tensor, scale: Tensor, shift: Tensor, kernel: int, *, centered: bool) -> Tensor:
+    """Covariance of all kernel x kernel patches of normalised images, which are made a chunk at a time.
 
     In float64: the smallest eigenvalues of natural images are 1e-5 of the largest, where float32 sums err by percents.
 
     Args:
-        images: [N, C, H, W], normalised.
+        pixels: uint8 [N, H, W, C].
+        scale: [C], what a pixel value 0..255 is multiplied with, in float32 or float64.
+        shift: [C], what is then added.
         kernel: side of the patches.
         centered: subtract the mean patch; else it is the second moment about zero.
 
     Returns:
         float64 [D, D] with D = C * kernel * kernel, ordered as the weights of a convolution are.
     """
-    dimensions = images.shape[1] * kernel**2
-    product = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=images.device)
-    total = torch.zeros(dimensions, dtype=torch.float64, device=images.device)
+    dimensions = len(scale) * kernel**2
+    product = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=pixels.device)
+    total = torch.zeros(dimensions, dtype=torch.float64, device=pixels.device)
     patches_seen = 0
-    for chunk in images.split(max(_VALUES_AT_ONCE // (dimensions * images[0, 0].numel()), 1)):
-        patches = chunk.double().unfold(2, kernel, 1).unfold(3, kernel, 1).permute(1, 4, 5, 0, 2, 3)
-        patches = patches.reshape(dimensions, -1)
+    for chunk in pixels.split(max(_VALUES_AT_ONCE // (kernel**2 * pixels[0].numel()), 1)):
+        images = (chunk.to(scale.dtype) * scale + shift).double()
+        patches = images.unfold(1, kernel, 1).unfold(2, kernel, 1).permute(3, 4, 5, 0, 1, 2).reshape(dimensions, -1)
         product += patches @ patches.T
         total += patches.sum(1)
         patches_seen += patches.shape[1]
@@ -42,19 +44,20 @@ def patch_covariance(images: Tensor, kernel: int, *, centered: bool) -> Tensor:
     return covariance - torch.outer(total, total) / patches_seen**2 if centered else covariance
 
 
-def whitening_filters(images: Tensor, net: Net) -> Tensor:
-    """Filters that turn patches into uncorrelated channels, [filters, C, kernel, kernel].
+def whitening_filters(pixels: Tensor, scale: Tensor, shift: Tensor, net: Net) -> Tensor:
+    """Filters that turn patches of normalised images into uncorrelated channels, [filters, C, kernel, kernel].
 
     Filter k is eigenvector k of the patch covariance over sqrt(eigenvalue + epsilon), by falling eigenvalue; the
     output then has covariance diag(eigenvalue / (eigenvalue + epsilon)). With sign pairs the negatives follow.
+    Images are given as `patch_covariance` takes them.
     """
     kernel = net.whitening_kernel
-    covariance = patch_covariance(images, kernel, centered=net.whitening_centered)
+    covariance = patch_covariance(pixels, scale, shift, kernel, centered=net.whitening_centered)
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     filters: Tensor = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
     if net.whitening_sign_pairs:
         filters = torch.cat([filters, -filters])
-    return filters.reshape(-1, images.shape[1], kernel, kernel)
+    return filters.reshape(-1, len(scale), kernel, kernel)
 
 
 def _fill_uniform(values: Tensor, inputs: int, generator: torch.Generator) -> None:

@@ -49,12 +49,13 @@ def estimated_peak_bytes(
     Left out: what the device itself, cuDNN and cuBLAS need, and what the allocator loses to fragmentation.
 
     Args:
-        recipe: of the run; its augmentation, which never needs the most, is left out.
+        recipe: of the run; of its augmentation only the crop counts, the rest never needs the most.
         classes: of the data set.
         images_shape: N, H, W, C of all uint8 images on the device, for training and for testing.
         dtype: of the activations.
     """
-    recipe = dataclasses.replace(recipe, augmentation=Augmentation(padding=0, flip="none"))
+    augmentation = Augmentation(crop=recipe.augmentation.crop, padding=0, flip="none")
+    recipe = dataclasses.replace(recipe, augmentation=augmentation)
     count, *_, channels = images_shape
     bytes_in_use = _LiveBytes()
     with torch.device("meta"), bytes_in_use:

@@ -3,6 +3,7 @@
 Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in channels_last.
 """
 
+import dataclasses
 import itertools
 from collections import OrderedDict
 
@@ -231,6 +232,8 @@ class Stem(nn.Module):
         else:
             self.whitening, filters = NoWhitening(), channels  # type: ignore[assignment]
         self.projection = _convolution(filters, project_width, net.project_kernel) if project_width else None
+        if not net.project_ghost_norm:
+            net = dataclasses.replace(net, batch_norm_groups=1)
         self.norm = BatchNorm(project_width, net) if project_width and not net.pre_activation_blocks else None
         self.activation_name = net.whitening_activation if net.whitening_kernel else "none"
         self.activation = ACTIVATIONS.get(self.activation_name, nn.Identity())
@@ -339,7 +342,7 @@ def check_image_size(net: Net, height: int, width: int) -> None:
     if min(last_map_size(net, height, width)) < 1:
         raise UserError(
             f"images of {height} x {width} pixels are too small for {len(net.widths)} groups, each of which halves "
-            f"them; pack larger ones with --size, or give fewer net.widths"
+            f"them; give larger ones (data pack --size, augmentation.crop or sizes), or fewer net.widths"
         )
 
 

@@ -89,6 +89,8 @@ class Net:
     """`uniform`: drawn from [0, 1), PyTorch's default before version 1.2."""
     batch_norm_groups: int = 1
     """Ghost batch norm: image n of a batch is normalised with the images of its group, n % batch_norm_groups."""
+    project_ghost_norm: bool = True
+    """Those groups behind the projection too; else ordinary batch norm there."""
     convolution_init: Literal["default", "dirac", "dirac_blend"] = "dirac"
     """`dirac`: the first C_in filters become identities. `dirac_blend`: identities are added to a group's first
     convolution, which is brought back to its old mean and deviation; its other convolutions are pure identities."""
@@ -104,8 +106,10 @@ class Net:
 class Augmentation:
     """What is drawn anew for each image and epoch."""
 
+    crop: int = 0
+    """Side of the window cropped out of the padded image in pixels; 0: the image's own height and width."""
     padding: int = 2
-    """Pixels added on each side before a window of the image's own size is cropped out."""
+    """Pixels added on each side before a window is cropped out."""
     padding_mode: Literal["reflect", "zero"] = "reflect"
     flip: Literal["none", "random", "alternating"] = "alternating"
     """`alternating`: a coin per image decides the first epoch, then every epoch mirrors it anew."""
@@ -494,6 +498,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "net.batch_norm_epsilon": (1e-20, 1e3),
     "net.batch_norm_groups": (1, 1_000_000),
     "net.logit_scale": (1e-6, 1e6),
+    "augmentation.crop": (0, 65_536),
     "augmentation.padding": (0, 65_536),
     "augmentation.cutout": (0, 65_536),
     "augmentation.cutmix": (0, 65_536),

@@ -8,6 +8,7 @@ So the same step runs eagerly, compiles as one graph, and runs on the `meta` dev
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,11 @@ class TrainingState:
         # One list a dtype: a foreach operation takes its fast path only then.
         self.live = [[v for v in live if v.dtype == kind] for kind in dict.fromkeys(v.dtype for v in live)]
         self.average = [[torch.empty_like(v, requires_grad=False) for v in part] for part in self.live]
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of what is cropped out of the images."""
+        return training_window(self.recipe, *self.images.shape[1:3])
 
     def use_kernels(self, kernels: Mapping[str, str]) -> None:
         """From now on let the named providers do the operations."""
@@ -184,6 +190,7 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
     """What is done to each image of a step."""
     settings = recipe.augmentation
     return Transforms(
+        crop=settings.crop,
         padding=settings.padding,
         padding_mode=settings.padding_mode,
         flip=settings.flip,
@@ -193,6 +200,11 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
         brightness=settings.brightness,
         contrast=settings.contrast,
     )
+
+
+def training_window(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
+    """Height and width of what training crops out of images of `height` x `width` pixels."""
+    return transforms_of(recipe, cutmix=False).window(height, width)
 
 
 def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str, Any]:
@@ -222,8 +234,8 @@ Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def pasted_share(state: TrainingState) -> float:
-    """Share of an image's pixels that cutmix pastes in."""
-    return state.recipe.augmentation.cutmix**2 / (state.images.shape[1] * state.images.shape[2])
+    """Share of a window's pixels that cutmix pastes in."""
+    return state.recipe.augmentation.cutmix**2 / math.prod(state.window)
 
 
 def losses_and_logits(state: TrainingState, batch: Batch, *, whitened: bool) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_
 from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import Plan, plan
-from .step import REFERENCE_KERNELS, TrainingState
+from .step import REFERENCE_KERNELS, TrainingState, training_window
 
 DTYPES = {
     "float16": torch.float16,
@@ -153,10 +153,26 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
 
 def check_fit(recipe: Recipe, height: int, width: int) -> None:
     """Raise UserError where the net or the augmentation of `recipe` cannot take images of this size."""
+    augmentation, room = recipe.augmentation, 2 * recipe.augmentation.padding
+    if augmentation.padding >= min(height, width):
+        raise UserError(
+            f"augmentation.padding={augmentation.padding} must be smaller than images of {min(height, width)} pixels"
+        )
+    if augmentation.crop > min(height, width) + room:
+        raise UserError(
+            f"augmentation.crop={augmentation.crop} exceeds images of {height} x {width} pixels padded to "
+            f"{height + room} x {width + room}"
+        )
+    check_image_size(recipe.net, height, width)  # which evaluation takes whole
+    _check_window_fit(recipe, *training_window(recipe, height, width))
+
+
+def _check_window_fit(recipe: Recipe, height: int, width: int) -> None:
+    """Raise UserError where the net or the augmentation of `recipe` cannot take windows of this size."""
     augmentation, side = recipe.augmentation, min(height, width)
     for size in augmentation.sizes:
         if size > side:
-            raise UserError(f"augmentation.sizes: images of {height} x {width} pixels cannot be scaled down to {size}")
+            raise UserError(f"augmentation.sizes: windows of {height} x {width} pixels cannot be scaled down to {size}")
     for size in {0, *augmentation.sizes}:
         rows, columns = size or height, size or width
         check_image_size(recipe.net, rows, columns)
@@ -166,11 +182,9 @@ def check_fit(recipe: Recipe, height: int, width: int) -> None:
                 f"batch_size={recipe.batch_size} leaves batch norm one value of {rows} x {columns} pixels; "
                 f"set it to {2 * groups} or more"
             )
-    if augmentation.padding >= side:
-        raise UserError(f"augmentation.padding={augmentation.padding} must be smaller than images of {side} pixels")
     for name in ("cutout", "cutmix"):
         if getattr(augmentation, name) > side:
-            raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds images of {side} pixels")
+            raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds windows of {side} pixels")
 
 
 def fitting_plan(recipe: Recipe, pack: Pack) -> Plan:
@@ -333,11 +347,10 @@ class Trainer:
         started = time.perf_counter()
         settings, state = self.recipe.net, self.state
         reset_parameters(self.net, settings, seed)
-        pixels = state.images[: settings.whitening_images]
-        images = (pixels.to(state.scale.dtype) * state.scale + state.shift).permute(0, 3, 1, 2)
         if settings.whitening_kernel:
+            pixels = state.images[: settings.whitening_images]
             with torch.no_grad():
-                self.net.stem.whitening.weight.copy_(whitening_filters(images, settings))
+                self.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.scale, state.shift, settings))
         state.restart(seed)
         synchronize(self.device)
         return time.perf_counter() - started
@@ -497,7 +510,7 @@ class Trainer:
     def new_record(self, seed: int) -> RunRecord:
         """The record of a run that has not begun."""
         pack = self.pack
-        height, width = pack.image_size
+        height, width = training_window(self.recipe, *pack.image_size)
         parameters, trainable = parameter_counts(self.net)
         flops = forward_flops_per_image(
             self.recipe, classes=pack.num_classes, channels=pack.channels, height=height, width=width

@@ -18,6 +18,7 @@ Seed and step counter are read from device memory: a replayed CUDA graph draws a
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -390,12 +391,16 @@ def _blocks(row_values: int) -> dict[str, int]:
     return {"BLOCK_ROWS": max(512 // block_values, 1), "BLOCK_VALUES": block_values}
 
 
-def _compile_case(batch_size: int, transforms: Transforms) -> CompileCase:
-    """The kernel on CIFAR-10 in float16."""
-    height, width = transforms.result(32, 32)
+CIFAR10, IMAGENETTE = (50_000, 32, 32, 3), (9_469, 64, 64, 3)
+"""[N, H, W, C] of the images that kernels are compiled for."""
+
+
+def _compile_case(batch_size: int, transforms: Transforms, images: tuple[int, int, int, int] = CIFAR10) -> CompileCase:
+    """The kernel on so many images in float16."""
+    window, (height, width) = transforms.window(*images[1:3]), transforms.result(*images[1:3])
     written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
     return CompileCase(
-        shape=f"{batch_size} of 50000x32x32x3, float16, {', '.join(written)}",
+        shape=f"{batch_size} of {'x'.join(map(str, images))}, float16, {', '.join(written)}",
         function=augment_kernel,
         arguments={
             "images_ptr": "*u8",
@@ -409,9 +414,9 @@ def _compile_case(batch_size: int, transforms: Transforms) -> CompileCase:
             "pasted_labels_ptr": "*i64",
             "steps_per_epoch": "i32",
         },
-        constants={"S": augment_constants(50_000, 32, 32, 3, transforms)} | _blocks(width * 3),
+        constants={"S": augment_constants(*images, transforms)} | _blocks(width * 3),
         warps=AUGMENT_WARPS,
-        bytes=batch_size * (3 * 32 * 32 + 2 * 3 * height * width + 16),
+        bytes=batch_size * (3 * math.prod(window) + 2 * 3 * height * width + 16),
     )
 
 
@@ -718,4 +723,5 @@ COMPILE_CASES = [
     _compile_case(512, Transforms(padding=3, flip="random")),  # hlb-v0.3
     _compile_case(512, Transforms(padding=4, flip="random", cutout=8)),  # davidnet
     _compile_case(512, Transforms(padding=4, flip="random")),  # bag-of-tricks
+    _compile_case(1024, Transforms(crop=32, padding=2, flip="random"), IMAGENETTE),
 ]

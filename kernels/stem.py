@@ -31,6 +31,8 @@ from torch import Tensor, library, nn
 
 from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .augment import (
+    CIFAR10,
+    IMAGENETTE,
     TRANSFORM_NAMES,
     TRANSFORM_SCHEMA,
     Augmentation,
@@ -464,10 +466,15 @@ _POINTERS = {
 
 
 def _compile_cases(
-    batch_size: int, transforms: Transforms, filters: int = 24, biased: bool = False, activation: str = "gelu"
+    batch_size: int,
+    transforms: Transforms,
+    filters: int = 24,
+    biased: bool = False,
+    activation: str = "gelu",
+    shape: tuple[int, int, int, int] = CIFAR10,
 ) -> list[CompileCase]:
-    """The kernels for filters of 2x2 pixels on CIFAR-10 in float16; the second only where there is a bias."""
-    images = torch.empty((50_000, 32, 32, 3), dtype=torch.uint8, device="meta")
+    """The kernels for filters of 2x2 pixels on images of `shape` in float16; the second only where there is a bias."""
+    images = torch.empty(shape, dtype=torch.uint8, device="meta")
     weight = torch.empty((filters, 3, 2, 2), dtype=torch.float16, device="meta")
     constants = _constants(images, weight, weight[:, 0, 0, 0] if biased else None, activation, transforms)
     written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
@@ -475,7 +482,7 @@ def _compile_cases(
     functions = (stem_kernel, stem_gradient_kernel) if biased else (stem_kernel,)
     return [
         CompileCase(
-            shape=f"{batch_size} of 50000x32x32x3, float16, {', '.join(written)}",
+            shape=f"{batch_size} of {'x'.join(map(str, shape))}, float16, {', '.join(written)}",
             function=function,
             arguments={
                 name: _POINTERS.get(name, "*fp32")
@@ -503,6 +510,8 @@ COMPILE_CASES = (
         *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=10)),
         *_compile_cases(1024, Transforms(padding=4, flip="alternating", cutout=12), biased=True),
         *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
+        # imagenette
+        *_compile_cases(1024, Transforms(crop=32, padding=2, flip="random"), 12, activation="none", shape=IMAGENETTE),
         *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
         *(
             case

@@ -22,7 +22,7 @@ def random_images(count, height=8, width=8):
 
 def by_hand(image, draw, transforms):
     """Crop, mirror and cutout of one image with NumPy's own padding."""
-    pad, (height, width) = transforms.padding, image.shape[:2]
+    pad, (height, width) = transforms.padding, transforms.window(*image.shape[:2])
     mode = "reflect" if transforms.padding_mode == "reflect" else "constant"
     padded = np.pad(image.astype(np.float32), ((pad, pad), (pad, pad), (0, 0)), mode=mode)
     window = padded[draw["row"] : draw["row"] + height, draw["column"] : draw["column"] + width]
@@ -35,13 +35,14 @@ def by_hand(image, draw, transforms):
 
 @pytest.mark.parametrize("mode", ["reflect", "zero"])
 @pytest.mark.parametrize(("padding", "cutout"), [(0, 0), (2, 0), (4, 3)])
-@pytest.mark.parametrize("shape", [(8, 8), (7, 10)])
-def test_pixels_are_those_of_padding_cropping_and_mirroring_by_hand(mode, padding, cutout, shape):
+@pytest.mark.parametrize(("shape", "crop"), [((8, 8), 0), ((7, 10), 0), ((7, 10), 4), ((10, 7), 7)])
+def test_pixels_are_those_of_padding_cropping_and_mirroring_by_hand(mode, padding, cutout, shape, crop):
     images = random_images(40, *shape)
-    transforms = Transforms(padding=padding, padding_mode=mode, flip="random", cutout=cutout)
+    transforms = Transforms(crop=crop, padding=padding, padding_mode=mode, flip="random", cutout=cutout)
     ids = torch.arange(40).flip(0)
     draws = augmentation_draws(one(1), one(0), ids, transforms, *shape)
     result = augment(images, ids, draws, ONE, ZERO, transforms)
+    assert result.shape == (40, 3, *((crop, crop) if crop else shape))
     assert result.is_contiguous(memory_format=torch.channels_last)
     for index, image_id in enumerate(ids.tolist()):
         draw = {name: int(value[index]) for name, value in draws._asdict().items()}
@@ -66,12 +67,21 @@ def test_padding_with_zeros_pads_after_normalisation():
     assert (result[:, :, 2:, 2:] >= 7).all()
 
 
-def test_every_crop_position_comes_equally_often():
-    transforms = Transforms(padding=2)
-    draws = draws_of(transforms, images=50_000)
-    counts = torch.bincount(draws.row * 5 + draws.column, minlength=25).double()
-    assert len(counts) == 25
-    assert ((counts - 2000) ** 2 / 2000).sum() < 62  # 24 degrees of freedom, p = 3e-5
+@pytest.mark.parametrize(
+    ("crop", "shape", "rows", "columns", "limit"),
+    [
+        (0, (32, 32), 5, 5, 62),  # 24 degrees of freedom, p = 3e-5
+        (32, (64, 64), 37, 37, 1582),  # 1368 degrees of freedom, p = 4e-5
+        (32, (64, 40), 37, 13, 615),  # 480 degrees of freedom, p = 3e-5
+    ],
+)
+def test_every_crop_position_comes_equally_often(crop, shape, rows, columns, limit):
+    draws = augmentation_draws(one(1), one(0), torch.arange(50_000), Transforms(crop=crop, padding=2), *shape)
+    counts = torch.bincount(draws.row * columns + draws.column, minlength=rows * columns).double()
+    assert int(draws.row.max()) == rows - 1
+    assert len(counts) == rows * columns
+    expected = 50_000 / (rows * columns)
+    assert ((counts - expected) ** 2 / expected).sum() < limit
 
 
 def test_alternating_flips_show_each_image_both_ways_in_two_epochs():

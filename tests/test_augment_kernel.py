@@ -62,6 +62,7 @@ def assert_same(found, expected):
         Transforms(brightness=0.5),
         Transforms(contrast=0.5, padding=1, padding_mode="zero"),
         Transforms(size=6),
+        Transforms(crop=6, padding=1, size=5),
         Transforms(size=7, padding=2, flip="random", cutmix=3, cutout=2, brightness=0.1),
     ],
 )
@@ -93,6 +94,16 @@ def test_every_shape(shape):
 def test_one_axis_is_scaled_down_and_the_other_kept():
     assert_same(*both(inputs(9, 8, 13), Transforms(size=8, flip="random")))
     assert_same(*both(inputs(9, 13, 8), Transforms(size=8, flip="random")))
+
+
+@pytest.mark.parametrize("shape", [(8, 64, 64), (8, 40, 33), (4, 33, 70)])
+def test_windows_of_large_images(shape):
+    """Some of 32 pixels a side reach into the padding on both sides."""
+    for transforms in (
+        Transforms(crop=32, padding=2, flip="random"),
+        Transforms(crop=32, padding=9, padding_mode="zero", flip="alternating", cutout=5, cutmix=20),
+    ):
+        assert_same(*both(inputs(*shape), transforms, batch_size=4, counter=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

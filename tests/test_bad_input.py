@@ -129,6 +129,16 @@ ROWS = [
     ),
     ("train --data pack.safetensors --set batch_size=8 --set augmentation.sizes=17", "cannot be scaled down to 17"),
     ("train --data pack.safetensors --set batch_size=8 --set augmentation.cutout=17", "augmentation.cutout=17"),
+    ("train --data pack.safetensors --set batch_size=8 --set augmentation.crop=-1", "augmentation.crop must be from 0"),
+    ("train --data pack.safetensors --set batch_size=8 --set augmentation.crop=21", "exceeds images of 16 x 16"),
+    (
+        "train --data pack.safetensors --set batch_size=8 --set augmentation.crop=12 --set augmentation.cutmix=13",
+        "augmentation.cutmix=13 exceeds windows of 12",
+    ),
+    (
+        "train --data pack.safetensors --set batch_size=8 --set augmentation.crop=12 --set augmentation.sizes=13",
+        "windows of 12 x 12 pixels cannot be scaled down to 13",
+    ),
     # seed, device, backend
     ("train --seed 1.5", "--seed"),
     ("train --seed x", "--seed"),

@@ -56,9 +56,21 @@ def test_bytes_are_inputs_and_results_once(tiny_cases):
     assert whitened.flops == 2 * 16 * 31 * 31 * 24 * 12
 
 
-def test_other_providers_do_the_same_work(tiny_cases):
+@pytest.mark.parametrize("crop", [20, 36])
+def test_cases_have_the_size_of_the_windows(crop):
+    cases = cases_of(recipe("airbench94", [*TINY, f"augmentation.crop={crop}"]), torch.float32, CPU)
+    read = min(crop, 32) ** 2 * 3
+    assert case_named(cases, "augment", "", "forward").bytes == 16 * (read + crop**2 * 3 * 4 + 8)
+    whitened = case_named(cases, "augment+stem", "", "forward")
+    assert whitened.bytes == 16 * (read + 24 * (crop - 1) ** 2 * 4) + 4 * (24 * 12 + 24)
+    assert case_named(cases, "stem", "", "forward").shape == (16, 3, crop, crop)
+    assert case_named(cases, "convolution", "group1.1", "forward").shape == (16, 24, crop - 1, crop - 1)
+
+
+@pytest.mark.parametrize("crop", [0, 20])
+def test_other_providers_do_the_same_work(crop):
     """Those that only a GPU's tables have, called on a CPU; their results are those of the reference."""
-    made = recipe("airbench94", TINY)
+    made, side = recipe("airbench94", [*TINY, f"augmentation.crop={crop}"]), crop or 32
     paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))
     cases = [case for name in ("augment", "pool_batch_norm_act") for case in OPERATIONS[name](paper)]
     cases = [case for case in cases if case.layer in ("", "group3")]
@@ -66,11 +78,11 @@ def test_other_providers_do_the_same_work(tiny_cases):
     for case in cases:
         if case.provider in ("torchvision", "masks"):
             batch = case.make(state).call()
-            assert batch.shape == (16, 3, 32, 32)
+            assert batch.shape == (16, 3, side, side)
             assert batch.is_contiguous(memory_format=torch.channels_last)
             assert 0.5 < float(batch.std()) < 2
         if case.provider == "native" and case.direction == "forward":
-            assert case.make(state).call().shape == (16, 64, 3, 3)
+            assert case.make(state).call().shape == (16, 64, side // 10, side // 10)
 
 
 def test_a_compiled_provider_gives_what_the_reference_gives():

@@ -170,11 +170,13 @@ def test_traffic_is_what_operations_read_and_write():
     assert traffic_of(lambda: table.view(6, 1000).t()).operations == []
 
 
-def test_the_augmentation_kernel_reads_as_many_bytes_as_it_writes_values(small_pack):
-    made, kernels = recipe("airbench94", TINY), REFERENCE_KERNELS | {"augment": "triton"}
+@pytest.mark.parametrize(("crop", "read", "written"), [(0, 32, 32), (20, 20, 20), (36, 32, 36)])
+def test_the_augmentation_kernel_reads_the_windows_and_writes_them(small_pack, crop, read, written):
+    made = recipe("airbench94", [*TINY, f"augmentation.crop={crop}"])
+    kernels = REFERENCE_KERNELS | {"augment": "triton"}
     variant = Variant(whitening_bias=True, cutmix=False)
     (operation,) = step_traffic(made, small_pack, torch.float32, variant, kernels)["augment"].operations
-    assert operation.bytes == 64 * 32 * 32 * 3 * (1 + 4) + 64 * 8
+    assert operation.bytes == 64 * 3 * (read**2 + 4 * written**2) + 64 * 8
 
 
 def test_gradients_of_a_convolution_read_only_what_they_need():

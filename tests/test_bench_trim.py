@@ -49,7 +49,7 @@ def trainer_of(pack, *settings, name="airbench94", backend="eager"):
 @pytest.mark.parametrize("name", sorted(registered_recipes()))
 def test_every_change_of_every_recipe_is_another_recipe_that_can_be_built(name):
     made = recipe(name)
-    found = changes_of(made, 32, CPU, "eager")
+    found = changes_of(made, (32, 32), CPU, "eager")
     hashes = {made.hash}
     for change in found:
         arm = arm_of(change.variant, name, [], "eager")
@@ -68,7 +68,7 @@ def test_every_change_of_every_recipe_is_another_recipe_that_can_be_built(name):
 
 def test_only_what_a_recipe_has_can_go():
     plain, growing, early = (
-        changes_of(recipe(name), 32, CPU, "eager") for name in ("airbench94", "progressive", "hlb-v0.4")
+        changes_of(recipe(name), (32, 32), CPU, "eager") for name in ("airbench94", "progressive", "hlb-v0.4")
     )
     assert {"averaging", "whitening bias", "label smoothing"} <= {change.what for change in plain}
     assert not {"ghost batch norm", "cutmix", "brightness", "projection", "residual", "cutout"} & {

@@ -6,7 +6,8 @@ import torch
 
 from speedyresnet.engine import UserError, evaluate, export_model, read_model, recipe, train
 from speedyresnet.engine.data import make_pack
-from speedyresnet.engine.step import REFERENCE_KERNELS
+from speedyresnet.engine.step import REFERENCE_KERNELS, pasted_share
+from speedyresnet.engine.trainer import Trainer, check_fit
 from speedyresnet.kernels.language import AVAILABLE
 
 NARROW = ["width_multiplier=0.125", "dtype=float32", "evaluation.every=0"]
@@ -61,6 +62,41 @@ def test_a_thousand_classes():
     assert run.record.status == "finished"
     assert run.net.head.weight.shape[0] == 1000
     assert run.record.history[-1].loss == pytest.approx(np.log(1000), abs=0.5)
+
+
+@pytest.mark.parametrize(("crop", "flops"), [(16, 1_761_088), (26, 6_003_904), (0, 7_898_944)])
+def test_windows_train_and_whole_images_are_evaluated(crop, flops):
+    """The record has the FLOPs of a training image; here they are counted by hand."""
+    pack, seen = shaped_pack(24, 40, 3, 2, images=64), []
+    settings = [*NARROW, "batch_size=16", "epochs=2", "optimizer.learning_rate=0.2", f"augmentation.crop={crop}"]
+    trainer = Trainer(recipe("hlb-v0.7", settings), pack, torch.device("cpu"), "eager")
+    trainer.net.stem.register_forward_pre_hook(
+        lambda stem, given: seen.append((stem.training, tuple(given[0].shape[2:])))
+    )
+    record = trainer.run(seed=2)
+    assert set(seen) == {(True, (crop, crop) if crop else (24, 40)), (False, (24, 40))}
+    assert record.accuracy.mirror > 0.9
+    assert record.model["forward_flops_per_image"] == flops
+
+
+@pytest.mark.parametrize(
+    ("crop", "shape", "fault"),
+    [
+        (29, (24, 40), "augmentation.crop=29 exceeds images of 24 x 40 pixels padded to 28 x 44"),
+        (8, (24, 40), "images of 8 x 8 pixels are too small"),
+        (10, (8, 40), "images of 8 x 40 pixels are too small"),
+    ],
+)
+def test_neither_windows_nor_images_may_be_too_small(crop, shape, fault):
+    with pytest.raises(UserError, match=fault):
+        check_fit(recipe("airbench94", [f"augmentation.crop={crop}"]), *shape)
+
+
+@pytest.mark.parametrize(("crop", "pixels"), [(0, 8 * 12), (10, 100), (5, 25)])
+def test_pasted_squares_are_a_share_of_the_window(make_state, crop, pixels):
+    state = make_state("airbench94", f"augmentation.crop={crop}", "augmentation.cutmix=3", device="meta")
+    state.images = torch.empty(8, 8, 12, 3, dtype=torch.uint8, device="meta")
+    assert pasted_share(state) == pytest.approx(9 / pixels)
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="needs Triton")

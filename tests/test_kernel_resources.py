@@ -16,7 +16,7 @@ from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.step import transforms_of
 from speedyresnet.kernels import resources
-from speedyresnet.kernels.augment import COMPILE_CASES, augment_constants
+from speedyresnet.kernels.augment import CIFAR10, COMPILE_CASES, IMAGENETTE, augment_constants
 from speedyresnet.kernels.resources import TARGETS, Resources, compile_cases, problems
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "kernels"]
@@ -79,7 +79,8 @@ def test_every_shape_of_the_shipped_recipes_is_compiled():
         made = recipe(name)
         for cutmix, size in itertools.product({False, made.augmentation.cutmix > 0}, {0, *made.augmentation.sizes}):
             transforms = transforms_of(made, cutmix=cutmix, size=size)
-            assert augment_constants(50_000, 32, 32, 3, transforms) in compiled
+            images = IMAGENETTE if name == "imagenette" else CIFAR10
+            assert augment_constants(*images, transforms) in compiled
 
 
 def test_this_version_of_triton_has_limits():

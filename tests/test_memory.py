@@ -37,6 +37,7 @@ def allocated_peak(made, path):
     [
         ("airbench94", ["batch_size=64"]),
         ("hlb-v0.4", ["batch_size=200", "width_multiplier=0.25"]),
+        ("hlb-v0.4", ["batch_size=200", "width_multiplier=0.25", "augmentation.crop=16"]),
         ("airbench94-muon", ["batch_size=8"]),
         ("page-ladder/baseline", ["batch_size=64", "width_multiplier=0.5"]),
         ("hiverge", ["batch_size=500", "width_multiplier=0.0625"]),

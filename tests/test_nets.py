@@ -6,9 +6,11 @@ import torch.nn.functional as F
 
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
+from speedyresnet.engine.memory import _LiveBytes
 from speedyresnet.engine.nets import BatchNorm, global_max_pool, make_net, parameter_counts
 from speedyresnet.engine.step import training_step
 from speedyresnet.engine.trainer import pick_kernels
+from speedyresnet.kernels.augment import normalisation
 
 
 def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
@@ -303,10 +305,14 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(nets[0].head.weight, nets[2].head.weight)
 
 
-def normalised(pack, count, seed=0):
+def some_pixels(pack, count, seed=0):
+    """uint8 [N, H, W, C] with scale and shift, as `patch_covariance` takes them."""
     chosen = torch.randperm(len(pack.train_labels), generator=torch.Generator().manual_seed(seed))[:count]
-    images = pack.train_images[chosen].double().div(255)
-    return ((images - torch.tensor(pack.mean)) / torch.tensor(pack.std)).permute(0, 3, 1, 2).float()
+    return pack.train_images[chosen], *normalisation(pack.mean, pack.std, torch.float32, torch.device("cpu"))
+
+
+def normalised(pixels, scale, shift):
+    return (pixels * scale + shift).permute(0, 3, 1, 2)
 
 
 def covariance_of_channels(maps, centered):
@@ -317,12 +323,12 @@ def covariance_of_channels(maps, centered):
 def check_whitening(pack, name):
     """The output has covariance diag(lambda / (lambda + epsilon)) within 1e-5, on the images the filters come from."""
     settings = recipe(name).net
-    images = normalised(pack, 600)
-    filters = whitening_filters(images, settings)
+    pixels = some_pixels(pack, 600)
+    filters, images = whitening_filters(*pixels, settings), normalised(*pixels)
     assert filters.shape == (24, 3, 2, 2)
     assert torch.equal(filters[12:], -filters[:12])
     measured = covariance_of_channels(F.conv2d(images.double(), filters[:12]), settings.whitening_centered)
-    covariance = patch_covariance(images, 2, centered=settings.whitening_centered)
+    covariance = patch_covariance(*pixels, 2, centered=settings.whitening_centered)
     eigenvalues = torch.linalg.eigvalsh(covariance).flip(0)
     expected = torch.diag(eigenvalues / (eigenvalues + settings.whitening_epsilon))
     torch.testing.assert_close(measured, expected, rtol=0, atol=1e-5)
@@ -341,17 +347,22 @@ def test_whitened_synthetic_images_have_the_covariance_that_epsilon_leaves(name,
 def test_whitening_of_one_sample_whitens_another(real_pack):
     """Filters of 500 real images, on 500 others: within 0.15 for the leading six channels."""
     settings = recipe("airbench94").net
-    images = normalised(real_pack, 1000)
-    filters = whitening_filters(images[:500], settings)
+    pixels, *scale_and_shift = some_pixels(real_pack, 1000)
+    filters = whitening_filters(pixels[:500], *scale_and_shift, settings)
+    images = normalised(pixels, *scale_and_shift)
     measured = covariance_of_channels(F.conv2d(images[500:].double(), filters[:6]), centered=False)
     torch.testing.assert_close(measured, torch.eye(6).double(), rtol=0, atol=0.15)
 
 
 def test_patch_covariance_does_not_depend_on_the_chunks(monkeypatch):
-    images = torch.randn(50, 3, 8, 8)
-    whole = patch_covariance(images, 2, centered=True)
-    monkeypatch.setattr("speedyresnet.engine.init._VALUES_AT_ONCE", 5_000)
-    torch.testing.assert_close(patch_covariance(images, 2, centered=True), whole)
+    pixels = torch.randint(0, 256, (50, 8, 9, 3), dtype=torch.uint8)
+    scale, shift = torch.rand(3) / 64, torch.randn(3)
+    images = normalised(pixels, scale, shift)
+    whole = patch_covariance(pixels, scale, shift, 2, centered=True)
+    monkeypatch.setattr("speedyresnet.engine.init._VALUES_AT_ONCE", 2_000)
+    with _LiveBytes() as memory:
+        torch.testing.assert_close(patch_covariance(pixels, scale, shift, 2, centered=True), whole)
+    assert memory.peak < 4 * images.numel()  # the images are never normalised all at once
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     torch.testing.assert_close(whole, torch.cov(patches.double().T, correction=0), rtol=1e-5, atol=1e-6)
 

@@ -225,7 +225,8 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
     from speedyresnet.engine.recipes import registered_recipes
 
     compiled = {
-        (case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
+        (case.constants["S"].height,
+         case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
          case.constants["S"].contrast, case.constants["S"].out_height, case.constants["S"].cutmix,
          case.constants["S"].cutout, case.constants["T"].filters, case.constants["T"].biased,
          case.constants["T"].activation)
@@ -241,6 +242,7 @@ def test_every_stem_of_the_shipped_recipes_is_compiled():
         settings = made.augmentation
         for cutmix, side in itertools.product({0, settings.cutmix}, {32, *filter(None, settings.sizes)}):
             needed.add((
+                64 if name == "imagenette" else 32,
                 settings.flip, settings.padding, settings.brightness, settings.contrast, side, cutmix,
                 settings.cutout, len(filters), bias is not None, net.stem.whitening_activation,
             ))  # fmt: skip

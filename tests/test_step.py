@@ -337,15 +337,18 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "size"), [("pocket", 0), ("hlb-v0.4", 0), ("hlb-v0.7", 0), ("airbench94", 24)])
-def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, size):
+@pytest.mark.parametrize(
+    ("name", "crop", "size"),
+    [("pocket", 0, 0), ("hlb-v0.4", 0, 0), ("hlb-v0.7", 0, 0), ("hlb-v0.7", 20, 0), ("airbench94", 0, 24)],
+)
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, crop, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    states = [make_state(name, "batch_size=8", device=device) for _ in range(2)]
+    states = [make_state(name, "batch_size=8", f"augmentation.crop={crop}", device=device) for _ in range(2)]
     states[1].use_kernels(dict.fromkeys(REFERENCE_KERNELS, "triton"))
     for state in states:
         with torch.no_grad():
-            pixels = (state.images.float() * state.scale + state.shift).permute(0, 3, 1, 2)
-            state.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.recipe.net))
+            filters = whitening_filters(state.images, state.scale, state.shift, state.recipe.net)
+            state.net.stem.whitening.weight.copy_(filters)
         training_step(state, whitening_bias=size > 0, cutmix=state.recipe.augmentation.cutmix > 0, size=size)
     torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
     for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):

@@ -10,6 +10,7 @@ import torch
 from speedyresnet.engine import UserError, evaluate, recipe, train
 from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device, pick_dtype
+from speedyresnet.kernels.augment import normalisation
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
 TOP_LEVEL = {
@@ -112,9 +113,8 @@ def test_preparing_whitens_with_the_first_training_images(small_pack):
         recipe("airbench94", [*TINY, "net.whitening_images=100"]), small_pack, torch.device("cpu"), "eager"
     )
     trainer.prepare(seed=0)
-    mean, std = torch.tensor(small_pack.mean), torch.tensor(small_pack.std)
-    images = ((small_pack.train_images[:100] / 255 - mean) / std).permute(0, 3, 1, 2)
-    expected = whitening_filters(images, trainer.recipe.net)
+    scale_and_shift = normalisation(small_pack.mean, small_pack.std, torch.float64, torch.device("cpu"))
+    expected = whitening_filters(small_pack.train_images[:100], *scale_and_shift, trainer.recipe.net)
     # Eigenvectors have no sign of their own.
     torch.testing.assert_close(trainer.net.stem.whitening.weight.abs(), expected.abs().float(), rtol=1e-2, atol=1e-3)
 

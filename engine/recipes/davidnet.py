@@ -7,6 +7,10 @@ import dataclasses
 
 from ..recipe import Augmentation, Averaging, Claim, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
 
+GHOST_STATISTICS = (
+    "statistics are those of all ghost groups; the original's average has those of the first from the second epoch on"
+)
+
 
 def davidnet() -> Recipe:
     """dawn.py as of f79e8b8: 24 epochs to 94 % with one view, the DAWNBench entry."""
@@ -82,7 +86,7 @@ def bag_of_tricks() -> Recipe:
         source="https://github.com/davidcpage/cifar10-fast/blob/f79e8b8/new_dawn.py",
         claim=Claim(accuracy=0.941, seconds=26.0, hardware="V100"),
         mended=(
-            "statistics are those of all ghost groups; the original's average has the first's from the second epoch on",
+            GHOST_STATISTICS,
             "the average moves after steps 5, 10, ..., 970; the original's after 1, 6, ..., 966, without the last 4",
             "it runs with today's NumPy and PyTorch; the original calls np.float and torch.symeig, which are gone",
         ),
