@@ -12,7 +12,9 @@ from speedyresnet.bench.cases import OPERATIONS, random_state
 from speedyresnet.bench.traffic import step_traffic
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.backends import variant_of_step
+from speedyresnet.engine.export import export_model
 from speedyresnet.engine.init import reset_parameters
+from speedyresnet.engine.model_file import Model
 from speedyresnet.engine.nets import BatchNorm, check_image_size, last_map_size, make_net
 from speedyresnet.engine.recipe import group
 from speedyresnet.engine.schedules import plan
@@ -174,6 +176,15 @@ def test_blocks_are_not_mixed_with_settings_of_convolutions(setting):
     with pytest.raises(UserError, match=rf"net\.pre_activation_blocks=2 needs net\.{name}=") as caught:
         recipe("page-ladder/baseline", [f"net.{setting}"])
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_are_not_exported(tmp_path):
+    made = recipe("page-ladder/baseline", ["width_multiplier=0.125", "net.whitening_kernel=2"])
+    net = make_net(made, classes=2, channels=3, dtype=torch.float32, device="cpu")
+    numbers = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "dtype": torch.float32, "image_size": (32, 32)}
+    with pytest.raises(UserError, match="batch norms in front of convolutions cannot be folded"):
+        export_model(Model(net=net, recipe=made, class_names=("a", "b"), **numbers), tmp_path / "net.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_kernels_normalise_but_do_not_pool_where_there_is_no_pool_to_fuse():
