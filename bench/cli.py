@@ -112,7 +112,7 @@ def record_command(
     out: Annotated[Path, typer.Option("--out", help="JSON Lines file, one run a line; goes on where it ended.")],
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
     seed: FirstSeedOption = 0,
@@ -135,11 +135,11 @@ def record_command(
     check_view(made, view)
     check_backend(backend, place)
     _check_seeds(seed, runs)
-    check_outputs([out], [data, recipe_file(recipe)])
+    check_outputs([out], [data or made.data, recipe_file(recipe)])
     read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
-    records = record_runs(made, load_data(data or "cifar10"), place, backend, plan, out, console)
+    records = record_runs(made, load_data(data or made.data), place, backend, plan, out, console)
     result = report(records, targets)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -158,7 +158,7 @@ def compare_command(
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Seeds; fixed when the file is begun.")] = 10,
@@ -195,10 +195,11 @@ def compare_command(
     arms += [arm_of(variant, name, settings or (), backend) for variant in variants]
     check_arms(arms, view, place)
     _check_seeds(seed, runs)
-    check_outputs([out], [data, *(recipe_file(word) for each in (name, *variants) for word in each.split())])
+    source = data or arms[0].recipe.data
+    check_outputs([out], [source, *(recipe_file(word) for each in (name, *variants) for word in each.split())])
     read_pool(out)  # refuses another file before any work
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
-    records = compare_runs(arms, load_data(data or "cifar10"), place, plan, out, console)
+    records = compare_runs(arms, load_data(source), place, plan, out, console)
     result = comparison(records, plan, view, clock, rate)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -210,7 +211,7 @@ def compare_command(
 def trim_command(
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="With and without, in turns.")] = 10,
@@ -230,8 +231,8 @@ def trim_command(
     check_backend(backend, place)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
-    check_outputs([out], [data, recipe_file(recipe)])
-    pack = load_data(data or "cifar10")
+    check_outputs([out], [data or made.data, recipe_file(recipe)])
+    pack = load_data(data or made.data)
     known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
     for each in what or ():
         if each not in known:
@@ -260,7 +261,7 @@ def trim_command(
 def step_command(
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     backend: Annotated[str | None, typer.Option("--backend", help="One of them; none: all.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 10,
@@ -270,13 +271,14 @@ def step_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time of a step by backend: whole, of the host, idle; launches, memory, build."""
-    place, console, source = pick_device(device), notes_console(as_json), data or "cifar10"
+    place, console = pick_device(device), notes_console(as_json)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
+    source = data or made.data
     backends = [backend] if backend else backends_of(place)
     for each in backends:
         check_backend(each, place)
-    check_outputs([out], [data, recipe_file(recipe)])
+    check_outputs([out], [source, recipe_file(recipe)])
     pack = load_data(source)
     times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
     compiling = [each for each in backends if each in ("compile", "graph")] if builds else []
@@ -295,7 +297,7 @@ def step_command(
 def profile_command(
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     steps: Annotated[int, typer.Option("--steps", min=1, help="To record; the middle half of them counts.")] = 12,
     out: Annotated[
@@ -311,10 +313,10 @@ def profile_command(
     made = recipe_called(recipe or default_recipe(place), settings or ())
     if out is not None:
         check_writable(out)
-        check_outputs(profile_paths(out), [data, recipe_file(recipe)])
+        check_outputs(profile_paths(out), [data or made.data, recipe_file(recipe)])
         matplotlib_pyplot()
     other = None if against is None else read_profile(against)
-    result, trace = profile_step(made, load_data(data or "cifar10"), place, steps)
+    result, trace = profile_step(made, load_data(data or made.data), place, steps)
     if other is not None:
         result["against"] = side_by_side(result, other)
     if out is not None:
@@ -334,7 +336,7 @@ def versus_command(
     peers: Annotated[list[str], typer.Option("--peer", help="NAME=PATH: a script or a checkout of its repository.")],
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
     runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
@@ -352,8 +354,8 @@ def versus_command(
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
     check_backend(backend, place)
-    check_outputs([out, work and work / "log"], [data, recipe_file(recipe)])
-    pack = load_data(data or "cifar10")
+    check_outputs([out, work and work / "log"], [data or made.data, recipe_file(recipe)])
+    pack = load_data(data or made.data)
     check_data(pack)
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
     options += ["--device", str(place), "--backend", backend]
@@ -476,7 +478,7 @@ def gpu_suite_command(
     minutes: Annotated[float, typer.Option("--minutes", min=0.0, callback=finite, help="Never longer.")] = 9.0,
     recipe: Annotated[str, typer.Option("--recipe", help="A name, or my_file.py:function.")] = "airbench94",
     settings: SetOption = None,
-    data: DataOption = "cifar10",
+    data: DataOption = None,
     device: DeviceOption = "auto",
     runs: Annotated[int, typer.Option("--runs", min=1, help="Full runs; those that the time allows.")] = 20,
     peers: Annotated[
@@ -485,9 +487,9 @@ def gpu_suite_command(
 ) -> None:
     """GPU tests, steps, full runs, a profile, kernels, peers: each saved as it ends, never past the minutes."""
     check_writable(out / "suite.json")
-    place, source = pick_device(device), data or "cifar10"
+    place = pick_device(device)
     parse_peers(list(peers or ()))
-    recipe_called(recipe, settings or ())
+    source = data or recipe_called(recipe, settings or ()).data
     load_data(source)
     parts = stages(recipe, settings or (), source, str(place), runs, peers or ())
     results = run_gpu_suite(parts, place, minutes, out)

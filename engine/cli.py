@@ -29,7 +29,7 @@ from .contact_sheet import check_picture, save_contact_sheet
 from .data import Pack, default_data, load_data, pack_name, pack_source, writable_pack_path
 from .display import FileProgress, print_result, training_display
 from .doctor import examination, examination_text
-from .downloads import DOWNLOADS
+from .downloads import DOWNLOADS, Download
 from .errors import UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import check_outputs, check_writable, write_text
@@ -57,12 +57,13 @@ app.add_typer(data_app, name="data")
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CIFAR_IMAGES = 50_000  # that `recipes` counts for
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A name, or my_file.py:function.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a number: --set epochs=2.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="A name, a pack file or an image folder.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="A name, a pack file or an image folder. None: what the recipe is for.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")]
 BackendOption = Annotated[str, typer.Option("--backend", help=", ".join(BACKENDS) + " or auto.")]
 SeedOption = Annotated[
@@ -146,14 +147,16 @@ def default_recipe(device: torch.device) -> str:
     return "airbench94" if device.type == "cuda" else "pocket"
 
 
-def _chosen_data(data: str | None) -> Pack:
-    progress = FileProgress(Console(stderr=True))
-    try:
-        if data is not None:
-            return load_data(data, progress=progress)
-        return default_data(progress, lambda text: Console(stderr=True).print(f"warning: {text}", soft_wrap=True))
-    finally:
-        progress.close()
+def _data_called(name: str) -> Pack:
+    with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
+        return load_data(name, progress=progress)
+
+
+def _data_for(recipe: Recipe) -> Pack:
+    """What `recipe` is for, or the synthetic data set and a warning."""
+    console = Console(stderr=True)
+    with contextlib.closing(FileProgress(console)) as progress:
+        return default_data(recipe.data, progress, lambda text: console.print(f"warning: {text}", soft_wrap=True))
 
 
 def _with_those_of(
@@ -199,8 +202,8 @@ def train_command(
         made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made, place, pick_dtype(made, place), backend)
-    check_outputs([out, save, checkpoint or resume], [data, recipe_file(recipe)])
-    pack = _chosen_data(data)
+    check_outputs([out, save, checkpoint or resume], [data or made.data, recipe_file(recipe)])
+    pack = _data_called(data) if data else _data_for(made)
     fitting_plan(made, pack)  # before anything is printed
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")
     console.print(
@@ -245,11 +248,13 @@ def evaluate_command(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of a saved model on the test images of a data set (default: cifar10)."""
+    """Accuracy of a saved model on the test images of a data set (default: what its recipe is for)."""
     place = pick_device(device)
     check_outputs([out], [model, data])
     loaded = read_model(model)
-    accuracy = evaluate_model(loaded, load_data(data or "cifar10"), device=place)
+    source = data or loaded.recipe.data
+    check_outputs([out], [source])
+    accuracy = evaluate_model(loaded, load_data(source), device=place)
     text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
     if out is not None:
         write_text(out, text + "\n")
@@ -287,27 +292,38 @@ def export_command(
     )
 
 
-def _described(made: Recipe) -> dict[str, Any]:
-    """What `recipes` tells of a recipe, for CIFAR-10's 50,000 images of 32 x 32 in ten classes; memory is a GPU's.
+def _download_for(made: Recipe) -> Download:
+    """What is known of the data that a recipe is for; of CIFAR-10 where that is no download."""
+    return DOWNLOADS.get(made.data, DOWNLOADS["cifar10"])
 
-    FLOPs are those of a training image, as in run records: of the window, where the recipe crops one.
+
+def _described(made: Recipe) -> dict[str, Any]:
+    """What `recipes` tells of a recipe, on the data it is for, or on CIFAR-10 where that is no download.
+
+    Memory is a GPU's. FLOPs are those of a training image, as in run records: of the window, where one is cropped out.
     """
-    height, width = training_window(made, 32, 32)
-    net = make_net(made, classes=10, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
+    source = _download_for(made)
+    train_images, test_images, classes = source.counts
+    height, width = training_window(made, source.size, source.size)
+    net = make_net(made, classes=classes, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
     parameters, trainable = parameter_counts(net)
-    schedule = plan(made, _CIFAR_IMAGES)
+    schedule = plan(made, train_images)
+    images_shape = train_images + test_images, source.size, source.size, 3
     return {
         "name": made.name,
         "summary": made.summary,
         "source": made.source,
+        "data": made.data,
         "claim": dataclasses.asdict(made.claim) if made.claim else None,
         "faithful": made.faithful,
         "mended": made.mended,
         "parameters": parameters,
         "trainable_parameters": trainable,
-        "forward_flops_per_image": forward_flops_per_image(made, classes=10, channels=3, height=height, width=width),
+        "forward_flops_per_image": forward_flops_per_image(
+            made, classes=classes, channels=3, height=height, width=width
+        ),
         "estimated_peak_bytes": estimated_peak_bytes(
-            made, classes=10, images_shape=(60_000, 32, 32, 3), dtype=pick_dtype(made, torch.device("cuda"))
+            made, classes=classes, images_shape=images_shape, dtype=pick_dtype(made, torch.device("cuda"))
         ),
         "steps": schedule.steps,
         "images_seen": schedule.steps * made.batch_size,
@@ -332,7 +348,8 @@ def recipes_command(
     rows = list(map(_described, made))
     if picture is not None:
         labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
-        save_learning_rates(f"{name}, {_CIFAR_IMAGES:,} training images", labelled, _CIFAR_IMAGES, picture)
+        images = _download_for(made[0]).counts[0]
+        save_learning_rates(f"{name}, {images:,} training images", labelled, images, picture)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif name is None or name in registered_groups():
@@ -433,7 +450,7 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
         numbers = f"{row['parameters']:,}", flops, memory, str(row["steps"])
         table.add_row(row["name"], *numbers, _claim(row), row["summary"])
     notes_console().print(table)
-    print("for 50,000 images of 32 x 32 in ten classes; MFLOP/image: forward, a training image")
+    print("each on the data it is for, CIFAR-10 unless it says otherwise; MFLOP/image: forward, a training image")
     print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
 
 
@@ -504,14 +521,14 @@ def pack_command(
 
 @data_app.command("info")
 def info_command(
-    data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder.")],
+    data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder; none: what the recipe is for.")],
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw some images of each class here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is in a data set."""
     if picture is not None:
         check_picture(picture)
-    pack = _chosen_data(data)
+    pack = _data_called(data)
     if picture is not None:
         save_contact_sheet(pack, picture)
     _print_pack(pack, as_json, None)

@@ -371,13 +371,13 @@ def _cached_names() -> list[str]:
     return sorted(path.stem for path in (cache_folder() / "packs").glob("*.safetensors"))
 
 
-def default_data(progress: Progress | None, warn: Callable[[str], None]) -> Pack:
-    """CIFAR-10 from the cache or the network; where there is neither, the synthetic data set and one warning.
+def default_data(name: str, progress: Progress | None, warn: Callable[[str], None]) -> Pack:
+    """What a recipe is for; where that can be had neither from the cache nor the network, synthetic and one warning.
 
     Without a network the warning comes within 20 seconds.
     """
     try:
-        return _cached_download("cifar10", progress)
+        return _cached_download(name, progress) if name in DOWNLOADS else load_data(name, progress=progress)
     except DownloadError as error:
         warn(f"{error}; until then the synthetic data set is used")
     return load_data(SYNTHETIC, progress=progress)

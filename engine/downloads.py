@@ -43,6 +43,10 @@ class Download(Protocol):
     def size(self) -> int:
         """Side in pixels of its images where no other is asked for."""
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of training images, test images and classes."""
+
     def archive(self) -> tuple[str, str]:
         """Where the archive is, and its MD5."""
 
@@ -62,6 +66,7 @@ class Cifar:
 
     title: str
     class_name: str
+    counts: tuple[int, int, int]
     size: int = 32
 
     def _dataset(self) -> Any:
@@ -95,6 +100,7 @@ class Imagenette:
 
     title: ClassVar[str] = "Imagenette"
     size: ClassVar[int] = 64
+    counts: ClassVar[tuple[int, int, int]] = 9_469, 3_925, 10
 
     def archive(self) -> tuple[str, str]:
         """Where the archive is, and its MD5."""
@@ -122,8 +128,8 @@ class Imagenette:
 
 
 DOWNLOADS: dict[str, Download] = {
-    "cifar10": Cifar("CIFAR-10", "CIFAR10"),
-    "cifar100": Cifar("CIFAR-100", "CIFAR100"),
+    "cifar10": Cifar("CIFAR-10", "CIFAR10", (50_000, 10_000, 10)),
+    "cifar100": Cifar("CIFAR-100", "CIFAR100", (50_000, 10_000, 100)),
     "imagenette": Imagenette(),
 }
 """By the name that `--data` and `data pack` know them by."""

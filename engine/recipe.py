@@ -274,6 +274,8 @@ class Recipe:
     name: str
     summary: str
     source: str
+    data: str = "cifar10"
+    """What it is for, and trained on where nobody says otherwise: a name, a pack file or an image folder."""
     claim: Claim | None = None
     faithful: tuple[str, ...] = ()
     """Bugs of the original that it has too; a line ends with the settings, if any, that mend it: (--set key=value)."""
@@ -306,7 +308,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
 
-DESCRIPTION = ("name", "summary", "source", "claim", "faithful", "mended")
+DESCRIPTION = ("name", "summary", "source", "data", "claim", "faithful", "mended")
 """What says what a recipe is and decides nothing of a run."""
 
 

@@ -62,6 +62,8 @@ def test_recipes_lists_what_scripts_rely_on():
     assert by_name["airbench94"]["parameters"] == 1_972_792
     assert by_name["hlb-v0.4"]["parameters"] == 4_617_296
     assert by_name["hlb-v0.7"]["steps"] == 581
+    assert (by_name["imagenette"]["data"], by_name["imagenette"]["steps"]) == ("imagenette", 450)
+    assert by_name["hlb-v0.7-cifar100"]["parameters"] == 4_381_728
     assert by_name["airbench94"]["forward_flops_per_image"] == pytest.approx(236.3e6, rel=1e-3)
     assert by_name["airbench94"]["faithful"] == list(recipe("airbench94").faithful) != []
     assert 0.8e9 < by_name["airbench94"]["estimated_peak_bytes"] < 1.6e9
@@ -105,7 +107,7 @@ def test_recipes_lists_groups_and_their_members(printed):
         8, "imagenette-schedules/one-cycle-cosine", "imagenette-schedules/exponential",
     )  # fmt: skip
     assert all(name in members for name in names)
-    assert {row["steps"] for row in rows} == {96}
+    assert {row["steps"] for row in rows} == {18}
     assert rows[1]["claim"]["seconds"] is None
     assert "90.01 %, unknown GPU" in members
 

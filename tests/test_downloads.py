@@ -160,7 +160,7 @@ def small_imagenette(monkeypatch):
 def test_cifar10_is_downloaded_packed_and_cached(web_server, small_cifar10, monkeypatch, capsys):
     web_server.content, members = small_cifar10
     warnings = []
-    pack = default_data(None, warnings.append)
+    pack = default_data("cifar10", None, warnings.append)
     assert (pack.name, pack.class_names) == ("cifar10", CIFAR10_CLASSES)
     assert (len(pack.train_images), len(pack.test_images)) == (20, 4)
     expected = members["test_batch"]["data"].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -169,7 +169,7 @@ def test_cifar10_is_downloaded_packed_and_cached(web_server, small_cifar10, monk
     assert pack.test_labels[place] == 9
     assert_same_pack(read_pack(pack_path("cifar10")), pack)
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/not-asked-again")
-    assert_same_pack(default_data(None, warnings.append), pack)
+    assert_same_pack(default_data("cifar10", None, warnings.append), pack)
     assert_same_pack(load_data("cifar10"), pack)
     resized = pack_source("cifar10", size=16)
     assert (resized.name, resized.image_size) == ("cifar10-16", (16, 16))
@@ -273,7 +273,7 @@ def test_stalled_download_fails_and_restores_the_time_limit(web_server, monkeypa
 def test_offline_default_is_synthetic_with_one_warning(closed_port, few_synthetic_images):
     warnings = []
     started = time.monotonic()
-    pack = default_data(None, warnings.append)
+    pack = default_data("cifar10", None, warnings.append)
     assert time.monotonic() - started < 5
     assert pack.name == "synthetic"
     (warning,) = warnings
@@ -286,7 +286,7 @@ def test_offline_default_is_synthetic_with_one_warning(closed_port, few_syntheti
 def test_silent_host_does_not_hold_up_the_default(silent_host, few_synthetic_images):
     warnings = []
     started = time.monotonic()
-    assert default_data(None, warnings.append).name == "synthetic"
+    assert default_data("cifar10", None, warnings.append).name == "synthetic"
     assert time.monotonic() - started < 15
     assert len(warnings) == 1
 

@@ -231,7 +231,7 @@ POCKET = AIRBENCH94 | {  # has no original; its net counted by hand
     "views": ("mirror", 1, "live"),
 }
 IMAGENETTE = HLB_V0_4 | {
-    "data": (9_469, 64),
+    "data": "imagenette",
     "crop": 32,
     "whole_megaflops": 2174.5,
     "steps": 450,
@@ -259,10 +259,10 @@ TABLE = {
     "hlb-v0.3-long": HLB_V0_3_LONG,
     "hlb-v0.4": HLB_V0_4,
     "hlb-v0.4-long": HLB_V0_4_LONG,
-    "hlb-v0.4-cifar100": HLB_V0_4 | {"parameters": (4_663_376, 4_661_408), "megaflops": 486.91},
+    "hlb-v0.4-cifar100": HLB_V0_4 | {"data": "cifar100", "parameters": (4_663_376, 4_661_408), "megaflops": 486.91},
     "hlb-v0.7": HLB_V0_7,
     "hlb-v0.7-long": HLB_V0_7_LONG,
-    "hlb-v0.7-cifar100": HLB_V0_7 | {"parameters": (4_381_728, 4_379_776), "megaflops": 326.05},
+    "hlb-v0.7-cifar100": HLB_V0_7 | {"data": "cifar100", "parameters": (4_381_728, 4_379_776), "megaflops": 326.05},
     "imagenette": IMAGENETTE,
     "imagenette-ablations/base": IMAGENETTE_25,
     "imagenette-ablations/pool": IMAGENETTE_25,
@@ -274,19 +274,18 @@ TABLE = {
 }
 
 
-def classes_of(name):
-    return 100 if name.endswith("cifar100") else 10
+DATA = {"cifar10": (50_000, 32, 10), "cifar100": (50_000, 32, 100), "imagenette": (9_469, 64, 10)}
+"""How many training images there are, their side, and the number of classes."""
 
 
 def data_of(name):
-    """How many training images there are, and their side."""
-    return TABLE.get(name, {}).get("data", (50_000, 32))
+    return DATA[TABLE.get(name, {}).get("data", "cifar10")]
 
 
 def state_of(name):
     """Before a run on images that have a size but no pixels."""
-    made, (count, side) = recipe(name), data_of(name)
-    net = make_net(made, classes=classes_of(name), channels=3, dtype=torch.float32, device="meta")
+    made, (count, side, classes) = recipe(name), data_of(name)
+    net = make_net(made, classes=classes, channels=3, dtype=torch.float32, device="meta")
     images, labels = torch.empty(count, side, side, 3, device="meta"), torch.empty(count, device="meta")
     return TrainingState(net, made, plan(made, count), images, labels, (0.5,) * 3, (0.25,) * 3, torch.float32)
 
@@ -297,14 +296,15 @@ def test_the_table_has_every_recipe():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_net_has_the_parameters_and_flops_of_the_original(name):
-    made, row, (_, side) = recipe(name), TABLE[name], data_of(name)
+    made, row, (_, side, classes) = recipe(name), TABLE[name], data_of(name)
+    assert made.data == row.get("data", "cifar10")
     window = training_window(made, side, side)
     assert window == (row.get("crop", side),) * 2
     for (height, width), megaflops in (
         (window, row["megaflops"]),
         ((side, side), row.get("whole_megaflops", row["megaflops"])),
     ):
-        flops = forward_flops_per_image(made, classes=classes_of(name), channels=3, height=height, width=width)
+        flops = forward_flops_per_image(made, classes=classes, channels=3, height=height, width=width)
         assert flops / 1e6 == pytest.approx(megaflops, abs=0.05)
     assert parameter_counts(state_of(name).net) == row["parameters"]
     net = made.net
@@ -374,10 +374,11 @@ def test_every_recipe_learns(name, small_pack):
     """
     small = ["width_multiplier=0.125", "batch_size=64", "dtype=float32", "evaluation.every=0"]
     settings = [*small, "epochs=2", "schedule.epochs=2"]
-    names = tuple(f"class {i}" for i in range(classes_of(name)))
+    _, _, classes = data_of(name)
+    names = tuple(f"class {i}" for i in range(classes))
     run = train(recipe(name, settings), dataclasses.replace(small_pack, class_names=names), device="cpu")
     record, outputs = run.record, run.state["head.weight"].shape[0]
-    assert (record.status, record.steps, record.images_seen, outputs) == ("finished", 20, 1280, classes_of(name))
+    assert (record.status, record.steps, record.images_seen, outputs) == ("finished", 20, 1280, classes)
     assert record.history[-1].loss < record.history[0].loss
     assert record.accuracy.weights == TABLE[name]["views"][2]
 

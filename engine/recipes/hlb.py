@@ -193,7 +193,8 @@ def v0_4_cifar100() -> Recipe:
     return dataclasses.replace(
         v0_4(),
         name="hlb-v0.4-cifar100",
-        summary="hlb-v0.4 for CIFAR-100 (--data cifar100)",
+        summary="hlb-v0.4 for CIFAR-100",
+        data="cifar100",
         source="https://github.com/tysam-code/hlb-CIFAR10/releases/tag/v0.4.0",
         claim=None,
     )
@@ -202,7 +203,7 @@ def v0_4_cifar100() -> Recipe:
 def v0_7_cifar100() -> Recipe:
     """v0.7.0 on CIFAR-100, done as the release notes of v0.4.0 do it: only the data change; no figure either."""
     return dataclasses.replace(
-        v0_7(), name="hlb-v0.7-cifar100", summary="hlb-v0.7 for CIFAR-100 (--data cifar100)", claim=None
+        v0_7(), name="hlb-v0.7-cifar100", summary="hlb-v0.7 for CIFAR-100", data="cifar100", claim=None
     )
 
 

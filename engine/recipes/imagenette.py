@@ -1,6 +1,6 @@
 """hlb-imagenette by LouisCaubet (https://github.com/LouisCaubet/hlb-imagenette), Apache-2.0: hlb-v0.4 on Imagenette.
 
-Images are squashed to 64 x 64 pixels, as `--data imagenette` has them. Training sees random windows of 32 x 32,
+Images are squashed to 64 x 64 pixels, as `data pack imagenette` makes them. Training sees random windows of 32 x 32,
 evaluation whole images, which works since the net ends in a global max-pool.
 """
 
@@ -19,7 +19,8 @@ def imagenette() -> Recipe:
     return dataclasses.replace(
         base,
         name="imagenette",
-        summary="hlb-v0.4 for Imagenette (--data imagenette): 32x32 windows of 64x64 images, 50 epochs of 9 steps",
+        summary="hlb-v0.4 for Imagenette: 32x32 windows of 64x64 images, 50 epochs of 9 steps",
+        data="imagenette",
         source="https://github.com/LouisCaubet/hlb-imagenette/blob/0c904b3/main.py",
         claim=Claim(accuracy=0.9004, seconds=50.5, hardware=_GPU),
         faithful=(
