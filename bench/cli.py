@@ -3,12 +3,14 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from speedyresnet.engine.api import MAX_SEED, MIN_SEED
 from speedyresnet.engine.backends import AUTO, backends_of, check_backend
@@ -106,6 +108,23 @@ def _check_operations(names: list[str] | None) -> None:
             raise UserError(f"--operation {each}: choose {', '.join(OPERATIONS)}")
 
 
+def _show(
+    result: dict[str, Any],
+    printed: Callable[[Console, dict[str, Any]], None],
+    console: Console,
+    as_json: bool,
+    out: Path | None = None,
+) -> None:
+    """Write a result to `out`, and print it as JSON or as `printed` does."""
+    text = json.dumps(result, indent=1)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        printed(console, result)
+
+
 @bench_app.command("record")
 def record_command(
     runs: Annotated[int, typer.Option("--runs", min=1, help="How many; fixed when the file is begun.")],
@@ -141,10 +160,7 @@ def record_command(
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
     records = record_runs(made, load_data(data or made.data), place, backend, plan, out, console)
     result = report(records, targets)
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_report(console, result)
+    _show(result, print_report, console, as_json)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
@@ -201,10 +217,7 @@ def compare_command(
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     records = compare_runs(arms, load_data(source), place, plan, out, console)
     result = comparison(records, plan, view, clock, rate)
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_comparison(console, result)
+    _show(result, print_comparison, console, as_json)
 
 
 @bench_app.command("trim")
@@ -251,10 +264,7 @@ def trim_command(
         out=out,
     )
     result = trim(trimming, console)
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_trim(console, result)
+    _show(result, print_trim, console, as_json)
 
 
 @bench_app.command("step")
@@ -284,13 +294,7 @@ def step_command(
     compiling = [each for each in backends if each in ("compile", "graph")] if builds else []
     found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
     result = step_report(made, pack, environment(place), times, found)
-    text = json.dumps(result, indent=1)
-    if out is not None:
-        write_text(out, text + "\n")
-    if as_json:
-        print(text)
-    else:
-        print_steps(console, result)
+    _show(result, print_steps, console, as_json, out)
 
 
 @bench_app.command("profile")
@@ -396,15 +400,9 @@ def kernels_command(
             raise UserError(f"--provider {each}: choose {', '.join(PROVIDERS)}")
     cases = [case for case in cases if not providers or case.provider in providers]
     result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
-    text = json.dumps(result, indent=1)
-    if out is not None:
-        write_text(out, text + "\n")
-    if as_json:
-        print(text)
-    else:
-        print_cases(console, result)
-        if not listed and len({case.provider for case in cases}) > 1:
-            print_providers(console, result)
+    _show(result, print_cases, console, as_json, out)
+    if not (as_json or listed) and len({case.provider for case in cases}) > 1:
+        print_providers(console, result)
 
 
 @bench_app.command("regress")
@@ -438,13 +436,7 @@ def regress_command(
         plan = Plan(subject=subject, operations=only or (), rounds=rounds, deadline=deadline)
         sitting = measure_revisions((base, head), plan, lambda found: changed_cases(found, effect / 100), console)
         result = sitting_report(sitting, effect / 100) | {"subject": subject, "environment": environment(place)}
-    text = json.dumps(result, indent=1)
-    if out is not None:
-        write_text(out, text + "\n")
-    if as_json:
-        print(text)
-    else:
-        print_regress(console, result)
+    _show(result, print_regress, console, as_json, out)
     raise typer.Exit(1 if slower_cases(result) else 0)
 
 
