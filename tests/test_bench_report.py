@@ -21,6 +21,8 @@ from speedyresnet.engine.plots import matplotlib_pyplot
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVIDENCE = sorted((REPOSITORY / "bench/evidence").iterdir())
+KNOWN = [file for file in EVIDENCE if file.name.startswith(("2026-11-21-pocket", "2026-11-21-peers"))]
+"""Whose content the tests tell; more evidence must not change what they expect."""
 POOL = REPOSITORY / "bench/evidence/2026-11-21-pocket-cpu.jsonl"
 HOSTILE = '</title><script>alert("1")</script><img src=x onerror=alert(2)> & | $x$'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -131,11 +133,23 @@ def write_lines(path, documents):
     return path
 
 
+def page_of(files, folder):
+    """The file that the command makes of `files` in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys, "argv", ["speedyresnet", "bench", "report", *map(str, files), "--out", f"{folder}/page.html"]
+        )
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    return folder / "page.html"
+
+
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
-    """A page of all committed evidence and a file of every other kind, and of two later commits of a pool."""
+    """A page of committed evidence and a file of every other kind, and of two later commits of a pool."""
     folder = tmp_path_factory.mktemp("report")
-    files = [*EVIDENCE]
+    files = [*KNOWN]
     for name, document in MADE.items():
         files.append(folder / f"{name}.json")
         files[-1].write_text(json.dumps(document))
@@ -150,14 +164,7 @@ def page_path(tmp_path_factory):
     steps["backends"] = steps["backends"][1:]
     steps["backends"][0]["milliseconds"] -= 1
     files.append(write_lines(folder / "later-steps.json", [steps]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sys, "argv", ["speedyresnet", "bench", "report", *map(str, files), "--out", f"{folder}/page.html"]
-        )
-        with pytest.raises(SystemExit) as end:
-            main()
-    assert end.value.code == 0
-    return folder / "page.html"
+    return page_of(files, folder)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +226,11 @@ def test_every_kind_of_file_is_shown(page, beginning, cells):
     assert page.row(*beginning) == cells
 
 
+def test_all_evidence_is_shown(tmp_path):
+    page = page_of(EVIDENCE, tmp_path).read_text()
+    assert all(file.name in page for file in EVIDENCE)
+
+
 def test_history_has_what_was_measured_at_several_commits(page):
     machine = "Intel(R) Xeon(R) Processor, 2 threads, PyTorch 2.15.0"
     steps, runs = (f"pocket 614a68b8, cifar10, {machine}, {how}" for how in ("compile bfloat16", "eager bfloat16"))
@@ -270,7 +282,7 @@ def test_a_comparison_of_recipes_of_another_version_is_named(tmp_path):
 
 
 def test_names_are_text(tmp_path, monkeypatch, capsys):
-    made = copy.deepcopy(MADE) | {"profile": json.loads(next(f for f in EVIDENCE if "profile" in f.name).read_text())}
+    made = copy.deepcopy(MADE) | {"profile": json.loads(next(f for f in KNOWN if "profile" in f.name).read_text())}
     records = records_of_pool()[:2]
     for record, commit in zip(records, ("a", "b"), strict=True):
         record["environment"]["commit"] = commit + HOSTILE
@@ -406,13 +418,13 @@ def test_nothing_is_written_where_something_is_wrong(words, told, tmp_path, monk
 def test_a_readme_needs_runs(tmp_path, monkeypatch, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\nthe table\n{END}")
-    code, error = run_command(monkeypatch, capsys, REPOSITORY / EVIDENCE[0], "--readme", readme)
+    code, error = run_command(monkeypatch, capsys, REPOSITORY / KNOWN[0], "--readme", readme)
     assert (code, readme.read_text()) == (2, f"{BEGIN}\nthe table\n{END}")
     assert "none of the files holds completed runs" in error
 
 
 def test_a_profile_without_work_has_no_roofline(tmp_path):
-    profile = json.loads(next(file for file in EVIDENCE if "profile" in file.name).read_text())
+    profile = json.loads(next(file for file in KNOWN if "profile" in file.name).read_text())
     profile["parts"] = [part | {"flops": 0} for part in profile["parts"]]
     (only,) = read_source(write_lines(tmp_path / "profile.json", [profile])).blocks
     assert len(only.rows) == len(profile["parts"])
