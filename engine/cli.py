@@ -521,7 +521,7 @@ def pack_command(
 
 @data_app.command("info")
 def info_command(
-    data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder; none: what the recipe is for.")],
+    data: Annotated[str, typer.Argument(help="A name, a pack file or an image folder.")],
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw some images of each class here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
