@@ -86,8 +86,8 @@ def real_pack(real_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def larger_real_pack(real_folder, tmp_path_factory):
-    """400 training and 100 test images of each class."""
-    return pack_of_some(real_folder, tmp_path_factory.mktemp("real"), 400, 100)
+    """400 training and 20 test images of each class."""
+    return pack_of_some(real_folder, tmp_path_factory.mktemp("real"), 400, 20)
 
 
 @pytest.fixture(scope="session")
