@@ -9,13 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.recipe import claim_told
 from speedyresnet.engine.record import machine_name
 
 from .record import VIEWS, Clock, clock_seconds
 from .statistics import Interval, mean_interval
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-COLUMNS = ("recipe", "machine", "accuracy, mean of n (± 95 %)", "train", "n", "record")
+COLUMNS = ("recipe", "machine", "accuracy, mean of n (± 95 %)", "claimed", "train", "n", "record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
         found = {view.replace("_", " "): group.accuracies(view) for view in VIEWS}
         accuracies = [f"{told(mean_interval(values))} % {view}" for view, values in found.items() if values]
         cells = [name if alone else group.recipe, group.machine, ", ".join(accuracies)]
+        cells.append(claim_told(group.records[0]["recipe"]["claim"]))
         rows.append([*cells, f"{_range(group.seconds('train'))} s", str(len(group.records))])
     return rows
 

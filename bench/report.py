@@ -179,7 +179,7 @@ def run_sections(groups: Sequence[RunGroup]) -> list[Section]:
     picture = accuracy_picture("", _CLOCK, "the recipe's view", [group_cloud(group) for group in groups], names)
     files = [", ".join(file.name for file in group.files) for group in groups]
     rows = [[*cells, name] for cells, name in zip(measured_rows(groups), files, strict=True)]
-    table = Table("", COLUMNS[:3], COLUMNS[3:5], rows, COLUMNS[5:])
+    table = Table("", COLUMNS[:4], COLUMNS[4:6], rows, COLUMNS[6:])
     colors = series_colors(len(groups))
     lines = [(color, *run) for group, color in zip(groups, colors, strict=True) for run in group_losses(group)]
     losses = svg_picture(functools.partial(plot_lines, lines=lines, labels=("epoch", "training loss")))

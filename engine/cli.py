@@ -38,7 +38,7 @@ from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
-from .recipe import DESCRIPTION, Group, Recipe, recipe_file, with_settings
+from .recipe import DESCRIPTION, Group, Recipe, claim_told, recipe_file, with_settings
 from .recipe import group as group_called
 from .recipe import recipe as recipe_called
 from .recipes import registered_groups, registered_recipes
@@ -430,14 +430,6 @@ def _print_kernels(rows: list[resources.Resources]) -> None:
     notes_console().print(table)
 
 
-def _claim(row: dict[str, Any]) -> str:
-    claim = row["claim"]
-    if not claim:
-        return ""
-    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
-    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
-
-
 def _print_recipes(rows: list[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("recipe", no_wrap=True)
@@ -448,7 +440,7 @@ def _print_recipes(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         flops, memory = f"{row['forward_flops_per_image'] / 1e6:.1f}", f"{row['estimated_peak_bytes'] / 1e9:.1f}"
         numbers = f"{row['parameters']:,}", flops, memory, str(row["steps"])
-        table.add_row(row["name"], *numbers, _claim(row), row["summary"])
+        table.add_row(row["name"], *numbers, claim_told(row["claim"]), row["summary"])
     notes_console().print(table)
     print("each on the data it is for, CIFAR-10 unless it says otherwise; MFLOP/image: forward, a training image")
     print("GB: the most that a step holds on a GPU, estimated; what the device itself and cuDNN need comes on top")
@@ -465,7 +457,7 @@ def _print_groups(groups: list[Group]) -> None:
 
 
 def _print_recipe(row: dict[str, Any]) -> None:
-    for key, value in (row | {"claim": _claim(row) or "none"}).items():
+    for key, value in (row | {"claim": claim_told(row["claim"]) or "none"}).items():
         if key != "recipe":
             for text in (value or ("none",)) if isinstance(value, tuple) else (value,):
                 print(_wrapped(f"{key:26s} {text}"))

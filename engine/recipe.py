@@ -19,7 +19,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -265,6 +265,14 @@ class Claim:
     seconds: float | None
     """None: not published."""
     hardware: str
+
+
+def claim_told(claim: Mapping[str, Any] | None) -> str:
+    """A claim, as records have it, in words; empty where there is none."""
+    if not claim:
+        return ""
+    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
+    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

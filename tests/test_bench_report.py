@@ -176,10 +176,10 @@ def test_runs_are_told_with_intervals_of_the_mean(page):
     # Accuracies 0.9003, 0.9029, 0.9025: 4.3027 (t table, two degrees of freedom) times 0.0014 over the root of three.
     machine = "Intel(R) Xeon(R) Processor, 2 threads, PyTorch 2.15.0"
     told = "89.42 ± 0.25 % single view, 90.19 ± 0.35 % mirror"
-    assert ["pocket", machine, told, "95.3 to 99.1 s", "3", POOL.name] in page.rows
-    assert ["pocket", machine, told, "45.3 to 49.1 s", "3", "later.jsonl"] in page.rows
+    assert ["pocket", machine, told, "", "95.3 to 99.1 s", "3", POOL.name] in page.rows
+    assert ["pocket", machine, told, "", "45.3 to 49.1 s", "3", "later.jsonl"] in page.rows
     assert page.row("pocket", "AMD EPYC, 2 threads, PyTorch 2.15.0")[:3] == [
-        "89.62 % single view, 89.99 % mirror", "182 s", "1"
+        "89.62 % single view, 89.99 % mirror", "", "182 s"
     ]  # fmt: skip
     assert page.words.count("90.19 ± 0.35 %") == 2
     assert page.words.count("96.86 ± 5.17 s") == 1
@@ -286,6 +286,7 @@ def test_names_are_text(tmp_path, monkeypatch, capsys):
     records = records_of_pool()[:2]
     for record, commit in zip(records, ("a", "b"), strict=True):
         record["environment"]["commit"] = commit + HOSTILE
+        record["recipe"]["claim"] = {"accuracy": 0.94, "seconds": 2.5, "hardware": HOSTILE}
     for document in (*made.values(), *records):
         document.setdefault("recipe", {})["name"] = HOSTILE
         document.setdefault("environment", copy.deepcopy(ENVIRONMENT))["platform"] = HOSTILE
@@ -304,7 +305,8 @@ def test_names_are_text(tmp_path, monkeypatch, capsys):
     assert f"accuracy, % ({HOSTILE})" in page.words  # of an axis, where a formula would be drawn instead
     *_, first, second, _, _ = readme.read_text().splitlines()
     assert "<" not in first + second
-    assert first.count("|") == 7
+    assert first.count("|") == 8
+    assert "| 94.00 % in 2.5 s, " in first
     assert first.endswith("[runs](%3Cscript%3E.jsonl) |")
 
 
@@ -370,6 +372,7 @@ def damaged(**changes):
         ('{"schema": "speedyresnet.run/9"}', "none of these"),
         (damaged() + "\n" + json.dumps(COMPARISON), "none of these"),
         (damaged(recipe={}), "damaged run record (KeyError: 'name')"),
+        (damaged(recipe=records_of_pool()[0]["recipe"] | {"claim": "94 %"}), "damaged run record (TypeError"),
         (damaged(seconds=None), "damaged run record"),
         (damaged(history=[{"loss": "high", "epoch": 1}]), "damaged run record"),
         (json.dumps(COMPARISON | {"seeds": None}), "damaged comparison"),
