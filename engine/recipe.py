@@ -38,9 +38,9 @@ class Net:
     widths: tuple[int, ...] = (64, 256, 256)
     """Channels of each group, before `width_multiplier`."""
     group_convolutions: int = 2
-    """3x3 convolutions a group; the first is followed by the 2x2 max-pool."""
+    """3x3 convolutions a group, but for `first_kernel`; the first is followed by the 2x2 max-pool."""
     first_kernel: int = 3
-    """Side of the first of them, which pads by half of it, if not 3."""
+    """Side of the first of them, which pads by half of it."""
     single_groups: tuple[int, ...] = ()
     """Places, from 0, of the groups that have their first convolution only."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
@@ -579,7 +579,7 @@ def _check_ranges(made: Recipe) -> None:
 
 def _check_texts(made: Recipe) -> None:
     """Raises UserError for texts that do not print as one line."""
-    lines = {key: (getattr(made, key),) for key in ("name", "summary", "source")}
+    lines = {key: (getattr(made, key),) for key in ("name", "summary", "source", "data")}
     for key, texts in (lines | {"faithful": made.faithful, "mended": made.mended}).items():
         if not all(text.isprintable() and len(text) <= 1000 for text in texts) or not made.name:
             raise UserError(f"{key} must be one line of at most 1000 printable characters; the name must not be empty")
@@ -615,12 +615,14 @@ def _check_combinations(made: Recipe) -> None:
 
 def _check_pre_activation(net: Net) -> None:
     """Raises UserError for settings of what pre-activation blocks are instead of."""
-    wanted: dict[str, object] = {"convolution_init": "default"}
-    for name in ("group_convolutions", "first_kernel", "single_groups", "residual", "squeeze_excite_ratio", "pool"):
-        wanted[name] = Net.__dataclass_fields__[name].default
-    for name, value in wanted.items():
-        if getattr(net, name) != value:
-            raise UserError(f"net.pre_activation_blocks={net.pre_activation_blocks} needs net.{name}={value}")
+    wanted = Net(convolution_init="default")
+    for name in (
+        "convolution_init", "group_convolutions", "first_kernel", "single_groups", "residual", "squeeze_excite_ratio",
+        "pool",
+    ):  # fmt: skip
+        if getattr(net, name) != getattr(wanted, name):
+            blocks, value = net.pre_activation_blocks, getattr(wanted, name)
+            raise UserError(f"net.pre_activation_blocks={blocks} needs net.{name}={value}")
 
 
 def checked_recipe(made: object) -> Recipe:
