@@ -164,6 +164,15 @@ def record_command(
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
+def _first_arms(group: str | None, recipe: str | None, default: str, settings: list[str], backend: str) -> list[Arm]:
+    """The base, and the variants of its group where it has one."""
+    if group is None:
+        return [Arm(BASE, recipe_called(recipe or default, settings), backend)]
+    if recipe is not None:
+        raise UserError("--group has a base of its own: leave --recipe out")
+    return group_arms(group_called(group), settings, backend)
+
+
 @bench_app.command("compare")
 def compare_command(
     variants: Annotated[
@@ -200,13 +209,8 @@ def compare_command(
     variants = variants or []
     if not (group or variants):
         raise UserError("nothing to compare: give --variant, or --group")
-    if group and recipe:
-        raise UserError("--group has a base of its own: leave --recipe out")
     _check_view_and_clock(view, clock)
-    if group:
-        arms = group_arms(group_called(group), settings or (), backend)
-    else:
-        arms = [Arm(BASE, recipe_called(recipe or default_recipe(place), settings or ()), backend)]
+    arms = _first_arms(group, recipe, default_recipe(place), settings or [], backend)
     name = recipe or arms[0].recipe.name
     arms += [arm_of(variant, name, settings or (), backend) for variant in variants]
     check_arms(arms, view, place)
