@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .recipe import Muon
@@ -61,8 +62,9 @@ def normalised(matrices: Tensor, epsilon: float = 0.0) -> Tensor:
 def newton_schulz(matrices: Tensor, settings: Muon) -> Tensor:
     """What is near the orthogonal factor U V^T of each matrix U S V^T, by a quintic iteration.
 
-    Each is divided by its Frobenius norm, then x <- a x + b (x x^T) x + c (x x^T)^2 x so many times; matrices with
-    more rows than columns are transposed for it. Source: Keller Jordan, "Muon: an optimizer for hidden layers" (2024).
+    Each is divided by its Frobenius norm, then x <- (a + b x x^T + c (x x^T)^2) x so many times. Rows and columns of
+    zeros stay zeros and change nothing; wide matrices cost less than tall ones.
+    Source: Keller Jordan, "Muon: an optimizer for hidden layers" (2024).
 
     Args:
         matrices: [n, rows, columns], float32 or float64, in which the norms are taken.
@@ -73,12 +75,13 @@ def newton_schulz(matrices: Tensor, settings: Muon) -> Tensor:
     """
     a, b, c = settings.newton_schulz_coefficients
     dtype: torch.dtype = getattr(torch, settings.newton_schulz_dtype)
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = normalised(matrices.mT if tall else matrices, UPDATE_EPSILON).to(dtype)
+    x = normalised(matrices, UPDATE_EPSILON).to(dtype)
+    identity = torch.eye(x.shape[1], dtype=dtype, device=x.device)
     for _ in range(settings.newton_schulz_steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        # One polynomial instead of three products with x: what is small is added up, not what is wide.
+        x = (a * identity + b * gram + c * (gram @ gram)) @ x
+    return x
 
 
 def muon_(
@@ -88,8 +91,9 @@ def muon_(
 
     buffer <- momentum * buffer + gradient;  w <- w * sqrt(C_out) / |w| where `renormalise` is 1;
     w <- (w - learning_rate * newton_schulz(gradient + momentum * buffer)) * (1 - learning_rate * weight_decay).
-    Weights of one shape are computed together, in float32 at least, and rounded once.
-    Sources: KellerJordan/cifar10-airbench; hiverge/cifar10-speedrun for cadence and decay.
+    All are computed together, in float32 at least, and rounded once: one by one, they would be dozens of launches that
+    each take a GPU longer to begin than to do.
+    Sources: KellerJordan/cifar10-airbench; hiverge/cifar10-speedrun for cadence, decay and padding to one shape.
 
     Args:
         group: parameters [C_out, C_in, kernel, kernel] and buffers, changed in place.
@@ -101,36 +105,34 @@ def muon_(
     torch._foreach_mul_(group.momentum_buffers, settings.momentum)
     torch._foreach_add_(group.momentum_buffers, gradients)
     directions = torch._foreach_add(gradients, group.momentum_buffers, alpha=settings.momentum)
-    shrink = 1 - learning_rate * group.weight_decay
-    for places in _places_by_shape(group.parameters):
-        weights = [group.parameters[place] for place in places]
-        old, direction = _as_matrices(weights), _as_matrices([directions[place] for place in places])
-        old = torch.where(renormalise > 0, math.sqrt(old.shape[1]) * normalised(old), old)
-        update = newton_schulz(direction, settings).to(old.dtype)
-        torch._foreach_copy_(weights, _as_filters((old - learning_rate * update) * shrink, weights[0].shape))
-
-
-def _places_by_shape(tensors: list[Tensor]) -> list[list[int]]:
-    """The places of `tensors` in their list, one list for each shape."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        places.setdefault(tensor.shape, []).append(place)
-    return list(places.values())
+    weights = group.parameters
+    old = _as_matrices(weights)
+    norms = torch.stack([old.new_full((1, 1), math.sqrt(len(each))) for each in weights])
+    old = torch.where(renormalise > 0, norms * normalised(old), old)
+    update = newton_schulz(_as_matrices(directions), settings).to(old.dtype)
+    new = (old - learning_rate * update) * (1 - learning_rate * group.weight_decay)
+    torch._foreach_copy_(weights, [_as_filters(*each) for each in zip(new.unbind(), weights, strict=True)])
 
 
 def _as_matrices(filters: list[Tensor]) -> Tensor:
-    """Tensors [C_out, C_in, h, w] -> [n, C_out, h * w * C_in], in float32 at least.
+    """Tensors [C_out, C_in, h, w] -> [n, rows, columns], in float32 at least: wide matrices and zeros around them.
 
-    Nothing in Muon depends on the order of the columns; this one is that of channels_last memory.
+    A matrix is [C_out, h * w * C_in], or its transpose where that has more columns. Nothing in Muon depends on the
+    order of h, w and C_in; this one is that of channels_last memory.
     """
-    stacked = torch.stack([each.permute(0, 2, 3, 1) for each in filters])
-    return stacked.to(torch.promote_types(stacked.dtype, torch.float32)).flatten(2)
+    matrices = [each.permute(0, 2, 3, 1).flatten(1) for each in filters]
+    wide = [each.T if each.shape[0] > each.shape[1] else each for each in matrices]
+    rows, columns = (max(each.shape[side] for each in wide) for side in (0, 1))
+    padded = torch.stack([F.pad(each, (0, columns - each.shape[1], 0, rows - each.shape[0])) for each in wide])
+    return padded.to(torch.promote_types(padded.dtype, torch.float32))
 
 
-def _as_filters(matrices: Tensor, shape: torch.Size) -> list[Tensor]:
-    """What `_as_matrices` was made from."""
-    outputs, inputs, height, width = shape
-    return list(matrices.view(-1, outputs, height, width, inputs).permute(0, 1, 4, 2, 3).unbind())
+def _as_filters(matrix: Tensor, filters: Tensor) -> Tensor:
+    """What is in a matrix of `_as_matrices` at the place of `filters`, in their shape."""
+    outputs, inputs, height, width = filters.shape
+    columns = filters[0].numel()
+    own = matrix[:columns, :outputs].T if outputs > columns else matrix[:outputs, :columns]
+    return own.unflatten(1, (height, width, inputs)).permute(0, 3, 1, 2)
 
 
 def mix_(destination: list[Tensor], source: list[Tensor], keep: Tensor) -> None:
