@@ -86,13 +86,13 @@ class Silent:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the GPU if there is one, else the CPU.
+    """The device called `name`, made ready; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
         UserError: unknown device, or CUDA asked for and absent.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -103,6 +103,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA GPUs")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # a few shapes, met hundreds of times: let cuDNN try its ways
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current device, wherever their tensors are
     return device

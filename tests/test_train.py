@@ -265,6 +265,15 @@ def test_unusable_devices_are_refused(device, message):
         pick_device(device)
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_is_made_ready(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with torch.backends.cudnn.flags(benchmark=False):
+        assert pick_device(name) == torch.device("cuda")
+        assert torch.backends.cudnn.benchmark
+
+
 @pytest.mark.slow
 def test_the_compile_backend_trains_like_eager(small_pack):
     """One Inductor graph for each variant, one of evaluation; none after warm-up."""
