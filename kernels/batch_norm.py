@@ -423,6 +423,11 @@ def gradient_sums(
     return bias_sum, weight_sum
 
 
+def summed_over_groups(sums: Tensor) -> Tensor:
+    """[groups, C] -> [C]; of one group without a launch."""
+    return sums[0] if len(sums) == 1 else sums.sum(0)
+
+
 def batch_norm_act_backward_triton(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor,
     inverse_deviation: Tensor, activation: str, residual_place: str, groups: int,
@@ -438,7 +443,7 @@ def batch_norm_act_backward_triton(
         gradient, x, source, x_gradient, residual_gradient, mean, inverse_deviation, weight, bias, bias_sum,
         weight_sum, cut.rows, S=constants, num_warps=WARPS,
     )  # fmt: skip
-    return x_gradient, weight_sum.sum(0), bias_sum.sum(0), residual_gradient
+    return x_gradient, summed_over_groups(weight_sum), summed_over_groups(bias_sum), residual_gradient
 
 
 # -- reference

@@ -45,6 +45,7 @@ from .batch_norm import (
     merged_statistics_device,
     shape_in_words,
     store_partial_device,
+    summed_over_groups,
     tile_device,
     tiles_of,
     vectors_like,
@@ -207,7 +208,7 @@ def pool_batch_norm_act_backward_triton(
         cut.rows, windows, HEIGHT=height, WIDTH=width,
         S=dataclasses.replace(cut.constants, activation=activation), num_warps=WARPS,
     )  # fmt: skip
-    return x_gradient, weight_sum.sum(0), bias_sum.sum(0)
+    return x_gradient, summed_over_groups(weight_sum), summed_over_groups(bias_sum)
 
 
 # -- reference
