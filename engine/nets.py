@@ -142,10 +142,11 @@ class ConvolutionGroup(nn.Module):
     group's first activation; so hlb-CIFAR10 v0.3 has it.
     """
 
-    def __init__(self, inputs: int, outputs: int, net: Net, *, single: bool = False) -> None:
+    def __init__(self, place: int, inputs: int, outputs: int, net: Net) -> None:
         super().__init__()
+        single, kernel = place in net.single_groups, 1 if place in net.pointwise_groups else 3
         first = _convolution(inputs, outputs, net.first_kernel, stride=2 if net.pool == "none" else 1)
-        others = (_convolution(outputs, outputs) for _ in range(0 if single else net.group_convolutions - 1))
+        others = (_convolution(outputs, outputs, kernel) for _ in range(0 if single else net.group_convolutions - 1))
         self.convolutions = nn.ModuleList([first, *others])
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.Identity() if net.pool == "none" else nn.MaxPool2d(2)
@@ -202,7 +203,7 @@ class PreActivationBlock(nn.Module):
 def _group(place: int, inputs: int, outputs: int, net: Net) -> nn.Module:
     """The group of number `place`, from 0: convolutions, or pre-activation blocks, of which its first may stride."""
     if not net.pre_activation_blocks:
-        return ConvolutionGroup(inputs, outputs, net, single=place in net.single_groups)
+        return ConvolutionGroup(place, inputs, outputs, net)
     first = PreActivationBlock(inputs, outputs, net, stride=2 if place else 1)
     others = (PreActivationBlock(outputs, outputs, net) for _ in range(net.pre_activation_blocks - 1))
     return nn.Sequential(first, *others)

@@ -38,9 +38,11 @@ class Net:
     widths: tuple[int, ...] = (64, 256, 256)
     """Channels of each group, before `width_multiplier`."""
     group_convolutions: int = 2
-    """3x3 convolutions a group, but for `first_kernel`; the first is followed by the 2x2 max-pool."""
+    """3x3 convolutions a group, but for the two settings below; the first is followed by the 2x2 max-pool."""
     first_kernel: int = 3
     """Side of the first of them, which pads by half of it."""
+    pointwise_groups: tuple[int, ...] = ()
+    """Places, from 0, of the groups whose convolutions after the first are 1x1: a ninth of their FLOPs."""
     single_groups: tuple[int, ...] = ()
     """Places, from 0, of the groups that have their first convolution only."""
     residual: Literal["none", "after_activation", "before_activation"] = "none"
@@ -495,6 +497,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "net.group_convolutions": (1, 32),
     "net.first_kernel": (1, 7),
     "net.single_groups": (0, 15),
+    "net.pointwise_groups": (0, 15),
     "net.squeeze_excite_ratio": (0, 65_536),
     "net.pre_activation_blocks": (0, 32),
     "net.whitening_kernel": (0, 8),
@@ -592,8 +595,9 @@ def _check_combinations(made: Recipe) -> None:
     for name in ("project_kernel", "first_kernel"):
         if getattr(made.net, name) % 2 == 0:
             raise UserError(f"net.{name} must be odd, not {getattr(made.net, name)}")
-    if max(made.net.single_groups, default=0) >= len(made.net.widths):
-        raise UserError(f"net.single_groups must be below {len(made.net.widths)}, the number of groups")
+    for name in ("single_groups", "pointwise_groups"):
+        if max(getattr(made.net, name), default=0) >= len(made.net.widths):
+            raise UserError(f"net.{name} must be below {len(made.net.widths)}, the number of groups")
     if made.net.pre_activation_blocks:
         _check_pre_activation(made.net)
     if made.batch_size % made.net.batch_norm_groups:
@@ -617,8 +621,8 @@ def _check_pre_activation(net: Net) -> None:
     """Raises UserError for settings of what pre-activation blocks are instead of."""
     wanted = Net(convolution_init="default")
     for name in (
-        "convolution_init", "group_convolutions", "first_kernel", "single_groups", "residual", "squeeze_excite_ratio",
-        "pool",
+        "convolution_init", "group_convolutions", "first_kernel", "single_groups", "pointwise_groups", "residual",
+        "squeeze_excite_ratio", "pool",
     ):  # fmt: skip
         if getattr(net, name) != getattr(wanted, name):
             blocks, value = net.pre_activation_blocks, getattr(wanted, name)

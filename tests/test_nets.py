@@ -149,6 +149,22 @@ def test_single_groups_have_one_convolution_and_no_squeeze_and_excite():
     assert [group.squeeze_excite is None for group in groups] == [True, False, True]
 
 
+def test_pointwise_groups_keep_their_first_convolution():
+    settings = ["net.group_convolutions=3", "net.pointwise_groups=0,2", "net.first_kernel=5"]
+    made = recipe("airbench94", settings)
+    groups = net_of("airbench94", *settings, device="meta").groups
+    sides = [[each.kernel_size[0] for each in group.convolutions] for group in groups]
+    assert sides == [[5, 1, 1], [5, 3, 3], [5, 1, 1]]
+    assert made.net.convolution_init == "dirac"
+    x = torch.randn(2, 24, 6, 6)
+    identity = torch.zeros(64, 64, 1, 1)
+    identity[range(64), range(64)] = 1
+    net = net_of("airbench94", *settings)
+    reset_parameters(net, made.net, seed=0)
+    torch.testing.assert_close(net.groups[0].convolutions[1].weight, identity)
+    assert net.groups[0](x).shape == (2, 64, 3, 3)
+
+
 def test_a_group_that_pools_behind_its_norm():
     group = net_of("airbench94", "net.pool=after_norm").eval().groups[1]
     x = torch.randn(2, 64, 9, 9)

@@ -169,7 +169,7 @@ def test_only_pools_need_images_of_a_size():
 
 @pytest.mark.parametrize(
     "setting", ["residual=before_activation", "pool=none", "group_convolutions=3", "single_groups=1",
-                "first_kernel=1", "squeeze_excite_ratio=4", "convolution_init=dirac"]
+                "pointwise_groups=0", "first_kernel=1", "squeeze_excite_ratio=4", "convolution_init=dirac"]
 )  # fmt: skip
 def test_blocks_are_not_mixed_with_settings_of_convolutions(setting):
     name = setting.partition("=")[0]
