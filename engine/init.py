@@ -36,10 +36,11 @@ def patch_covariance(pixels: Tensor, scale: Tensor, shift: Tensor, kernel: int, 
     patches_seen = 0
     for chunk in pixels.split(max(_VALUES_AT_ONCE // (kernel**2 * pixels[0].numel()), 1)):
         images = (chunk.to(scale.dtype) * scale + shift).double()
-        patches = images.unfold(1, kernel, 1).unfold(2, kernel, 1).permute(3, 4, 5, 0, 1, 2).reshape(dimensions, -1)
-        product += patches @ patches.T
-        total += patches.sum(1)
-        patches_seen += patches.shape[1]
+        patches = images.unfold(1, kernel, 1).unfold(2, kernel, 1).reshape(len(images), -1, dimensions)
+        # A product an image: in one of 12 x millions x 12, most multiprocessors of a GPU would have nothing to do.
+        product += (patches.mT @ patches).sum(0)
+        total += patches.sum((0, 1))
+        patches_seen += patches.shape[0] * patches.shape[1]
     covariance = product / patches_seen
     return covariance - torch.outer(total, total) / patches_seen**2 if centered else covariance
 
