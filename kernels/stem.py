@@ -51,8 +51,7 @@ from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
 from .resources import CompileCase
 
 WARPS = 4
-_BLOCK_PATCHES = 128
-MOST_TAPS, MOST_FILTERS = 64, 128
+MOST_TAPS, MOST_FILTERS = 32, 64
 """Values of a patch and filters that fit a program's registers."""
 
 
@@ -190,13 +189,14 @@ def stem_gradient_kernel(
 
 
 def _constants(
-    images: Tensor, weight: Tensor, bias: Tensor | None, activation: str, transforms: Transforms
+    images: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str, transforms: Transforms
 ) -> dict[str, AugmentConstants | StemConstants]:
     count, height, width, image_channels = images.shape
     drawn = augment_constants(count, height, width, image_channels, transforms)
     filters, channels, kernel, _ = weight.shape
     taps = kernel * kernel * channels
-    scaled = transforms.size > 0  # four pixels are read for each value then: with as many patches registers spill
+    # With more patches registers spill: scaling reads four pixels for a value, exact float32 has no tensor cores.
+    block_patches = 32 if dtype == torch.float32 and taps > 16 else 64 if transforms.size else 128
     stem = StemConstants(
         kernel=kernel,
         taps=taps,
@@ -205,7 +205,7 @@ def _constants(
         width=drawn.out_width - kernel + 1,
         biased=bias is not None,
         activation=activation,
-        block_patches=_BLOCK_PATCHES // 2 if scaled else _BLOCK_PATCHES,
+        block_patches=block_patches,
         block_taps=max(next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
         block_filters=max(next_power_of_two(filters), 16),
     )
@@ -232,7 +232,7 @@ def stem_triton(
     )
     stem_kernel[(batch_size,)](
         images, labels, seed, counter, scale, shift, weight, weight if bias is None else bias, y, batch_labels,
-        pasted_labels, drawn_at, steps_per_epoch, **_constants(images, weight, bias, activation, transforms),
+        pasted_labels, drawn_at, steps_per_epoch, **_constants(images, weight, bias, dtype, activation, transforms),
         num_warps=WARPS,
     )  # fmt: skip
     return y, batch_labels, pasted_labels, drawn_at
@@ -246,7 +246,7 @@ def stem_backward_triton(
     bias_sums = torch.empty(len(gradient), len(bias), dtype=torch.float32, device=gradient.device)
     stem_gradient_kernel[(len(gradient),)](
         gradient, images, drawn_at, scale, shift, weight, bias, bias_sums, steps_per_epoch,
-        **_constants(images, weight, bias, activation, transforms_from(settings)), num_warps=WARPS,
+        **_constants(images, weight, bias, gradient.dtype, activation, transforms_from(settings)), num_warps=WARPS,
     )  # fmt: skip
     return bias_sums.sum(0).to(bias.dtype)
 
@@ -476,7 +476,8 @@ def _compile_cases(
     """The kernels for filters of 2x2 pixels on images of `shape` in float16; the second only where there is a bias."""
     images = torch.empty(shape, dtype=torch.uint8, device="meta")
     weight = torch.empty((filters, 3, 2, 2), dtype=torch.float16, device="meta")
-    constants = _constants(images, weight, weight[:, 0, 0, 0] if biased else None, activation, transforms)
+    bias = weight[:, 0, 0, 0] if biased else None
+    constants = _constants(images, weight, bias, torch.float16, activation, transforms)
     written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
     written += [f"{filters} filters", *(["bias"] if biased else []), activation]
     functions = (stem_kernel, stem_gradient_kernel) if biased else (stem_kernel,)
