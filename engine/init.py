@@ -54,11 +54,12 @@ def whitening_filters(pixels: Tensor, scale: Tensor, shift: Tensor, net: Net) ->
     """
     kernel = net.whitening_kernel
     covariance = patch_covariance(pixels, scale, shift, kernel, centered=net.whitening_centered)
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    # On the host: a dozen rows take it less than a GPU's library needs to begin.
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
     filters: Tensor = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
     if net.whitening_sign_pairs:
         filters = torch.cat([filters, -filters])
-    return filters.reshape(-1, len(scale), kernel, kernel)
+    return filters.reshape(-1, len(scale), kernel, kernel).to(pixels.device)
 
 
 def _fill_uniform(values: Tensor, inputs: int, generator: torch.Generator) -> None:
