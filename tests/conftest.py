@@ -23,6 +23,8 @@ from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.kernels.language import AVAILABLE
 
+torch.backends.cudnn.allow_tf32 = False  # else a float32 reference errs on a GPU as half precision does
+
 
 def pytest_collection_modifyitems(items):
     for item in items:

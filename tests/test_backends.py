@@ -286,15 +286,12 @@ def gpu_state(make_state):
 
 @pytest.mark.gpu
 def test_a_replayed_graph_is_a_compiled_step(make_state):
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    with torch.backends.cudnn.flags(deterministic=True):
         states = [gpu_state(make_state) for _ in range(2)]
         for state, backend in zip(states, ("compile", "graph"), strict=True):
             step = make_step(state, backend, Variant(whitening_bias=True, cutmix=False))
             for _ in range(5):
                 step()
-    finally:
-        torch.use_deterministic_algorithms(False)
     for (name, one), two in zip(
         states[0].changing_tensors().items(), states[1].changing_tensors().values(), strict=True
     ):

@@ -145,7 +145,7 @@ def test_the_reference_has_the_gradients_of_its_function():
         inputs = [x, weight, bias] + ([] if residual is None else [residual])
 
         def forward(x, weight, bias, *residual, activation=activation, place=place):
-            running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+            running = x.new_zeros(3), x.new_ones(3)
             given = residual[0] if residual else None
             return batch_norm_act_reference(x, weight, bias, *running, given, activation, place, 0.1, 1e-5, 2)[0]
 

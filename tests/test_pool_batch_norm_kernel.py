@@ -173,7 +173,7 @@ def test_the_reference_has_the_gradients_of_its_function():
     weight, bias = (each.detach().double().requires_grad_() for each in vectors(3))
 
     def forward(x, weight, bias):
-        running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        running = x.new_zeros(3), x.new_ones(3)
         return pool_batch_norm_act_reference(x, weight, bias, *running, "gelu", 0.1, 1e-5, 2)
 
     assert torch.autograd.gradcheck(lambda *inputs: forward(*inputs)[0], (x, weight, bias))

@@ -296,7 +296,7 @@ def test_airbench94_trains_on_the_gpu_in_half_precision(small_pack, backend):
     run = train(recipe("airbench94", ["batch_size=64", "epochs=8"]), small_pack, device="cuda", backend=backend)
     assert run.record.dtype == "float16"
     assert run.record.environment["gpu"]
-    assert run.record.environment["power_limit_watts"]
+    assert "power_limit_watts" in run.record.environment  # none in some virtual machines
     assert run.record.accuracy.six_view > 0.4
 
 
