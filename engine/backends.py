@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .evaluate import LabelledImages, device_scores, forward_of
-from .graphs import CapturedFunction, CapturedStep, Result, pool_of
+from .graphs import CapturedFunction, CapturedStep, Result, memory_of
 from .recipe import Recipe, View
 from .schedules import Plan
 from .step import TrainingState, training_step
@@ -148,7 +148,7 @@ def make_scorer(
     )
     if backend != "graph":
         return _explained(score, backend)
-    return CapturedFunction(score, data.images.device, pool_of(state), functools.partial(_explaining, backend))
+    return CapturedFunction(score, memory_of(state), functools.partial(_explaining, backend))
 
 
 @contextmanager

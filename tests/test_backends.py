@@ -267,7 +267,7 @@ def test_a_captured_evaluation_is_an_evaluation(make_state, captures, monkeypatc
     for name, value in plain().items():
         assert torch.equal(graph()[name], value)
     assert len(captures) == 1
-    assert captures[0].pool is state.graph_pool
+    assert captures[0].pool is state.graph_memory.pool
 
 
 def test_warm_up_fits_a_run_of_one_step(make_state, captures, monkeypatch):
