@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from speedyresnet.engine.api import MAX_SEED, MIN_SEED
-from speedyresnet.engine.backends import AUTO, backends_of, check_backend
+from speedyresnet.engine.backends import AUTO, COMPILING, backends_of, check_backend
 from speedyresnet.engine.cli import (
     BackendOption,
     DataOption,
@@ -295,7 +295,7 @@ def step_command(
     check_outputs([out], [source, recipe_file(recipe)])
     pack = load_data(source)
     times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
-    compiling = [each for each in backends if each in ("compile", "graph")] if builds else []
+    compiling = [each for each in backends if each in COMPILING] if builds else []
     found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
     result = step_report(made, pack, environment(place), times, found)
     _show(result, print_steps, console, as_json, out)

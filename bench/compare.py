@@ -89,7 +89,7 @@ def compare_runs(
 ) -> list[dict[str, Any]]:
     """Train all arms with all seeds of `plan`; see `record.run_pool`.
 
-    Each arm keeps its own copy of the data and, with backend=graph, the memory of its steps and evaluation.
+    Each arm keeps its own copy of the data and, where CUDA graphs are replayed, the memory of its steps and evaluation.
     """
     pack = pack_to_test_on(pack, plan.validation)
     trainers = {arm.name: Trainer(arm.recipe, pack, device, arm.backend) for arm in arms}

@@ -97,9 +97,7 @@ def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
         functools.partial(_differentiate, *given),
         functools.partial(_update, *given),
     ]
-    if trainer.backend in ("compile", "graph"):
-        rungs = [compiled_or_captured(rung, state, trainer.backend) for rung in rungs]
-    return [*rungs, trainer.main_step]
+    return [*(compiled_or_captured(rung, state, trainer.backend) for rung in rungs), trainer.main_step]
 
 
 def ladder(trainer: Trainer, rounds: int, steps: int) -> list[dict[str, Any]]:

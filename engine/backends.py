@@ -4,7 +4,8 @@
 - `torchscript` traces net and loss with torch.jit and runs the rest of the step eagerly: plain PyTorch operations only.
 - `compile` hands the step to torch.compile as one graph: gradients are taken inside with torch.autograd.grad, which
   Dynamo traces since torch 2.11.
-- `graph` captures the compiled step as a CUDA graph and replays it: one launch a step. See `graphs.py`.
+- `capture` captures the eager step as a CUDA graph and replays it: one launch a step. See `graphs.py`.
+- `graph` does that with the compiled step.
 """
 
 import functools
@@ -21,18 +22,22 @@ from torch import Tensor
 
 from .errors import UserError
 from .evaluate import LabelledImages, device_scores, forward_of
-from .graphs import CapturedFunction, CapturedStep, Result, pool_of
+from .graphs import CapturedFunction, CapturedStep, Result, memory_of
 from .recipe import Recipe, View
 from .schedules import Plan
 from .step import TrainingState, training_step
 from .torchscript import TracedForward, torchscript_obstacle
 
-Backend = Literal["eager", "torchscript", "compile", "graph"]
+Backend = Literal["eager", "torchscript", "compile", "capture", "graph"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+COMPILING = ("compile", "graph")
+"""Those that torch.compile prepares."""
+CAPTURING = ("capture", "graph")
+"""Those that replay CUDA graphs."""
 _COMPILATIONS = 256
 """Of one function in one process: every step and every evaluation of every trainer is one (PyTorch's limit: 8)."""
 AUTO = "auto"
-"""The default of the device, or eager where that fails."""
+"""The first of the device's default backends that does not fail."""
 
 
 class BackendError(UserError):
@@ -66,9 +71,14 @@ def most_common_variant(recipe: Recipe, plan: Plan) -> Variant:
     return kinds.most_common(1)[0][0]
 
 
+def default_backends(device: torch.device) -> tuple[str, ...]:
+    """What `auto` tries, one after the other; on a CPU compile was slower than eager (bench/LOG.md)."""
+    return ("graph", "capture", "eager") if device.type == "cuda" else ("eager",)
+
+
 def default_backend(device: torch.device) -> str:
-    """What `auto` tries first: `graph` on a GPU; on a CPU `eager`, beside which compile was slower (bench/LOG.md)."""
-    return "graph" if device.type == "cuda" else "eager"
+    """What `auto` tries first."""
+    return default_backends(device)[0]
 
 
 def backends_of(device: torch.device) -> list[str]:
@@ -85,7 +95,7 @@ def backend_obstacle(backend: str, device: torch.device) -> str | None:
     """Why `device` and this PyTorch cannot run `backend`; none if they can."""
     if backend == "compile" and device.type == "cpu" and cpp_compiler() is None:
         return "needs a C++ compiler on a CPU (apt install g++)"
-    if backend == "graph" and device.type != "cuda":
+    if backend in CAPTURING and device.type != "cuda":
         return "needs a CUDA GPU"
     return torchscript_obstacle() if backend == "torchscript" else None
 
@@ -108,8 +118,6 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
         BackendError: from the function's first call, where tracing, compilation or capture fails; it names the place.
     """
     step = functools.partial(training_step, state, **variant._asdict())
-    if backend == "eager":
-        return step
     if backend == "torchscript":
         forward = TracedForward(state, cutmix=variant.cutmix)
         return _explained(functools.partial(step, forward=forward), backend)
@@ -117,15 +125,18 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
 
 
 def compiled_or_captured(step: Callable[[], None], state: TrainingState, backend: str) -> Callable[[], None]:
-    """`step`, which changes `state` only, as `compile` or `graph` has it.
+    """`step`, which changes `state` only, as `backend` has it: compiled, captured, both, or as it is.
 
     Raises:
         BackendError: from the first call, see `make_step`.
     """
-    torch._dynamo.config.trace_autograd_ops = True
-    torch._dynamo.config.recompile_limit = _COMPILATIONS
-    compiled = _explained(torch.compile(step, fullgraph=True, dynamic=False), backend)
-    return compiled if backend == "compile" else CapturedStep(state, compiled, functools.partial(_explaining, backend))
+    if backend in COMPILING:
+        torch._dynamo.config.trace_autograd_ops = True
+        torch._dynamo.config.recompile_limit = _COMPILATIONS
+        step = torch.compile(step, fullgraph=True, dynamic=False)
+    if backend in CAPTURING:
+        return CapturedStep(state, step, functools.partial(_explaining, backend))
+    return _explained(step, backend) if backend in COMPILING else step
 
 
 def make_scorer(
@@ -141,14 +152,14 @@ def make_scorer(
         view: the most views wanted.
     """
     forward, settings = forward_of(state.net, weights), state.recipe.evaluation
-    if backend in ("compile", "graph"):
+    if backend in COMPILING:
         forward = torch.compile(forward, fullgraph=True, dynamic=False)
     score = functools.partial(
         device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
     )
-    if backend != "graph":
-        return _explained(score, backend)
-    return CapturedFunction(score, data.images.device, pool_of(state), functools.partial(_explaining, backend))
+    if backend in CAPTURING:
+        return CapturedFunction(score, memory_of(state), functools.partial(_explaining, backend))
+    return _explained(score, backend) if backend in COMPILING else score
 
 
 @contextmanager
@@ -159,12 +170,19 @@ def _explaining(backend: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError) as error:
-        package = Path(__file__).resolve().parent.parent
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(package)]
-        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} ({ours[-1].line})" if ours else "PyTorch"
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(f"--backend {backend} failed at {place}: {reason[0]}; use --backend eager") from error
+        raise BackendError(f"--backend {backend} failed at {_place_and_reason(error)}; use --backend eager") from error
+
+
+def _place_and_reason(error: BaseException) -> str:
+    """Where in our code something failed, and why: the first line of what was said."""
+    if isinstance(error, torch.AcceleratorError) and error.__context__:  # the end of a capture in which that failed
+        return _place_and_reason(error.__context__)
+    package = Path(__file__).resolve().parent.parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(package)]
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} ({ours[-1].line})" if ours else "PyTorch"
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{place}: {reason[0]}"
 
 
 def _explained(function: Callable[[], Result], backend: str) -> Callable[[], Result]:

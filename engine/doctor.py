@@ -62,7 +62,8 @@ def _cache() -> dict[str, Any]:
 def _missing(facts: dict[str, Any]) -> dict[str, str]:
     """What to do about each thing that is not there."""
     found, cuda = facts["environment"], "PyTorch for CUDA: https://pytorch.org/get-started"
-    gpu = f"the CPU trains instead; backend graph and the Triton kernels need an NVIDIA GPU, its driver and {cuda}"
+    needing = "backends capture and graph and the Triton kernels"
+    gpu = f"the CPU trains instead; {needing} need an NVIDIA GPU, its driver and {cuda}"
     remedies = {
         "triton": (AVAILABLE, "python -m pip install triton (on Linux); without it plain PyTorch does its work"),
         "CUDA": (found["cuda"], f"this PyTorch is for CPUs; {cuda}"),

@@ -8,7 +8,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -21,28 +21,44 @@ CHECK_VARIABLE = "SPEEDYRESNET_CHECK_GRAPHS"
 """Set to 1: before each replay, every tensor of the state has to lie where it lay when the graph was captured."""
 
 
+class GraphMemory(NamedTuple):
+    """Memory that several graphs use in turns."""
+
+    pool: Any
+    """PyTorch's handle of it."""
+    stream: torch.cuda.Stream
+    """On which all of them are captured: memory is shared within a stream only, and libraries keep a workspace for
+    each."""
+
+
+def memory_of(state: TrainingState) -> GraphMemory:
+    """What the graphs of `state` share."""
+    if state.graph_memory is None:
+        state.graph_memory = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(state.images.device))
+    made: GraphMemory = state.graph_memory
+    return made
+
+
 def captured(
-    function: Callable[[], Result], device: torch.device, pool: Any, warm_up: Callable[[], object] | None = None
+    function: Callable[[], Result], memory: GraphMemory, warm_up: Callable[[], object] | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of `function` and what it returned, tensors that a replay fills anew.
+    """A graph of `function` and what it returned, tensors that a replay of any graph of this memory overwrites.
 
     Args:
         function: never synchronises.
-        device: a CUDA device.
-        pool: memory to share with other graphs.
+        memory: shared with other graphs, which are never replayed at the same time.
         warm_up: what is called beforehand, on the stream that is captured; none: the function.
     """
-    stream = torch.cuda.Stream(device)
+    stream, graph = memory.stream, torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):  # after a capture that fails PyTorch does not leave its stream
         for _ in range(WARM_UP_CALLS):
             (warm_up or function)()
-    torch.cuda.current_stream().wait_stream(stream)
-    gc.collect()  # nodes of the warm-up's autograd graph belong to other streams
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        result = function()
+        # A gradient is taken on the stream where an autograd graph that is still alive first met its parameter: none of
+        # another stream may be left. Nor may another CUDA graph be destroyed during the capture.
+        gc.collect()
+        with torch.cuda.graph(graph, pool=memory.pool, stream=stream):  # synchronises first
+            result = function()
     return graph, result
 
 
@@ -51,26 +67,24 @@ class CapturedFunction(Generic[Result]):
 
     Args:
         function: never synchronises.
-        device: a CUDA device.
-        pool: memory to share with other graphs.
+        memory: shared with other graphs.
         explaining: makes a context that turns a failure of the capture into a message.
     """
 
     def __init__(
         self,
         function: Callable[[], Result],
-        device: torch.device,
-        pool: Any,
+        memory: GraphMemory,
         explaining: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        self._function, self._device, self._pool, self._explaining = function, device, pool, explaining
+        self._function, self._memory, self._explaining = function, memory, explaining
         self._found: tuple[torch.cuda.CUDAGraph, Result] | None = None
 
     def __call__(self) -> Result:
-        """What the function returns; the next call overwrites it."""
+        """What the function returns; read it before any other graph of the same memory is replayed."""
         if self._found is None:
             with self._explaining():
-                self._found = captured(self._function, self._device, self._pool)
+                self._found = captured(self._function, self._memory)
         graph, result = self._found
         graph.replay()
         return result
@@ -80,7 +94,7 @@ class CapturedStep:
     """A step of `state` that is captured at its first call; every call is one step.
 
     Args:
-        state: on a CUDA device; all graphs of it share one pool of memory.
+        state: on a CUDA device; all graphs of it share their memory.
         step: moves it one step on, and never synchronises.
         explaining: makes a context that turns a failure of the capture into a message.
     """
@@ -122,7 +136,7 @@ class CapturedStep:
             self._state.counter.zero_()  # the tables end where a run ends
 
         self._state.counter.zero_()
-        graph, _ = captured(self._step, self._state.images.device, pool_of(self._state), warm_up)
+        graph, _ = captured(self._step, memory_of(self._state), warm_up)
         with torch.no_grad():
             for tensor, old in zip(changing, before, strict=True):
                 tensor.copy_(old)
@@ -135,10 +149,3 @@ class CapturedStep:
         moved = [name for name, place in self._pointers().items() if self._places[name] != place]
         if moved:
             raise RuntimeError(f"the captured step reads tensors that are gone: {', '.join(moved)}")
-
-
-def pool_of(state: TrainingState) -> Any:
-    """The memory that the graphs of `state` share."""
-    if state.graph_pool is None:
-        state.graph_pool = torch.cuda.graph_pool_handle()
-    return state.graph_pool

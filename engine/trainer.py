@@ -7,13 +7,14 @@ final evaluation. Validation between epochs runs outside all of them.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import signal
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
@@ -25,10 +26,11 @@ from ..kernels.language import AVAILABLE, INTERPRETED
 from ..kernels.stem import takes_stem
 from .backends import (
     AUTO,
+    CAPTURING,
     BackendError,
     Variant,
     check_backend,
-    default_backend,
+    default_backends,
     make_scorer,
     make_step,
     most_common_variant,
@@ -256,7 +258,6 @@ class Trainer:
         check_backend(backend, device)
         self.plan = fitting_plan(recipe, pack)
         self.recipe, self.pack, self.device = recipe, pack, device
-        self.backend = default_backend(device) if backend == AUTO else backend
         self.dtype = pick_dtype(recipe, device)
         self.kernels = pick_kernels(recipe, device, self.dtype, backend)
         net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
@@ -278,7 +279,7 @@ class Trainer:
             shift=self.state.shift,
             dtype=self.dtype,
         )
-        self._build_steps(fall_back=backend == AUTO)
+        self._build_steps(default_backends(device) if backend == AUTO else (backend,))
         self.state.images.copy_(pack.train_images)
         self.state.labels.copy_(pack.train_labels)
         self._test.images.copy_(pack.test_images)
@@ -316,19 +317,18 @@ class Trainer:
         first_steps = sorted(step for step in changes if step < self.plan.steps)
         return list(dict.fromkeys(map(self._variant, first_steps)))
 
-    def _build_steps(self, *, fall_back: bool) -> None:
-        """Make the steps of all variants and warm up; with `fall_back` eagerly where the backend fails, and say so."""
-        try:
-            self._warm_up()
-        except BackendError as error:
-            if not fall_back:
-                raise
-            warnings.warn(f"{error}. Going on with eager.", stacklevel=3)
-            self.backend = "eager"
-            self._warm_up()
+    def _build_steps(self, backends: Sequence[str]) -> None:
+        """Make all steps with the first of `backends` that does not fail, and say which fail; the last may raise."""
+        for backend, following in itertools.pairwise(backends):
+            try:
+                return self._warm_up(backend)
+            except BackendError as error:
+                warnings.warn(f"{error}. Going on with {following}.", stacklevel=3)
+        return self._warm_up(backends[-1])  # outside of `except`, whose error would keep alive what failed
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, backend: str) -> None:
         """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
+        self.backend = backend
         self._scorers: dict[tuple[str, View], Callable[[], dict[str, Tensor]]] = {}
         self._steps = {variant: make_step(self.state, self.backend, variant) for variant in self._variants()}
         self.prepare(seed=0)
@@ -337,7 +337,7 @@ class Trainer:
             step()
         self.net.eval()
         settings, whole = self.recipe.evaluation, self._test
-        if self.backend == "graph":
+        if self.backend in CAPTURING:
             self.evaluate()
         else:  # one batch sets everything up
             few = slice(0, settings.batch_size)

@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from capture_checks import StandInCuda
 from safetensors import safe_open
 
 # Before any kernel is imported: without a GPU kernels run in Triton's interpreter, on CPU tensors.
@@ -96,6 +97,15 @@ def larger_real_pack(real_folder, tmp_path_factory):
 def small_pack():
     """Synthetic: 640 training and 200 test images."""
     return make_synthetic(train_images=640, test_images=200)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A stand-in for what captures need of CUDA; its `graphs` are those that were made."""
+    made = StandInCuda()
+    for name in ("CUDAGraph", "Stream", "current_stream", "graph", "graph_pool_handle", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(made, name))
+    return made
 
 
 @pytest.fixture

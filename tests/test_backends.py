@@ -2,11 +2,16 @@
 
 import contextlib
 import functools
+import gc
+import itertools
 import types
 import warnings
+import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
+from capture_checks import Capturable
 
 from speedyresnet.engine import backends, graphs, recipe, train
 from speedyresnet.engine.backends import (
@@ -15,17 +20,19 @@ from speedyresnet.engine.backends import (
     Variant,
     backends_of,
     check_backend,
-    default_backend,
+    default_backends,
     make_scorer,
     make_step,
     variant_of_step,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
+from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
-from speedyresnet.engine.trainer import Trainer
+from speedyresnet.engine.trainer import Trainer, pick_kernels
+from speedyresnet.kernels.language import AVAILABLE
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TRACING = pytest.mark.skipif(not hasattr(torch.jit, "trace"), reason="this PyTorch has no torch.jit")
 
 
@@ -132,12 +139,12 @@ def test_a_run_with_torchscript_is_recorded_and_learns(small_pack):
 
 
 def test_what_a_cpu_has():
-    assert default_backend(CPU) == "eager"
-    assert default_backend(torch.device("cuda")) == "graph"
-    assert "graph" not in backends_of(CPU)
-    assert set(backends_of(CPU)) <= set(BACKENDS)
-    with pytest.raises(UserError, match="graph needs a CUDA GPU; use --backend eager"):
-        check_backend("graph", CPU)
+    assert default_backends(CPU) == ("eager",)
+    assert default_backends(GPU) == ("graph", "capture", "eager")
+    assert set(backends_of(CPU)) <= set(BACKENDS) - {"capture", "graph"}
+    for backend in ("capture", "graph"):
+        with pytest.raises(UserError, match=f"{backend} needs a CUDA GPU; use --backend eager"):
+            check_backend(backend, CPU)
     check_backend("auto", CPU)
 
 
@@ -160,94 +167,80 @@ def test_a_failure_names_the_place_and_the_way_out(make_state, monkeypatch):
         step()
 
 
+SMALL = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
+
+
 def test_auto_goes_on_eagerly_and_says_so(small_pack, monkeypatch):
-    monkeypatch.setattr("speedyresnet.engine.trainer.default_backend", lambda _: "compile")
+    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: ("compile", "eager"))
     monkeypatch.setattr(torch, "compile", lambda step, **_: failing)
-    settings = recipe("airbench94", ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"])
     with pytest.warns(UserWarning, match="Going on with eager"):
-        trainer = Trainer(settings, small_pack, CPU, "auto")
+        trainer = Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto")
     assert trainer.backend == "eager"
     with pytest.raises(BackendError):
-        Trainer(settings, small_pack, CPU, "compile")
+        Trainer(recipe("airbench94", SMALL), small_pack, CPU, "compile")
 
 
-class StandInGraph:
-    """What a CUDA graph does, done by calling `replayed`."""
-
-    replayed = None
-
-    def __init__(self):
-        self.replays, self.pool, self.alive = 0, None, True
-
-    def replay(self):
-        assert self.alive
-        self.replays += 1
-        type(self).replayed()
-
-    def reset(self):
-        self.alive = False
+# -- what a CUDA graph holds, on a CPU
 
 
-@pytest.fixture
-def captures(monkeypatch):
-    """CUDA's part of capturing, on a CPU: a list of the graphs that were made."""
-    made = []
-
-    @contextlib.contextmanager
-    def graph(graph, pool, stream):
-        graph.pool = pool
-        made.append(graph)
-        yield
-
-    stream = types.SimpleNamespace(wait_stream=lambda _: None)
-    for name, value in {
-        "CUDAGraph": StandInGraph, "graph": graph, "Stream": lambda _: stream, "current_stream": lambda: stream,
-        "stream": lambda _: contextlib.nullcontext(), "synchronize": lambda _: None, "graph_pool_handle": object,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, value)
-    return made
+def captured_step(state):
+    return make_step(state, "capture", Variant(whitening_bias=True, cutmix=False))
 
 
-def captured_step(state, monkeypatch):
-    def step():
-        training_step(state, whitening_bias=True, cutmix=False)
-
-    monkeypatch.setattr(StandInGraph, "replayed", step)
-    return graphs.CapturedStep(state, step, contextlib.nullcontext)
+def assert_same(one, other):
+    for (name, mine), theirs in zip(one.changing_tensors().items(), other.changing_tensors().values(), strict=True):
+        assert torch.equal(mine, theirs), name
 
 
-def test_a_captured_step_is_one_step_whatever_its_warm_up_did(make_state, captures, monkeypatch):
+def test_a_captured_step_is_one_step_whatever_its_warm_up_did(make_state, cuda):
     state, other = make_state(), make_state()
-    step = captured_step(state, monkeypatch)
+    step = captured_step(state)
     for _ in range(3):
         step()
         training_step(other, whitening_bias=True, cutmix=False)
-    for (name, one), two in zip(state.changing_tensors().items(), other.changing_tensors().values(), strict=True):
-        assert torch.equal(one, two), name
-    assert [graph.replays for graph in captures] == [3]
+    assert_same(state, other)
+    assert [graph.replays for graph in cuda.graphs] == [3]
 
 
-def test_the_graphs_of_a_state_share_their_memory(make_state, captures, monkeypatch):
+def test_captured_steps_are_eager_steps(make_state, cuda):
+    assert_same_steps(make_state, "capture")
+
+
+def test_the_graphs_of_a_state_share_their_memory(make_state, cuda):
+    """That is, pool and stream: PyTorch shares a pool's memory within a stream only. Warm-up is on that stream too."""
+    streams = []
     state, other = make_state(), make_state()
     for each in (state, state, other):
-        captured_step(each, monkeypatch)()
-    assert captures[0].pool is captures[1].pool
-    assert captures[0].pool is not captures[2].pool
+        graphs.CapturedStep(each, lambda: streams.append(torch.cuda.current_stream()), contextlib.nullcontext)()
+    first, second, third = cuda.graphs
+    assert first.pool is second.pool is state.graph_memory.pool
+    assert first.stream is second.stream is state.graph_memory.stream
+    assert (third.pool is first.pool, third.stream is first.stream) == (False, False)
+    assert all(stream is first.stream for stream in streams[:6])
+    assert len(streams) == 9
 
 
-def test_a_closed_graph_is_freed_and_captured_anew(make_state, captures, monkeypatch):
-    step = captured_step(make_state(), monkeypatch)
+def test_after_a_capture_that_fails_the_current_stream_is_as_before(make_state, cuda):
+    before = torch.cuda.current_stream()
+    step = graphs.CapturedStep(make_state(), lambda: cuda.graphs and failing(), contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        step()
+    assert torch.cuda.current_stream() is before
+
+
+def test_a_closed_graph_is_freed_and_captured_anew(make_state, cuda):
+    step = captured_step(make_state())
     step()
     step.close()
-    assert not captures[0].alive
+    assert not cuda.graphs[0].alive
     step()
-    assert [graph.replays for graph in captures] == [1, 1]
+    assert [graph.replays for graph in cuda.graphs] == [1, 1]
 
 
-def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, captures, monkeypatch):
+def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, cuda, monkeypatch):
     monkeypatch.setenv(graphs.CHECK_VARIABLE, "1")
     state = make_state()
-    step = captured_step(state, monkeypatch)
+    step = captured_step(state)
     step()
     step()
     state.learning_rate = state.learning_rate.clone()
@@ -255,26 +248,178 @@ def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, captures, monkey
         step()
 
 
-def test_a_captured_evaluation_is_an_evaluation(make_state, captures, monkeypatch):
-    state = make_state()
-    state.net.eval()
-    data = LabelledImages(
-        images=state.images, labels=state.labels, scale=state.scale, shift=state.shift, dtype=torch.float32
-    )
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(StandInGraph, "replayed", lambda: None)
-    plain, graph = (make_scorer(state, backend, None, data, "mirror") for backend in ("eager", "graph"))
-    for name, value in plain().items():
-        assert torch.equal(graph()[name], value)
-    assert len(captures) == 1
-    assert captures[0].pool is state.graph_pool
-
-
-def test_warm_up_fits_a_run_of_one_step(make_state, captures, monkeypatch):
+def test_warm_up_fits_a_run_of_one_step(make_state, cuda):
     state = make_state("airbench94", "epochs=0.1", images=32)
     assert state.plan.steps == 1
-    captured_step(state, monkeypatch)()
+    captured_step(state)()
     assert int(state.counter) == 1
+
+
+def labelled(state):
+    return LabelledImages(
+        images=state.images, labels=state.labels, scale=state.scale, shift=state.shift, dtype=torch.float32
+    )
+
+
+@pytest.mark.parametrize("backend", ["capture", "graph"])
+def test_a_captured_evaluation_is_an_evaluation(make_state, cuda, monkeypatch, backend):
+    """Also of weights that change later, and with more views for some images only."""
+    state = make_state("airbench94", "evaluation.share=0.3")
+    state.net.eval()
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    plain, captured = (make_scorer(state, each, None, labelled(state), "six_view") for each in ("eager", backend))
+    losses = []
+    for factor in (1.0, -3.0):
+        with torch.no_grad():
+            state.net.head.weight.mul_(factor)
+        expected, found = plain(), captured()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        losses.append(float(found["loss"]))
+    assert losses[0] != losses[1]
+    assert len(cuda.graphs) == 1
+    assert cuda.graphs[0].pool is state.graph_memory.pool
+
+
+def run_of(trainer, seed):
+    record = trainer.run(seed)
+    return record.accuracy, [(row.loss, row.train_accuracy, row.val_loss, row.val_accuracy) for row in record.history]
+
+
+def test_a_captured_run_is_an_eager_run(small_pack, cuda, monkeypatch):
+    """Its steps with and without the whitening bias, its validation and its evaluation."""
+    monkeypatch.setattr(backends, "backend_obstacle", lambda *_: None)
+    settings = "batch_size=128", "epochs=0.4", "optimizer.whitening_bias_epochs=0.2"
+    made = recipe("airbench94", [*SMALL, *settings])
+    eager, captured = (Trainer(made, small_pack, CPU, backend) for backend in ("eager", "capture"))
+    captured.evaluate()
+    assert len(cuda.graphs) == 3  # two kinds of steps and the evaluation, before any run
+    for seed in (1, 2):
+        assert run_of(captured, seed) == run_of(eager, seed)
+    assert_same(captured.state, eager.state)
+    assert captured.new_record(0).backend == "capture"
+
+
+class Kept:
+    """What a failed attempt leaves in its frames, as a step leaves its tensors."""
+
+
+@pytest.fixture
+def default_of_a_gpu(cuda, monkeypatch):
+    """`auto` on a CPU is what it is on a GPU whose torch.compile fails; the list says what was alive at later steps."""
+    left, alive = [], []
+
+    def compiled(*_):
+        kept = Kept()
+        left.append(weakref.ref(kept))
+        failing()
+
+    def step(state, **options):
+        gc.collect()
+        alive.extend(each() is not None for each in left)
+        training_step(state, **options)
+
+    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: default_backends(GPU))
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    monkeypatch.setattr(backends, "training_step", step)
+    return alive
+
+
+def warnings_of_auto(small_pack):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trainer = Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto")
+    return trainer, [str(each.message) for each in found if each.category is UserWarning]
+
+
+def test_where_compilation_fails_auto_captures_the_eager_step(small_pack, default_of_a_gpu):
+    trainer, told = warnings_of_auto(small_pack)
+    assert (trainer.backend, len(told)) == ("capture", 1)
+    assert told[0].startswith("--backend graph failed at ")
+    assert told[0].endswith("Going on with capture.")
+    assert default_of_a_gpu
+    assert not any(default_of_a_gpu)  # a capture must not meet the autograd graph of another stream
+
+
+def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, default_of_a_gpu, cuda, monkeypatch):
+    """The message has what failed within the capture, not that the capture could not be ended."""
+
+    @contextlib.contextmanager
+    def graph(*_, **__):
+        try:
+            yield
+        finally:
+            raise torch.AcceleratorError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    original = backends.training_step
+    calls = itertools.count()
+    monkeypatch.setattr(backends, "training_step", lambda *a, **o: failing() if next(calls) == 2 else original(*a, **o))
+    trainer, told = warnings_of_auto(small_pack)
+    assert (trainer.backend, len(told)) == ("eager", 2)
+    assert "--backend capture failed at " in told[1]
+    assert "not permitted when stream is capturing" in told[1]
+    assert told[1].endswith("Going on with eager.")
+
+
+NAMES = *registered_recipes(), "page-ladder/baseline", "page-ladder/residual"
+SEEN_ON_META = pytest.mark.skipif(torch.__version__ < "2.15", reason="on the meta device nothing is copied, nor seen")
+
+
+@pytest.fixture
+def no_launches(monkeypatch):
+    """Kernels get tensors on the `meta` device only, and do nothing; a set of those that would be launched."""
+    found = set()
+
+    def launcher(kernel, grid):
+        found.add(kernel.fn.__name__)
+        return lambda *arguments, **_: Capturable.check_device(arguments)
+
+    if AVAILABLE:
+        monkeypatch.setattr("triton.runtime.jit.KernelInterface.__getitem__", launcher)
+    return found
+
+
+@pytest.mark.parametrize("provider", ["reference", "triton"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_can_hold_each_kind_of_step_and_the_evaluation(make_state, no_launches, name, provider):
+    state = make_state(name, "dtype=float16", device="meta")
+    if provider == "triton":
+        state.use_kernels(pick_kernels(state.recipe, GPU, state.dtype))
+    with Capturable():
+        for variant in {variant_of_step(state.recipe, state.plan, step) for step in range(state.plan.steps)}:
+            make_step(state, "eager", variant)()
+        state.net.eval()
+        weights = state.averaged_state() if state.recipe.evaluation.weights == "averaged" else None
+        make_scorer(state, "eager", weights, labelled(state), state.recipe.evaluation.view)()
+    assert bool(no_launches) == ("triton" in state.kernels.values())
+
+
+@pytest.mark.parametrize(
+    ("complaint", "operation"),
+    [
+        ("asks the host", lambda x: x.sum().item()),
+        ("asks the host", lambda x: x[x.sum().long() :]),
+        ("depends on data", lambda x: x.nonzero()),
+        ("depends on data", lambda x: x.masked_select(x > 0)),
+        ("indexes by a mask", lambda x: x[x > 0]),
+        ("indexes by a mask", lambda x: x.index_put_((x > 0,), x.sum())),
+        pytest.param("host's numbers", lambda x: torch.tensor(1.0, device=x.device), marks=SEEN_ON_META),
+        pytest.param("host's numbers", lambda x: x[[1, 0]], marks=SEEN_ON_META),
+        ("host's numbers", lambda x: x * torch.tensor(1.0)),
+        ("on the host", lambda x: torch.zeros(4)),
+        ("on the host", lambda x: x * torch.zeros(()).sin()),
+        ("on the host", lambda x: torch.zeros(4).to(x.device)),
+        ("generator", lambda x: torch.rand_like(x)),
+        ("generator", lambda x: F.dropout(x)),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_found(complaint, operation):
+    x = torch.ones(4, device="meta")
+    with pytest.raises(AssertionError, match=complaint), Capturable():
+        operation(x)
+    with Capturable():
+        x[torch.zeros(2, dtype=torch.int64, device="meta")].masked_fill(x[:2] > 0, 0.5).mul_(2.0)
 
 
 # -- on a GPU
@@ -285,23 +430,24 @@ def gpu_state(make_state):
 
 
 @pytest.mark.gpu
-def test_a_replayed_graph_is_a_compiled_step(make_state):
+@pytest.mark.parametrize(("plain", "captured"), [("eager", "capture"), ("compile", "graph")])
+@pytest.mark.parametrize("provider", ["reference", "triton"])
+def test_a_replayed_graph_is_the_step_that_was_captured(make_state, plain, captured, provider):
     with torch.backends.cudnn.flags(deterministic=True):
         states = [gpu_state(make_state) for _ in range(2)]
-        for state, backend in zip(states, ("compile", "graph"), strict=True):
+        for state, backend in zip(states, (plain, captured), strict=True):
+            state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))
             step = make_step(state, backend, Variant(whitening_bias=True, cutmix=False))
             for _ in range(5):
                 step()
-    for (name, one), two in zip(
-        states[0].changing_tensors().items(), states[1].changing_tensors().values(), strict=True
-    ):
-        assert torch.equal(one, two), name
+    assert_same(*states)
 
 
 @pytest.mark.gpu
-def test_twenty_steps_are_twenty_graph_launches_and_nothing_else(make_state):
+@pytest.mark.parametrize("backend", ["capture", "graph"])
+def test_twenty_steps_are_twenty_graph_launches_and_nothing_else(make_state, backend):
     state = gpu_state(make_state)
-    step = make_step(state, "graph", Variant(whitening_bias=True, cutmix=False))
+    step = make_step(state, backend, Variant(whitening_bias=True, cutmix=False))
     step()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -315,8 +461,29 @@ def test_twenty_steps_are_twenty_graph_launches_and_nothing_else(make_state):
 
 
 @pytest.mark.gpu
-def test_a_captured_run_learns_and_takes_a_new_seed(small_pack):
-    made = recipe("airbench94", ["batch_size=64", "epochs=8", "evaluation.every=0"])
-    trainer = Trainer(made, small_pack, torch.device("cuda"), "graph")
+def test_the_graphs_of_a_state_use_the_same_memory(make_state):
+    """A second one needs little more, and in turns both still do what the eager step does."""
+    whole = "airbench94", "dtype=float16", "batch_size=1024", "width_multiplier=1"
+    state, other = (make_state(*whole, images=1024, device="cuda") for _ in range(2))
+    reserved, steps = [], []
+    for bias in (False, True):
+        steps.append(make_step(state, "capture", Variant(whitening_bias=bias, cutmix=False)))
+        steps[-1]()
+        training_step(other, whitening_bias=bias, cutmix=False)
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1] < 1.4 * reserved[0]
+    for bias in (True, False, True):
+        steps[bias]()
+        training_step(other, whitening_bias=bias, cutmix=False)
+    torch.testing.assert_close(state.loss_log[:5], other.loss_log[:5], rtol=5e-2, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["capture", "graph"])
+def test_a_captured_run_learns_and_takes_a_new_seed(small_pack, backend):
+    made = recipe("airbench94", ["batch_size=64", "epochs=8"])
+    trainer = Trainer(made, small_pack, GPU, backend)
+    assert trainer.backend == backend
     accuracies = [trainer.run(seed).accuracy.six_view for seed in (0, 1)]
     assert min(accuracies) > 0.4

@@ -202,6 +202,15 @@ def test_the_rungs_compile_as_one_graph_each(small_pack, monkeypatch):
         rung()
 
 
+def test_the_rungs_are_captured_where_the_step_is(small_pack, cuda, monkeypatch):
+    monkeypatch.setattr("speedyresnet.engine.backends.backend_obstacle", lambda *_: None)
+    trainer = trainer_of(small_pack, backend="capture")
+    before = len(cuda.graphs)
+    for rung in rungs_of(trainer):
+        rung()
+    assert len(cuda.graphs) == before + 3  # the step was captured already
+
+
 def test_accuracies_come_from_pools_that_go_on(small_pack, tmp_path):
     out = tmp_path / "trim.json"
     trimming = Trimming(

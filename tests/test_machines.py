@@ -116,7 +116,7 @@ def test_doctor_tells_this_machine_on_one_screen(monkeypatch, capsys, cache, sma
     assert facts["environment"]["torch"] == torch.__version__
     assert facts["cache"]["folder"] == str(cache)
     assert [pack["name"] for pack in facts["cache"]["packs"]] == ["Odd [name]!", "small"]
-    assert set(facts["backends"]) == {"eager", "torchscript", "compile", "graph"}
+    assert set(facts["backends"]) == {"eager", "torchscript", "compile", "capture", "graph"}
     assert ("GPU" in facts["missing"]) == (not torch.cuda.is_available())
 
 
