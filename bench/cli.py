@@ -352,7 +352,7 @@ def versus_command(
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, callback=finite, help="Seconds a process.")] = 600.0,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
     work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
-    out: OutOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; goes on where it ended.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Our recipe against the scripts of others, whole processes in turns (exit code 1: one crashed)."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from math import exp, log, sqrt
 from pathlib import Path
 
@@ -14,10 +15,19 @@ import torch
 from rich.console import Console
 
 from speedyresnet.bench import versus
-from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, start_words
+from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, source_sha256, start_words
 from speedyresnet.bench.smoke import FIRST_STEP
 from speedyresnet.bench.statistics import paired_ratio
-from speedyresnet.bench.versus import Contestant, Outcome, Sitting, hold_sitting, print_versus, round_order, run_process
+from speedyresnet.bench.versus import (
+    OWN_CLOCK,
+    Contestant,
+    Outcome,
+    Sitting,
+    hold_sitting,
+    print_versus,
+    round_order,
+    run_process,
+)
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.data import make_pack
 from speedyresnet.engine.pack_file import save_pack
@@ -402,6 +412,91 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
     assert two["clock"]["ratio"]["value"] == pytest.approx(sqrt(4 * 16))
     assert two["process"]["ratio"]["value"] == pytest.approx(sqrt(2 / 3 * 8 / 9))
     assert (result["ours"]["mirror"]["mean"], result["passed"]) == (pytest.approx(0.6), False)
+
+
+def outcome(name, number, error=None, **measures):
+    seconds = {"wall_seconds": 1.0, "exit_code": 0 if error is None else 1}
+    return Outcome(name=name, round=number, measures=measures, error=error, last_lines=[], **seconds)
+
+
+# --- Going on
+
+
+class Killed(BaseException):
+    """Stands for what ends the process."""
+
+
+@pytest.fixture
+def held(small_pack, peers, tmp_path, monkeypatch):
+    """A function that holds a sitting until so many processes have ended; returns those that began, and the result."""
+
+    def hold(until=99, **changes):
+        began = []
+
+        def run(contestant, number, timeout):
+            began.append((contestant.name, number))
+            if len(began) > until:
+                raise Killed
+            clocks = {"train": [1.0], "prepare+train": [1.0], "total": [1.0], "single_view": [0.5], "mirror": [0.5]}
+            measures = clocks if contestant.name == "ours" else {OWN_CLOCK: [2.0], "six_view": [0.5], "mirror": [0.5]}
+            return outcome(contestant.name, number, "broken" if began[-1] == ("hlb", 0) else None, **measures)
+
+        monkeypatch.setattr(versus, "run_process", run)
+        made = replace(sitting(small_pack, peers, 2), **changes)
+        try:
+            result = hold_sitting(made, tmp_path / "work", tmp_path / "out.json", Console(quiet=True))
+        except Killed:
+            result = None
+        return began, result
+
+    return hold
+
+
+def test_a_sitting_goes_on_where_it_was_killed(held, tmp_path):
+    whole, result = held()
+    assert len(whole) == 6
+    assert held() == ([], result)
+    (tmp_path / "out.json").unlink()
+    first, _ = held(until=3)
+    second, again = held(until=2)
+    third, same = held()
+    assert first[:3] + second[:2] + third == whole  # hlb, which ended with an error, is not started again
+    assert (again, same["processes"]) == (None, result["processes"])
+    assert same == result
+
+
+def test_another_sitting_is_not_overwritten(held, peers, tmp_path):
+    held(until=4)
+    before = (tmp_path / "out.json").read_bytes()
+    scripts = parse_peers([f"hlb={peers['hlb']}"])
+    for changes, words in [
+        ({"runs": 3}, "--runs 2, not 3"),
+        ({"rounds": 3}, "--rounds 2, not 3"),
+        ({"recipe": recipe("airbench94")}, "recipe hash"),
+        ({"options": ["--recipe", "airbench94", "--backend", "eager"]}, "options --recipe airbench94, not"),
+        ({"scripts": scripts}, "--peer airbench94_muon"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            held(**changes)
+    script = peers["hlb"] / "main.py"
+    script.write_text(script.read_text() + "\n")
+    with pytest.raises(UserError, match="--peer hlb"):
+        held()
+    assert (tmp_path / "out.json").read_bytes() == before
+    for text in ("no JSON", "[]", '{"torch": "2.11.0", "peers": []}'):
+        (tmp_path / "out.json").write_text(text)
+        with pytest.raises(UserError, match="no sitting of bench versus"):
+            held()
+
+
+def test_the_checksum_is_of_all_that_is_copied(peers):
+    script = parse_peers([f"e1={peers['e1']}"])["e1"]
+    before = source_sha256("e1", script)
+    write(script.parent / "results" / "old.json", "1")
+    write(peers["e1"] / "README.md", "1")
+    assert source_sha256("e1", script) == before
+    write(script.parent / "targets.py", E1_TARGETS.replace("Target:", "Other_:"))
+    assert source_sha256("e1", script) != before
 
 
 def test_order_reverses():
