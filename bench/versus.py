@@ -34,7 +34,8 @@ from .pool import check_kind, read_pool
 from .processes import exit_code_within
 from .record import CLOCKS, VIEWS, clock_seconds
 from .smoke import FIRST_STEP
-from .statistics import paired_ratio, summary
+from .statistics import Interval, Ratio, mean_interval, paired_ratio, summary
+from .verdicts import told_accuracy
 
 OURS = "ours"
 OWN_CLOCK = "own clock"
@@ -295,41 +296,51 @@ def _own_row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     } | {key: asdict(summary(values)) for key, values in measured.items()}
 
 
-def _ratio(
+def _pairs(
     name: str, outcomes: Sequence[Outcome], of: Callable[[Outcome], float], of_ours: Callable[[Outcome], float]
-) -> dict[str, Any] | None:
-    """Theirs over ours, paired by rounds in which both processes ended well."""
+) -> list[tuple[float, float]]:
+    """Theirs and ours of the rounds in which both processes ended well."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
     ours = {outcome.round: of_ours(outcome) for outcome in whole if outcome.name == OURS}
     theirs = {outcome.round: of(outcome) for outcome in whole if outcome.name == name}
-    found = paired_ratio([(theirs[number], ours[number]) for number in theirs if number in ours])
-    return asdict(found) if found else None
+    return [(theirs[number], ours[number]) for number in theirs if number in ours]
+
+
+def _mean_of(key: str) -> Callable[[Outcome], float]:
+    return lambda outcome: fmean(outcome.measures[key])
+
+
+def _verdict(name: str, clock: str, ratio: Ratio, more: Interval) -> str:
+    """In words how much faster ours is, and how much more accurate."""
+    between = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
+    speed = f"{ratio.value:.2f}{between} times as fast as {name} by our {clock}"
+    return f"{speed}; accuracy {told_accuracy(more)}" + "; one round has no interval" * (ratio.n == 1)
 
 
 def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """A peer against ours: its clock by ours that covers it, whole processes, and accuracies with their views."""
-    ours = _own_row(OURS, outcomes)
+    ours, own = _own_row(OURS, outcomes), _own_row(name, outcomes)
     measured = [view for view in VIEWS if view in ours]
-    return _own_row(name, outcomes) | {
+    our_view = peer.view if peer.view in measured else measured[-1] if measured else None
+    clock = paired_ratio(_pairs(name, outcomes, _mean_of(OWN_CLOCK), _mean_of(peer.clock)))
+    process = paired_ratio(_pairs(name, outcomes, lambda each: each.wall_seconds, lambda each: each.wall_seconds))
+    accuracies = _pairs(name, outcomes, _mean_of(peer.view), _mean_of(our_view)) if our_view else []
+    more = mean_interval([our - their for their, our in accuracies]) if accuracies else None
+    return own | {
         "clock": {
             "theirs": peer.contains,
             "ours": peer.clock,
             "ours_contains": OUR_CLOCKS[peer.clock],
-            "ratio": _ratio(
-                name,
-                outcomes,
-                lambda outcome: fmean(outcome.measures[OWN_CLOCK]),
-                lambda outcome: fmean(outcome.measures[peer.clock]),
-            ),
+            "ratio": clock and asdict(clock),
         },
-        "process": {
-            "ratio": _ratio(name, outcomes, lambda outcome: outcome.wall_seconds, lambda outcome: outcome.wall_seconds)
-        },
+        "process": {"ratio": process and asdict(process)},
         "accuracy": {
             "theirs": peer.accuracy_of,
             "view": peer.view,
-            "our_view": peer.view if peer.view in measured else measured[-1] if measured else None,
+            "our_view": our_view,
+            "difference": more and asdict(more),
         },
+        "verdict": _verdict(name, peer.clock, clock, more) if clock and more else None,
     }
 
 
@@ -365,6 +376,9 @@ def print_versus(console: Console, result: dict[str, Any]) -> None:
     for clock in dict.fromkeys(peer["clock"]["ours"] for peer in result["peers"]):
         console.print(f"our {clock}: {OUR_CLOCKS[clock]}", highlight=False, markup=False)
     console.print("ratio: theirs over ours, geometric mean of the rounds; 95 %: its interval, Student's t over rounds")
+    for peer in result["peers"]:
+        if peer["verdict"]:
+            console.print(peer["verdict"], highlight=False, markup=False)
     for row in (ours, *result["peers"]):
         if row["error"]:
             console.print(f"{row['name']} crashed: {row['error']}", highlight=False, markup=False)

@@ -24,6 +24,7 @@ from speedyresnet.bench.versus import (
     Outcome,
     Sitting,
     hold_sitting,
+    peer_row,
     print_versus,
     round_order,
     run_process,
@@ -405,7 +406,9 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
     assert one["clock"]["ratio"]["value"] == pytest.approx((2 * 12 * 14 / 4**3) ** (1 / 3))
     assert one["process"]["ratio"]["value"] == pytest.approx((1 / 3 * 6 / 4 * 7 / 9) ** (1 / 3))
     assert (one["own clock"]["n"], one["own clock"]["mean"]) == (6, pytest.approx(28 / 3))
+    more = one["accuracy"].pop("difference")
     assert one["accuracy"] == {"theirs": "6 views, weighted", "view": "six_view", "our_view": "mirror"}
+    assert more == {key: pytest.approx(-0.31) for key in ("mean", "lower", "upper")}  # 0.6 less 0.91, in each round
     assert (one["status"], one["error"], one["six_view"]["mean"]) == ("finished", None, pytest.approx(0.91))
     assert (two["status"], two["error"], two["own clock"]["n"]) == ("crashed", "broken", 4)
     assert (two["clock"]["ours"], two["clock"]["ratio"]["n"]) == ("train", 2)
@@ -417,6 +420,35 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
 def outcome(name, number, error=None, **measures):
     seconds = {"wall_seconds": 1.0, "exit_code": 0 if error is None else 1}
     return Outcome(name=name, round=number, measures=measures, error=error, last_lines=[], **seconds)
+
+
+def row(rounds, error=None):
+    """Of airbench, whose round takes 2 s at 90 %, against ours by rounds: total and accuracy."""
+    theirs = [outcome("airbench94_muon", n, **{OWN_CLOCK: [1.0, 3.0], "six_view": [0.9, 0.9]}) for n in range(9)]
+    ours = [
+        outcome("ours", n, error if n == 0 else None, total=[total], six_view=[accuracy])
+        for n, (total, accuracy) in enumerate(rounds)
+    ]
+    return peer_row("airbench94_muon", PEERS["airbench94_muon"], theirs + ours)
+
+
+def test_the_verdict_is_a_line_with_both_intervals():
+    """Ratios 2 and 1: logarithms of mean log sqrt(2) and deviation log(2) / sqrt(2); t of one degree is 12.706."""
+    found = row([(1.0, 0.902), (2.0, 0.901)])
+    low, high = (sqrt(2) * exp(sign * 12.7062 * log(2) / 2) for sign in (-1, 1))
+    assert found["accuracy"]["difference"]["mean"] == pytest.approx(0.0015)
+    assert found["accuracy"]["difference"]["lower"] == pytest.approx(0.0015 - 12.7062 * 0.0005, abs=1e-6)
+    assert found["verdict"] == (
+        f"1.41 ({low:.2f} to {high:.2f}) times as fast as airbench94_muon by our total; "
+        "accuracy +0.15 points (-0.49 to +0.79)"
+    )
+
+
+def test_one_round_has_a_verdict_without_interval():
+    told = "1.00 times as fast as airbench94_muon by our total; accuracy -1.00 points; one round has no interval"
+    assert row([(2.0, 0.89)])["verdict"] == told
+    assert row([(9.0, 0.1), (2.0, 0.89)], error="broken")["verdict"] == told
+    assert row([])["verdict"] is None
 
 
 # --- Going on
@@ -541,6 +573,7 @@ def test_the_whole_command(peers, pack_file, tmp_path):
     assert re.search(r"s its clock, our total +│ +3\.000 │ +\d+\.\d{3} │ +\d+\.\d{3} │ +\d+\.\d{3}–\d+", text)
     assert re.search(r"% six_view +│ +93\.50 │ +\d+\.\d\d │", text)
     assert f"hiverge crashed: {lost}" in text
+    assert " times as fast as airbench94_muon by our total; accuracy " in " ".join(text.split())
 
 
 def test_smoke_has_few_images_and_no_others_in_its_files(small_pack, tmp_path, monkeypatch):
