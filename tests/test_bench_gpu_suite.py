@@ -39,11 +39,11 @@ def test_a_part_is_cut_off_when_its_time_is_over_and_keeps_what_it_wrote(tmp_pat
     slow = "import sys, time; open(sys.argv[1] + '/a', 'w').write('1'); print('began', flush=True); time.sleep(60)"
     parts = [python("slow", slow, 0.5, "a", "b"), python("next", "print('done')", 0.5)]
     started = time.monotonic()
-    first, second = run(parts, tmp_path, 4)
-    assert time.monotonic() - started < 4
+    first, second = run(parts, tmp_path, 10)
+    assert time.monotonic() - started < 10
     assert first.exit_code is None
     assert first.output.startswith("began\n")
-    assert 1.9 < first.seconds < 3
+    assert 2.5 < first.seconds < 7
     assert (second.exit_code, second.output) == (0, "done\n")
     assert (tmp_path / "a").read_text() == "1"
     assert list(saved_parts(tmp_path)) == ["slow", "next"]
@@ -108,24 +108,24 @@ def test_the_next_call_goes_on(tmp_path, capsys):
     twice = "import os, time; again = os.path.exists(sys.argv[1] + '/half'); open(sys.argv[1] + '/half', 'w'); "
     parts = [
         appending("crashes", "sys.exit(3)"),
-        appending("half", twice + "time.sleep(0 if again else 60)", 0.5),
-        appending("done", "open(sys.argv[1] + '/result', 'w')", 0.1, "result"),
-        appending("missed", "sys.exit(1)", 0.1),
+        appending("half", twice + "time.sleep(0 if again else 60)"),
+        appending("done", "open(sys.argv[1] + '/result', 'w')", 0.2, "result"),
+        appending("missed", "sys.exit(1)", 0.2),
         appending("large", "", 1.0),
     ]
-    run(parts, tmp_path, 3)
+    run(parts, tmp_path, 10)
     assert (tmp_path / "order").read_text() == "crashes half done missed "
     assert "to go on with, by the same command: large, crashes, half\n" in capsys.readouterr().out
-    run(parts, tmp_path, 3)
+    run(parts, tmp_path, 10)
     assert (tmp_path / "order").read_text() == "crashes half done missed large crashes half "
     codes = {name: each["exit_code"] for name, each in saved_parts(tmp_path).items()}
     assert codes == {"done": 0, "missed": 1, "large": 0, "crashes": 3, "half": 0}
     parts[0] = appending("crashes", "")
-    run(parts, tmp_path, 3)
+    run(parts, tmp_path, 10)
     assert "all 5 parts have ended\n" in capsys.readouterr().out
-    assert run(parts, tmp_path, 3) == []
+    assert run(parts, tmp_path, 10) == []
     (tmp_path / "result").unlink()
-    assert [each.name for each in run(parts, tmp_path, 3)] == ["done"]
+    assert [each.name for each in run(parts, tmp_path, 10)] == ["done"]
 
 
 def test_results_of_another_suite_are_kept(tmp_path):
