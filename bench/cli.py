@@ -352,7 +352,7 @@ def versus_command(
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, callback=finite, help="Seconds a process.")] = 600.0,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
     work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
-    out: OutOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; goes on where it ended.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Our recipe against the scripts of others, whole processes in turns (exit code 1: one crashed)."""
@@ -470,29 +470,41 @@ def report_command(
 
 @bench_app.command("gpu-suite")
 def gpu_suite_command(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.0, callback=finite, help="Never longer.")] = 9.0,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the results, a dozen files or more; goes on where it ended.")
+    ],
+    minutes: Annotated[float, typer.Option("--minutes", min=0.0, callback=finite, help="Of this call.")] = 9.0,
     recipe: Annotated[str, typer.Option("--recipe", help="A name, or my_file.py:function.")] = "airbench94",
     settings: SetOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Full runs; those that the time allows.")] = 20,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="NAME=PATH, as for versus, which comes last.")
-    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Full runs of the recipe.")] = 20,
+    peers: Annotated[list[str] | None, typer.Option("--peer", help="NAME=PATH, as for versus.")] = None,
+    names: Annotated[list[str] | None, typer.Option("--part", help="Only that, such as record. None: all.")] = None,
 ) -> None:
-    """GPU tests, steps, full runs, a profile, kernels, peers: each saved as it ends, never past the minutes."""
+    """All of it on a GPU over several calls, the most valuable first: tests, steps, runs, kernels, peers, the record.
+
+    Again with the same --out it goes on: a part that ended, well or with a target missed, is not repeated unless its
+    file is removed. Exit code 1: a part crashed.
+    """
     check_writable(out / "suite.json")
     place = pick_device(device)
     parse_peers(list(peers or ()))
     source = data or recipe_called(recipe, settings or ()).data
-    load_data(source)
     parts = stages(recipe, settings or (), source, str(place), runs, peers or ())
-    results = run_gpu_suite(parts, place, minutes, out)
-    failed = [each for each in results if each.exit_code not in (0, None)]
-    for each in failed:
+    for name in names or ():
+        if name not in (known := [part.name for part in parts]):
+            raise UserError(f"--part {name}: there are {', '.join(map(repr, known))}")
+    pack = load_data(source)
+    if peers:
+        check_data(pack)
+    asked = {"--recipe": recipe, "--set": settings or [], "--data": source, "--device": str(place), "--runs": runs}
+    chosen = [part for part in parts if not names or part.name in names]
+    results = run_gpu_suite(chosen, asked | {"--peer": peers or []}, place, minutes, out)
+    crashed = [each for each in results if each.exit_code not in (0, 1, None)]
+    for each in crashed:
         print(f"{each.name}: {each.output.strip().splitlines()[-1] if each.output.strip() else 'printed nothing'}")
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if crashed else 0)
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""Everything worth knowing of a machine in a few minutes, the most valuable first, each part saved as it ends.
+"""Everything worth knowing of a machine, from first contact to the claims, in calls of a few minutes that go on.
 
-Every part is a process of its own, so that one which crashes or hangs takes nothing else with it, and which is killed
-when the minutes are over. A few small files: suite.json (the machine, and how each part ended), steps*.json,
-runs.jsonl, profile.json, profile.trace.json.gz, kernels*.json, versus.json.
+Every part is a process of its own, so that one which crashes or hangs takes nothing else with it, and which is ended
+when its time is over. It writes a few small files straight into the folder of the results, where a later call goes on:
+a part that came to its end is not repeated, one whose command goes on from its own file does so.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,13 +17,39 @@ from typing import Any
 
 import torch
 
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.record import environment
 
+from .pool import check_kind
 from .processes import exit_code_within
 
+FASTEST = "progressive"
+"""The recipe that the record is for."""
+SAME_AS_AIRBENCH = "airbench94-muon"
+"""The recipe with the mathematics of the peer airbench94_muon."""
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
-_COMMAND = ("-c", "from speedyresnet.bench.cli import main; main()", "bench")
+_CRASHED = 3
+_COMMAND = (
+    "-c",
+    f"""\
+import sys, traceback
+try:
+    from speedyresnet.bench.cli import main
+    main()
+except Exception:
+    traceback.print_exc()
+    sys.exit({_CRASHED})  # Python's own 1 is a target that was missed
+""",
+    "bench",
+)
+_RUNS = 200
+"""Of the record."""
+_PROCESS_SECONDS = 300
+"""Given to a script of others; within the share of a part against them, so that one that hangs is seen to."""
+_GRACE_SECONDS = 5.0
+"""On top of a part's time, mostly not taken."""
 _OUTPUT_CHARACTERS = 6000
 
 
@@ -34,16 +59,16 @@ class Stage:
 
     name: str
     arguments: tuple[str, ...]
-    """For Python; `{}` stands for a scratch folder that each part has to itself."""
+    """For Python; `{}` stands for the folder of the results."""
     share: float
-    """Of the suite's time at most; what earlier parts left over comes on top."""
+    """Of a call's time at most, what earlier parts left over comes on top; with half of it at least it begins."""
     files: tuple[str, ...] = ()
-    """To keep from the scratch folder, whether the part came to its end or not."""
+    """What it leaves there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """How a part ended."""
+    """How a part ended, the last time that it ran."""
 
     name: str
     exit_code: int | None
@@ -51,82 +76,150 @@ class StageResult:
     seconds: float
     output: str
     """The end of what it printed."""
+    environment: dict[str, Any]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end; a target that was missed is a result."""
+        return self.exit_code in (0, 1)
 
 
 def stages(
     recipe: str, settings: Sequence[str], data: str, device: str, runs: int, peers: Sequence[str]
 ) -> list[Stage]:
-    """The parts in the order of their value."""
-    chosen = ["--recipe", recipe, "--device", device, *(word for each in settings for word in ("--set", each))]
+    """The parts in the order of their value.
 
-    def bench(*words: str) -> tuple[str, ...]:
-        return (*_COMMAND, *words, *chosen)
-
-    of_data, ours = ("--data", data), ("--provider", "triton", "--provider", "reference")
+    Args:
+        recipe: for all parts up to the kernels.
+        settings: of `recipe`; on a CPU, where all parts are to be small, also of the record.
+        data: a name or a path.
+        device: on a CPU, runs are few and the scripts of others are only started.
+        runs: of `recipe`; on a CPU also of the record.
+        peers: NAME=PATH.
+    """
+    small, on, changed = device == "cpu", ("--device", device), [word for each in settings for word in ("--set", each)]
+    chosen, of_data = ("--recipe", recipe, *on, *changed), ("--data", data)
+    ours = ("--provider", "triton", "--provider", "reference")
     found = [
-        Stage(name="steps, eager", share=0.1, files=("steps.json",),
-              arguments=bench("step", *of_data, "--backend", "eager", "--out", "{}/steps.json")),
-        Stage(name="runs", share=0.25, files=("runs.jsonl",),
-              arguments=bench("record", *of_data, "--runs", str(runs), "--out", "{}/runs.jsonl")),
-        Stage(name="profile", share=0.1, files=("profile.json", "profile.trace.json.gz"),
-              arguments=bench("profile", *of_data, "--out", "{}/profile.json")),
-        Stage(name="kernels", share=0.1, files=("kernels.json",),
-              arguments=bench("kernels", *ours, "--out", "{}/kernels.json")),
-        Stage(name="steps of all backends", share=0.2, files=("steps.json",),
-              arguments=bench("step", *of_data, "--out", "{}/steps.json")),
-    ]  # fmt: skip
+        _stage("steps, eager", 0.1, "steps-eager.json", "step", *chosen, *of_data, "--backend", "eager"),
+        _stage("runs", 0.25, "runs.jsonl", "record", *chosen, *of_data, "--runs", str(runs)),
+        _stage("profile", 0.1, "profile.json", "profile", *chosen, *of_data),
+        _stage("kernels", 0.15, "kernels.json", "kernels", *chosen, *ours),
+        _stage("steps of all backends", 0.3, "steps.json", "step", *chosen, *of_data),
+    ]
     if (_CHECKOUT / "tests").is_dir():  # an installed wheel has none
         tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_CHECKOUT / "tests"))
         found.insert(0, Stage(name="tests", share=0.25, arguments=tests))
-    if device != "cpu":
+    if not small:
         found += [
-            Stage(name=f"steps of {name}", share=0.1, files=(f"steps-{name}.json",),
-                  arguments=(*_COMMAND, "step", "--recipe", name, "--device", device, *of_data, "--out",
-                             f"{{}}/steps-{name}.json"))
-            for name in ("airbench94-muon", "hiverge")
-        ]  # fmt: skip
-        found.append(Stage(name="kernels of all providers", share=0.25, files=("kernels-all.json",),
-                           arguments=bench("kernels", "--out", "{}/kernels-all.json")))  # fmt: skip
+            _stage(f"steps of {name}", 0.3, f"steps-{name}.json", "step", "--recipe", name, *on, *of_data)
+            for name in (SAME_AS_AIRBENCH, "hiverge")
+        ]
+        found.append(_stage("kernels of all providers", 0.25, "kernels-all.json", "kernels", *chosen))
+    of_versus = (*on, *of_data, *["--smoke"] * small)
+    of_record = (*on, *of_data, *changed * small, "--runs", str(runs if small else _RUNS))
+    return found + _claims(peers, of_versus, of_record)
+
+
+def _stage(name: str, share: float, file: str, *words: str) -> Stage:
+    return Stage(name=name, share=share, files=(file,), arguments=(*_COMMAND, *words, "--out", f"{{}}/{file}"))
+
+
+def _claims(peers: Sequence[str], of_versus: Sequence[str], of_record: Sequence[str]) -> list[Stage]:
+    """The parts that claims rest on, in the order of their value; all go on, so that they may be cut off anywhere."""
+
+    def against(some: Sequence[str], name: str, recipe: str, runs: int, rounds: int) -> Stage:
+        plan = ("--runs", str(runs), "--rounds", str(rounds), "--timeout", str(_PROCESS_SECONDS))
+        given = (*of_versus, "--recipe", recipe, *plan, *(word for each in some for word in ("--peer", each)))
+        return _stage(name, 0.65, f"{name.replace(' ', '-')}.json", "versus", *given)
+
+    target = ("--target", "94", "--seconds", "6", "--clock", "total")
+    found = [_stage("record", 0.4, "record.jsonl", "record", *of_record, "--recipe", FASTEST, *target)]
+    if same := [each for each in peers if each.startswith("airbench94_muon=")]:
+        found.insert(0, against(same, "same mathematics", SAME_AS_AIRBENCH, 20, 5))
     if peers:
-        named = [word for each in peers for word in ("--peer", each)]
-        words = ("versus", *of_data, *named, "--rounds", "2", "--out", "{}/versus.json")
-        found.append(Stage(name="versus", share=1.0, files=("versus.json",), arguments=bench(*words)))
+        found.insert(0, against(peers, "yardstick", SAME_AS_AIRBENCH, 10, 2))
+        found.append(against(peers, "ahead", FASTEST, 10, 2))
     return found
 
 
-def run_stage(stage: Stage, seconds: float, out: Path) -> StageResult:
-    """Run a part for at most `seconds`, and move the files it leaves to `out`."""
+def earlier_results(out: Path, asked: dict[str, Any]) -> list[StageResult]:
+    """How the parts ended that `out` has from earlier calls, the latest last; none where there were none.
+
+    Args:
+        out: folder of the results.
+        asked: what must not change from call to call, by its option.
+
+    Raises:
+        UserError: `out` is of something else.
+    """
+    path = out / "suite.json"
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_bytes())
+        earlier, results = dict(found["asked"]), [StageResult(**each) for each in found["parts"]]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path} is no result of bench gpu-suite; give another --out") from None
+    check_kind(path, "parts", earlier, asked)
+    return results
+
+
+def waiting_stages(parts: Sequence[Stage], results: Sequence[StageResult], out: Path) -> list[Stage]:
+    """Those of `parts` that are to run: never begun, cut off, crashed, or without their files.
+
+    What has waited longest is first, so that nothing that fails in every call can keep the others from their turn.
+    """
+    begun = [each.name for each in results]
+    ended = {each.name for each in results if each.ended}
+    waiting = [
+        each for each in parts if each.name not in ended or not all((out / name).exists() for name in each.files)
+    ]
+    return sorted(waiting, key=lambda each: begun.index(each.name) + 1 if each.name in begun else 0)
+
+
+def run_stage(stage: Stage, seconds: float, out: Path, about: dict[str, Any]) -> StageResult:
+    """Run a part, whose files go to `out`, for at most `seconds`; `about` is the environment."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as output:
-        command = [sys.executable, *(word.replace("{}", scratch) for word in stage.arguments)]
-        code = exit_code_within(seconds, command, stdout=output, stderr=subprocess.STDOUT)
-        for name in stage.files:
-            if (Path(scratch) / name).exists():
-                shutil.copyfile(Path(scratch) / name, out / name)
+    with tempfile.TemporaryFile() as output:
+        command = [sys.executable, *(word.replace("{}", str(out)) for word in stage.arguments)]
+        code = exit_code_within(seconds, command, grace=_GRACE_SECONDS, stdout=output, stderr=subprocess.STDOUT)
         output.seek(0)
         text = output.read().decode(errors="replace")[-_OUTPUT_CHARACTERS:]
-    return StageResult(name=stage.name, exit_code=code, seconds=time.monotonic() - started, output=text)
+    spent = time.monotonic() - started
+    return StageResult(name=stage.name, exit_code=code, seconds=spent, output=text, environment=about)
 
 
-def run_gpu_suite(parts: Sequence[Stage], device: torch.device, minutes: float, out: Path) -> list[StageResult]:
-    """Run `parts` in their order for `minutes` altogether, and save what they leave in the folder `out`.
+def run_gpu_suite(
+    parts: Sequence[Stage], asked: dict[str, Any], device: torch.device, minutes: float, out: Path
+) -> list[StageResult]:
+    """Run what is waiting of `parts` for `minutes` altogether, and keep in `out` how each ended.
+
+    Shares are of the minutes, or more where those of all that is waiting do not fill them.
 
     Returns:
         How each part ended that was begun.
+
+    Raises:
+        UserError: `out` is of something else than was `asked`.
     """
     began, whole = time.monotonic(), 60 * minutes
-    about: dict[str, Any] = {"environment": environment(device), "minutes": minutes}
+    results, about = earlier_results(out, asked), environment(device)
+    waiting = waiting_stages(parts, results, out)
     out.mkdir(parents=True, exist_ok=True)
-    results: list[StageResult] = []
-    allowed = 0.0
-    for stage in parts:
-        allowed = min(allowed + stage.share * whole, whole)
+    allowed, ran = 0.0, []
+    for stage in waiting:
+        allowed = min(allowed + whole * stage.share / min(1.0, sum(each.share for each in waiting)), whole)
         left = allowed - (time.monotonic() - began)
-        if left <= 0:
+        if left < whole * stage.share / 2:
             continue
-        results.append(run_stage(stage, left, out))
-        write_text(out / "suite.json", json.dumps(about | {"parts": [asdict(each) for each in results]}, indent=1))
-        code = results[-1].exit_code
-        ended = "cut off" if code is None else f"exit code {code}"
-        print(f"{stage.name}: {ended} after {results[-1].seconds:.0f} s", flush=True)
-    return results
+        ran.append(run_stage(stage, left, out, about))
+        results = [*(each for each in results if each.name != stage.name), ran[-1]]
+        saved = {"asked": asked, "environment": about, "minutes": minutes, "parts": [asdict(each) for each in results]}
+        write_text(out / "suite.json", json.dumps(saved, indent=1) + "\n")
+        ended = "cut off" if ran[-1].exit_code is None else f"exit code {ran[-1].exit_code}"
+        print(f"{stage.name}: {ended} after {ran[-1].seconds:.0f} s", flush=True)
+    waiting = waiting_stages(parts, results, out)
+    names = ", ".join(each.name for each in waiting)
+    print(f"to go on with, by the same command: {names}" if waiting else f"all {len(parts)} parts have ended")
+    return ran

@@ -3,6 +3,7 @@
 None of their code is here; a checkout of their repository is needed.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -29,6 +30,9 @@ HLB_LAST_ROW = re.compile(r"^\| *\d+ *\|(?:[^|\n]*\|){4} *([\d.]+) *\| *([\d.]+)
 """The row under which hlb draws a line: epoch, four more, ema_val_acc, total_time_seconds."""
 
 E1_TRIAL = re.compile(r"^\[trial [^\]]*\] train=[\d.]+s honest=([\d.]+)s acc=([\d.]+)", re.MULTILINE)
+
+NOT_COPIED = ("results", "__pycache__")
+"""Of the folder of a script with a launcher."""
 
 E1_START = """\
 import sys
@@ -203,7 +207,7 @@ def install(name: str, script: Path, folder: Path, runs: int) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if launcher := PEERS[name].launcher:
-        ignored = shutil.ignore_patterns("results", "__pycache__")
+        ignored = shutil.ignore_patterns(*NOT_COPIED)
         shutil.copytree(script.parent, folder / script.parent.name, ignore=ignored, dirs_exist_ok=True)
         (folder / "start.py").write_text(launcher)
         return "nothing; its check for an A100-SXM is skipped when it is started"
@@ -217,6 +221,17 @@ def install(name: str, script: Path, folder: Path, runs: int) -> str:
     line = source.count(b"\n", 0, start)
     before, after = (text.splitlines()[line].decode().strip() for text in (source, changed))
     return f"line {line + 1}: -{before} +{after}"
+
+
+def source_sha256(name: str, script: Path) -> str:
+    """Checksum of what `install` copies, with the names of the files."""
+    beside = sorted(script.parent.rglob("*")) if PEERS[name].launcher else [script]
+    digest = hashlib.sha256()
+    for path in beside:
+        inside = path.relative_to(script.parent)
+        if path.is_file() and not {*NOT_COPIED}.intersection(inside.parts):
+            digest.update(f"{inside.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def start_words(name: str, script: Path, runs: int, seed: int) -> list[str]:

@@ -115,21 +115,25 @@ def open_pool(path: Path, plan: PoolPlan, firsts: Mapping[str, RunRecord]) -> It
                 raise UserError(f"{path} is being written by another process; give another --out") from None
         records = read_pool(path)
         pool = {"pool": plan.to_dict()}
-        _check_kind(path, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
+        _check_runs(path, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         yield Pool(path, plan, records, file)
 
 
-def _check_kind(path: Path, records: list[dict[str, Any]], wanted: Mapping[str, dict[str, Any]]) -> None:
+def _check_runs(path: Path, records: list[dict[str, Any]], wanted: Mapping[str, dict[str, Any]]) -> None:
     """Raise UserError where a run is of another kind than is `wanted` of its arm."""
     for record in records:
-        own = wanted.get(record.get("arm", BASE), wanted[BASE])
-        for key, value in _identity(record).items():
-            if value != own.get(key):
-                raise UserError(
-                    f"{path} holds runs with {key} {value}, not {own.get(key)}: "
-                    f"a pool is of one kind and its size is fixed beforehand; give another --out"
-                )
+        check_kind(path, "runs", _identity(record), wanted.get(record.get("arm", BASE), wanted[BASE]))
+
+
+def check_kind(path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise UserError where `found`, of `what` the file `path` holds, is not as `wanted`, key by key."""
+    for key, value in found.items():
+        if value != wanted.get(key):
+            raise UserError(
+                f"{path} holds {what} with {key} {value}, not {wanted.get(key)}: "
+                f"what goes on there is of one kind and its size is fixed beforehand; give another --out"
+            )
 
 
 @dataclass(frozen=True, slots=True)

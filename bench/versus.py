@@ -3,7 +3,8 @@
 The unit is the round, in which every script and ours run in one process each: the runs of one process share its
 machine state and are not independent, while a peer's process and ours of one round are neighbours, so that a drift of
 the machine cancels in their ratio. Intervals are therefore over rounds, and the order of a round is the reverse of the
-one before.
+one before. A sitting that was cut off goes on with the process that had not ended; the rest of its round then has
+neighbours of another time, which can only make the interval wider.
 """
 
 import dataclasses
@@ -22,17 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.data import Pack
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
 
-from .peers import PEERS, Peer, install, start_words
-from .pool import read_pool
+from .peers import PEERS, Peer, install, source_sha256, start_words
+from .pool import check_kind, read_pool
 from .processes import exit_code_within
 from .record import CLOCKS, VIEWS, clock_seconds
 from .smoke import FIRST_STEP
-from .statistics import paired_ratio, summary
+from .statistics import Interval, Ratio, mean_interval, paired_ratio, summary
+from .verdicts import told_accuracy
 
 OURS = "ours"
 OWN_CLOCK = "own clock"
@@ -91,7 +94,7 @@ def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
     with out.open("wb") as stdout, err.open("wb") as stderr:
         started = time.perf_counter()
         variables = os.environ | contestant.environment
-        streams = {"stdout": stdout, "stderr": stderr}
+        streams: dict[str, Any] = {"stdout": stdout, "stderr": stderr}
         code = exit_code_within(timeout, command, cwd=contestant.starts_in, env=variables, **streams)
         wall_seconds = time.perf_counter() - started
     lines = [line for line in err.read_text(errors="replace").splitlines() if line.strip()]
@@ -180,12 +183,59 @@ class Sitting:
     """Seconds a process."""
 
 
+def facts(sitting: Sitting) -> dict[str, Any]:
+    """What a sitting is, before anything has run."""
+    return {
+        "recipe": {"name": sitting.recipe.name, "hash": sitting.recipe.hash},
+        "data": {"name": sitting.pack.name, "sha256": sitting.pack.sha256},
+        "environment": environment(sitting.device),
+        "options": sitting.options,
+        "scripts": {name: source_sha256(name, script) for name, script in sitting.scripts.items()},
+        "runs": sitting.runs,
+        "rounds": sitting.rounds,
+    }
+
+
+def _identity(found: dict[str, Any]) -> dict[str, Any]:
+    """What a sitting that goes on has in common with what it was, by the words a user knows it by."""
+    return {
+        "recipe hash": found["recipe"]["hash"],
+        "data": found["data"]["sha256"],
+        "GPU": found["environment"]["gpu"],
+        "torch": found["environment"]["torch"],
+        "options": " ".join(found["options"]),
+        "--runs": found["runs"],
+        "--rounds": found["rounds"],
+    } | {f"--peer {name}": found["scripts"].get(name) for name in PEERS}
+
+
+def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> list[Outcome]:
+    """The outcomes that `out` holds of the sitting `known`, which was cut off; none where there is no such file.
+
+    Raises:
+        UserError: it holds something else, or another sitting.
+    """
+    if out is None or not out.exists():
+        return []
+    try:
+        found = json.loads(out.read_bytes())
+        identity, outcomes = _identity(found), [Outcome(**each) for each in found["processes"]]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{out} is no sitting of bench versus; give another --out") from None
+    check_kind(out, "a sitting", identity, _identity(known))
+    return outcomes
+
+
 def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
     """Hold a sitting in the folder `work`; its result, which is also written to `out` after every process.
 
+    It goes on where `out` ends: a process that has ended there, well or not, is not started again.
+
     Raises:
-        UserError: a script that is not the known one.
+        UserError: a script that is not the known one, or an `out` that holds something else.
     """
+    known = facts(sitting)
+    outcomes = earlier_outcomes(out, known)
     runs, changes = sitting.runs, {}
     for name, script in sitting.scripts.items():
         changes[name] = install(name, script, work / name, runs)
@@ -197,16 +247,17 @@ def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Consol
     contestants.append(our_contestant(sitting.options, sitting.pack, work / OURS, runs))
     if sitting.device.type == "cuda":
         torch.cuda.empty_cache()  # hlb's data were made there
-    outcomes: list[Outcome] = []
-    result = report(sitting, changes, outcomes)
-    for number in range(sitting.rounds):
-        for contestant in round_order(contestants, number):
-            outcomes.append(run_process(contestant, number, sitting.timeout))
-            _print_outcome(console, outcomes[-1])
-            result = report(sitting, changes, outcomes)
-            if out is not None:
-                write_text(out, json.dumps(result, indent=1) + "\n")
-    return result
+    ended = {(outcome.name, outcome.round) for outcome in outcomes}
+    turns = [(each, number) for number in range(sitting.rounds) for each in round_order(contestants, number)]
+    console.print(f"{len(ended)} of {len(turns)} processes have ended", highlight=False)
+    for contestant, number in turns:
+        if (contestant.name, number) in ended:
+            continue
+        outcomes.append(run_process(contestant, number, sitting.timeout))
+        _print_outcome(console, outcomes[-1])
+        if out is not None:
+            write_text(out, json.dumps(report(sitting, known, changes, outcomes), indent=1) + "\n")
+    return report(sitting, known, changes, outcomes)
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
@@ -215,15 +266,11 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     console.print(line, highlight=False, markup=False)
 
 
-def report(sitting: Sitting, changes: dict[str, str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def report(
+    sitting: Sitting, known: dict[str, Any], changes: dict[str, str], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
     """The whole result so far as plain values."""
-    return {
-        "recipe": {"name": sitting.recipe.name, "hash": sitting.recipe.hash},
-        "data": {"name": sitting.pack.name, "sha256": sitting.pack.sha256},
-        "environment": environment(sitting.device),
-        "options": sitting.options,
-        "runs": sitting.runs,
-        "rounds": sitting.rounds,
+    return known | {
         "passed": all(outcome.error is None for outcome in outcomes),
         "ours": _own_row(OURS, outcomes),
         "peers": [
@@ -249,41 +296,51 @@ def _own_row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     } | {key: asdict(summary(values)) for key, values in measured.items()}
 
 
-def _ratio(
+def _pairs(
     name: str, outcomes: Sequence[Outcome], of: Callable[[Outcome], float], of_ours: Callable[[Outcome], float]
-) -> dict[str, Any] | None:
-    """Theirs over ours, paired by rounds in which both processes ended well."""
+) -> list[tuple[float, float]]:
+    """Theirs and ours of the rounds in which both processes ended well."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
     ours = {outcome.round: of_ours(outcome) for outcome in whole if outcome.name == OURS}
     theirs = {outcome.round: of(outcome) for outcome in whole if outcome.name == name}
-    found = paired_ratio([(theirs[number], ours[number]) for number in theirs if number in ours])
-    return asdict(found) if found else None
+    return [(theirs[number], ours[number]) for number in theirs if number in ours]
+
+
+def _mean_of(key: str) -> Callable[[Outcome], float]:
+    return lambda outcome: fmean(outcome.measures[key])
+
+
+def _verdict(name: str, clock: str, ratio: Ratio, more: Interval) -> str:
+    """In words how much faster ours is, and how much more accurate."""
+    between = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
+    speed = f"{ratio.value:.2f}{between} times as fast as {name} by our {clock}"
+    return f"{speed}; accuracy {told_accuracy(more)}" + "; one round has no interval" * (ratio.n == 1)
 
 
 def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """A peer against ours: its clock by ours that covers it, whole processes, and accuracies with their views."""
-    ours = _own_row(OURS, outcomes)
+    ours, own = _own_row(OURS, outcomes), _own_row(name, outcomes)
     measured = [view for view in VIEWS if view in ours]
-    return _own_row(name, outcomes) | {
+    our_view = peer.view if peer.view in measured else measured[-1] if measured else None
+    clock = paired_ratio(_pairs(name, outcomes, _mean_of(OWN_CLOCK), _mean_of(peer.clock)))
+    process = paired_ratio(_pairs(name, outcomes, lambda each: each.wall_seconds, lambda each: each.wall_seconds))
+    accuracies = _pairs(name, outcomes, _mean_of(peer.view), _mean_of(our_view)) if our_view else []
+    more = mean_interval([our - their for their, our in accuracies]) if accuracies else None
+    return own | {
         "clock": {
             "theirs": peer.contains,
             "ours": peer.clock,
             "ours_contains": OUR_CLOCKS[peer.clock],
-            "ratio": _ratio(
-                name,
-                outcomes,
-                lambda outcome: fmean(outcome.measures[OWN_CLOCK]),
-                lambda outcome: fmean(outcome.measures[peer.clock]),
-            ),
+            "ratio": clock and asdict(clock),
         },
-        "process": {
-            "ratio": _ratio(name, outcomes, lambda outcome: outcome.wall_seconds, lambda outcome: outcome.wall_seconds)
-        },
+        "process": {"ratio": process and asdict(process)},
         "accuracy": {
             "theirs": peer.accuracy_of,
             "view": peer.view,
-            "our_view": peer.view if peer.view in measured else measured[-1] if measured else None,
+            "our_view": our_view,
+            "difference": more and asdict(more),
         },
+        "verdict": _verdict(name, peer.clock, clock, more) if clock and more else None,
     }
 
 
@@ -319,6 +376,9 @@ def print_versus(console: Console, result: dict[str, Any]) -> None:
     for clock in dict.fromkeys(peer["clock"]["ours"] for peer in result["peers"]):
         console.print(f"our {clock}: {OUR_CLOCKS[clock]}", highlight=False, markup=False)
     console.print("ratio: theirs over ours, geometric mean of the rounds; 95 %: its interval, Student's t over rounds")
+    for peer in result["peers"]:
+        if peer["verdict"]:
+            console.print(peer["verdict"], highlight=False, markup=False)
     for row in (ours, *result["peers"]):
         if row["error"]:
             console.print(f"{row['name']} crashed: {row['error']}", highlight=False, markup=False)

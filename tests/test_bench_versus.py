@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from math import exp, log, sqrt
 from pathlib import Path
 
@@ -14,10 +15,20 @@ import torch
 from rich.console import Console
 
 from speedyresnet.bench import versus
-from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, start_words
+from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, source_sha256, start_words
 from speedyresnet.bench.smoke import FIRST_STEP
 from speedyresnet.bench.statistics import paired_ratio
-from speedyresnet.bench.versus import Contestant, Outcome, Sitting, hold_sitting, print_versus, round_order, run_process
+from speedyresnet.bench.versus import (
+    OWN_CLOCK,
+    Contestant,
+    Outcome,
+    Sitting,
+    hold_sitting,
+    peer_row,
+    print_versus,
+    round_order,
+    run_process,
+)
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.data import make_pack
 from speedyresnet.engine.pack_file import save_pack
@@ -395,13 +406,129 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
     assert one["clock"]["ratio"]["value"] == pytest.approx((2 * 12 * 14 / 4**3) ** (1 / 3))
     assert one["process"]["ratio"]["value"] == pytest.approx((1 / 3 * 6 / 4 * 7 / 9) ** (1 / 3))
     assert (one["own clock"]["n"], one["own clock"]["mean"]) == (6, pytest.approx(28 / 3))
+    more = one["accuracy"].pop("difference")
     assert one["accuracy"] == {"theirs": "6 views, weighted", "view": "six_view", "our_view": "mirror"}
+    assert more == {key: pytest.approx(-0.31) for key in ("mean", "lower", "upper")}  # 0.6 less 0.91, in each round
     assert (one["status"], one["error"], one["six_view"]["mean"]) == ("finished", None, pytest.approx(0.91))
     assert (two["status"], two["error"], two["own clock"]["n"]) == ("crashed", "broken", 4)
     assert (two["clock"]["ours"], two["clock"]["ratio"]["n"]) == ("train", 2)
     assert two["clock"]["ratio"]["value"] == pytest.approx(sqrt(4 * 16))
     assert two["process"]["ratio"]["value"] == pytest.approx(sqrt(2 / 3 * 8 / 9))
     assert (result["ours"]["mirror"]["mean"], result["passed"]) == (pytest.approx(0.6), False)
+
+
+def outcome(name, number, error=None, **measures):
+    seconds = {"wall_seconds": 1.0, "exit_code": 0 if error is None else 1}
+    return Outcome(name=name, round=number, measures=measures, error=error, last_lines=[], **seconds)
+
+
+def row(rounds, error=None):
+    """Of airbench, whose round takes 2 s at 90 %, against ours by rounds: total and accuracy."""
+    theirs = [outcome("airbench94_muon", n, **{OWN_CLOCK: [1.0, 3.0], "six_view": [0.9, 0.9]}) for n in range(9)]
+    ours = [
+        outcome("ours", n, error if n == 0 else None, total=[total], six_view=[accuracy])
+        for n, (total, accuracy) in enumerate(rounds)
+    ]
+    return peer_row("airbench94_muon", PEERS["airbench94_muon"], theirs + ours)
+
+
+def test_the_verdict_is_a_line_with_both_intervals():
+    """Ratios 2 and 1: logarithms of mean log sqrt(2) and deviation log(2) / sqrt(2); t of one degree is 12.706."""
+    found = row([(1.0, 0.902), (2.0, 0.901)])
+    low, high = (sqrt(2) * exp(sign * 12.7062 * log(2) / 2) for sign in (-1, 1))
+    assert found["accuracy"]["difference"]["mean"] == pytest.approx(0.0015)
+    assert found["accuracy"]["difference"]["lower"] == pytest.approx(0.0015 - 12.7062 * 0.0005, abs=1e-6)
+    assert found["verdict"] == (
+        f"1.41 ({low:.2f} to {high:.2f}) times as fast as airbench94_muon by our total; "
+        "accuracy +0.15 points (-0.49 to +0.79)"
+    )
+
+
+def test_one_round_has_a_verdict_without_interval():
+    told = "1.00 times as fast as airbench94_muon by our total; accuracy -1.00 points; one round has no interval"
+    assert row([(2.0, 0.89)])["verdict"] == told
+    assert row([(9.0, 0.1), (2.0, 0.89)], error="broken")["verdict"] == told
+    assert row([])["verdict"] is None
+
+
+# --- Going on
+
+
+class Killed(BaseException):
+    """Stands for what ends the process."""
+
+
+@pytest.fixture
+def held(small_pack, peers, tmp_path, monkeypatch):
+    """A function that holds a sitting until so many processes have ended; returns those that began, and the result."""
+
+    def hold(until=99, **changes):
+        began = []
+
+        def run(contestant, number, timeout):
+            began.append((contestant.name, number))
+            if len(began) > until:
+                raise Killed
+            clocks = {"train": [1.0], "prepare+train": [1.0], "total": [1.0], "single_view": [0.5], "mirror": [0.5]}
+            measures = clocks if contestant.name == "ours" else {OWN_CLOCK: [2.0], "six_view": [0.5], "mirror": [0.5]}
+            return outcome(contestant.name, number, "broken" if began[-1] == ("hlb", 0) else None, **measures)
+
+        monkeypatch.setattr(versus, "run_process", run)
+        made = replace(sitting(small_pack, peers, 2), **changes)
+        try:
+            result = hold_sitting(made, tmp_path / "work", tmp_path / "out.json", Console(quiet=True))
+        except Killed:
+            result = None
+        return began, result
+
+    return hold
+
+
+def test_a_sitting_goes_on_where_it_was_killed(held, tmp_path):
+    whole, result = held()
+    assert len(whole) == 6
+    assert held() == ([], result)
+    (tmp_path / "out.json").unlink()
+    first, _ = held(until=3)
+    second, again = held(until=2)
+    third, same = held()
+    assert first[:3] + second[:2] + third == whole  # hlb, which ended with an error, is not started again
+    assert (again, same["processes"]) == (None, result["processes"])
+    assert same == result
+
+
+def test_another_sitting_is_not_overwritten(held, peers, tmp_path):
+    held(until=4)
+    before = (tmp_path / "out.json").read_bytes()
+    scripts = parse_peers([f"hlb={peers['hlb']}"])
+    for changes, words in [
+        ({"runs": 3}, "--runs 2, not 3"),
+        ({"rounds": 3}, "--rounds 2, not 3"),
+        ({"recipe": recipe("airbench94")}, "recipe hash"),
+        ({"options": ["--recipe", "airbench94", "--backend", "eager"]}, "options --recipe airbench94, not"),
+        ({"scripts": scripts}, "--peer airbench94_muon"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            held(**changes)
+    script = peers["hlb"] / "main.py"
+    script.write_text(script.read_text() + "\n")
+    with pytest.raises(UserError, match="--peer hlb"):
+        held()
+    assert (tmp_path / "out.json").read_bytes() == before
+    for text in ("no JSON", "[]", '{"torch": "2.11.0", "peers": []}'):
+        (tmp_path / "out.json").write_text(text)
+        with pytest.raises(UserError, match="no sitting of bench versus"):
+            held()
+
+
+def test_the_checksum_is_of_all_that_is_copied(peers):
+    script = parse_peers([f"e1={peers['e1']}"])["e1"]
+    before = source_sha256("e1", script)
+    write(script.parent / "results" / "old.json", "1")
+    write(peers["e1"] / "README.md", "1")
+    assert source_sha256("e1", script) == before
+    write(script.parent / "targets.py", E1_TARGETS.replace("Target:", "Other_:"))
+    assert source_sha256("e1", script) != before
 
 
 def test_order_reverses():
@@ -446,6 +573,7 @@ def test_the_whole_command(peers, pack_file, tmp_path):
     assert re.search(r"s its clock, our total +│ +3\.000 │ +\d+\.\d{3} │ +\d+\.\d{3} │ +\d+\.\d{3}–\d+", text)
     assert re.search(r"% six_view +│ +93\.50 │ +\d+\.\d\d │", text)
     assert f"hiverge crashed: {lost}" in text
+    assert " times as fast as airbench94_muon by our total; accuracy " in " ".join(text.split())
 
 
 def test_smoke_has_few_images_and_no_others_in_its_files(small_pack, tmp_path, monkeypatch):
