@@ -24,8 +24,10 @@ from speedyresnet.engine.record import environment
 from .pool import check_kind
 from .processes import exit_code_within
 
-FASTEST = "progressive"
+FASTEST = "speedy"
 """The recipe that the record is for."""
+CUTS = "speedy-cuts"
+"""The group of what it might do without."""
 SAME_AS_AIRBENCH = "airbench94-muon"
 """The recipe with the mathematics of the peer airbench94_muon."""
 
@@ -107,18 +109,30 @@ def stages(
         _stage("kernels", 0.15, "kernels.json", "kernels", *chosen, *ours),
         _stage("steps of all backends", 0.3, "steps.json", "step", *chosen, *of_data),
     ]
-    if (_CHECKOUT / "tests").is_dir():  # an installed wheel has none
-        tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_CHECKOUT / "tests"))
-        found.insert(0, Stage(name="tests", share=0.25, arguments=tests))
+    if (folder := _CHECKOUT / "tests").is_dir():  # an installed wheel has none
+        measuring = sorted(map(str, folder.glob("test_bench_*.py")))  # what else runs would disturb them
+        others = [word for file in measuring for word in ("--ignore", file)]
+        found.insert(0, _tests("tests", 0.2, "gpu", "-n", "4", "--dist", "loadfile", *others, str(folder)))
+        found.append(_tests("tests of measuring", 0.2, "gpu", *measuring))
+        if not small:  # a CPU has them in every run of the tests
+            kernels = sorted(map(str, folder.glob("test_*_kernel.py")))
+            found.insert(3, _tests("tests of the kernels", 0.2, "not slow", "-n", "8", *kernels))
     if not small:
         found += [
             _stage(f"steps of {name}", 0.3, f"steps-{name}.json", "step", "--recipe", name, *on, *of_data)
             for name in (SAME_AS_AIRBENCH, "hiverge")
         ]
         found.append(_stage("kernels of all providers", 0.25, "kernels-all.json", "kernels", *chosen))
-    of_versus = (*on, *of_data, *["--smoke"] * small)
-    of_record = (*on, *of_data, *changed * small, "--runs", str(runs if small else _RUNS))
-    return found + _claims(peers, of_versus, of_record)
+    of_all = (*on, *of_data)
+    of_record = (*of_all, *changed * small, "--runs", str(runs if small else _RUNS))
+    tried = changed if small else ("--validation", "5000", "--backend", "capture")
+    cuts = _stage("cuts", 0.4, "cuts.jsonl", "compare", "--group", CUTS, *of_all, *tried, "--runs", str(runs))
+    return [*found, *_claims(peers, (*of_all, *["--smoke"] * small), of_record), cuts]
+
+
+def _tests(name: str, share: float, marker: str, *words: str) -> Stage:
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker, *words)
+    return Stage(name=name, share=share, arguments=arguments)
 
 
 def _stage(name: str, share: float, file: str, *words: str) -> Stage:
@@ -138,8 +152,7 @@ def _claims(peers: Sequence[str], of_versus: Sequence[str], of_record: Sequence[
     if same := [each for each in peers if each.startswith("airbench94_muon=")]:
         found.insert(0, against(same, "same mathematics", SAME_AS_AIRBENCH, 20, 5))
     if peers:
-        found.insert(0, against(peers, "yardstick", SAME_AS_AIRBENCH, 10, 2))
-        found.append(against(peers, "ahead", FASTEST, 10, 2))
+        found.insert(0, against(peers, "yardstick", FASTEST, 10, 2))
     return found
 
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "gpu-suite"]
 FILES = {
     "suite.json", "steps-eager.json", "runs.jsonl", "profile.json", "profile.trace.json.gz", "kernels.json",
-    "steps.json", "record.jsonl",
+    "steps.json", "record.jsonl", "cuts.jsonl",
 }  # fmt: skip
 
 
@@ -155,30 +155,31 @@ def test_a_crashed_command_is_no_missed_target(tmp_path, monkeypatch):
 def test_the_parts_by_value():
     peers = ["hlb=main.py", "airbench94_muon=here"]
     small = stages("airbench94", ["epochs=2"], "cifar10", "cpu", 20, peers)
-    first = ["tests", "steps, eager", "runs", "profile", "kernels", "steps of all backends"]
-    claims = ["yardstick", "same mathematics", "record", "ahead"]
+    first = ["tests", "steps, eager", "runs", "profile", "kernels", "steps of all backends", "tests of measuring"]
+    claims = ["yardstick", "same mathematics", "record", "cuts"]
     assert [each.name for each in small] == first + claims
-    assert all(("epochs=2" in each.arguments) == (each.name in (*first[1:], "record")) for each in small)
+    ours = [name for name in (*first, "record", "cuts") if not name.startswith("tests")]
+    assert [each.name for each in small if "epochs=2" in each.arguments] == ours
     parts = {each.name: each for each in stages("airbench94", ["epochs=2"], "cifar10", "cuda", 20, peers)}
     assert "epochs=2" not in parts["record"].arguments
     more = ["steps of airbench94-muon", "steps of hiverge", "kernels of all providers"]
-    assert list(parts) == first + more + claims
+    assert list(parts) == [*first[:3], "tests of the kernels", *first[3:], *more, *claims]
     files = [name for each in parts.values() for name in each.files]
-    assert len(set(files)) == len(files) == len(parts) - 1
+    assert len(set(files)) == len(files) == len(parts) - 3
     assert [each.name for each in stages("airbench94", [], "cifar10", "cuda", 20, peers[:1])][-3:] == [
-        "yardstick", "record", "ahead",
+        "yardstick", "record", "cuts",
     ]  # fmt: skip
-    assert [each.name for each in stages("airbench94", [], "cifar10", "cuda", 20, [])][-1] == "record"
-    assert ("hlb=main.py" in parts["same mathematics"].arguments, "--smoke" in parts["ahead"].arguments) == (
-        False,
-        False,
-    )
+    assert [each.name for each in stages("airbench94", [], "cifar10", "cuda", 20, [])][-2:] == ["record", "cuts"]
+    assert "hlb=main.py" not in parts["same mathematics"].arguments
+    assert "--smoke" not in parts["yardstick"].arguments
 
 
 def test_commands_take_what_the_parts_give_them(tmp_path):
     commands = typer.main.get_command(bench_app).commands
     for device in ("cpu", "cuda"):
-        for part in stages("airbench94", ["epochs=2"], "cifar10", device, 20, ["airbench94_muon=here"])[1:]:
+        for part in stages("airbench94", ["epochs=2"], "cifar10", device, 20, ["airbench94_muon=here"]):
+            if part.name.startswith("tests"):
+                continue
             name, *words = part.arguments[part.arguments.index("bench") + 1 :]
             given = commands[name].make_context(name, words).params
             assert str(given["out"]).removeprefix("{}/") == part.files[0]
@@ -215,8 +216,8 @@ def test_the_whole_suite_on_a_cpu(small_pack, tmp_path):
     assert "profile: exit code 0" in call("--part", "profile")
     call()
     assert {each.name for each in out.iterdir()} >= FILES
-    for name in ("runs.jsonl", "record.jsonl"):
-        assert len((out / name).read_text().splitlines()) == 3
+    for name, count in (("runs.jsonl", 3), ("record.jsonl", 3), ("cuts.jsonl", 30)):
+        assert len((out / name).read_text().splitlines()) == count
     assert json.loads((out / "profile.json").read_text())["parts"]
     assert json.loads((out / "kernels.json").read_text())["cases"]
     backends = [row["backend"] for row in json.loads((out / "steps.json").read_text())["backends"]]
