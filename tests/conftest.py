@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # One thread for each worker of pytest-xdist: PyTorch's idle threads spin and would slow their neighbours tenfold.
@@ -13,6 +15,7 @@ from safetensors import safe_open
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from speedyresnet.bench.cli import main
 from speedyresnet.engine import tensor_file
 from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.init import reset_parameters
@@ -37,6 +40,21 @@ def cache(tmp_path, monkeypatch):
     """No test reads or writes the user's own cache."""
     monkeypatch.setenv("SPEEDYRESNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def speedyresnet(monkeypatch, capfd):
+    """A function that runs the command in this process, which saves the imports; otherwise as `subprocess.run`."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, words)])
+        monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 class HeaderOnly:
