@@ -1,3 +1,5 @@
+import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -24,7 +26,21 @@ from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
-from speedyresnet.kernels.language import AVAILABLE
+from speedyresnet.kernels.language import AVAILABLE, INTERPRETED, tl
+
+if INTERPRETED:  # which looks through its whole language at each call of a device function: a third of the time
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtin_names(package):
+        return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+    def patch_builtin(package, *rest):
+        for name in builtin_names(package):
+            if tl.core.is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, *rest)
+
+    interpreter._patch_builtin = patch_builtin
 
 
 def pytest_collection_modifyitems(items):

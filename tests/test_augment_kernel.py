@@ -136,7 +136,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
 def test_the_operator_passes_pytorchs_checks():
     images, labels, scale, shift = inputs()
     transforms = (0, 2, "reflect", "alternating", 3, 4, 0.1, 0.2, 5)
-    arguments = images, labels, one(1), one(2), scale, shift, 9, 4, torch.float16, *transforms
+    arguments = images, labels, one(1), one(2), scale, shift, 2, 18, torch.float16, *transforms
     library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
     library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
 
