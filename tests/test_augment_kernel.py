@@ -117,8 +117,8 @@ def test_offsets_beyond_2_to_the_31():
     pattern = torch.randint(0, 256, (1_000_003,), dtype=torch.uint8, device=DEVICE)  # a prime: no offset is another's
     images = pattern.repeat(50 * size // len(pattern) + 1)[: 50 * size].view(50, 7400, 7400, 1)
     data = images, torch.arange(50, device=DEVICE), torch.ones(1, device=DEVICE), torch.zeros(1, device=DEVICE)
-    found, expected = both(data, Transforms(crop=8), counter=1, batch_size=25)
-    assert (found.labels * size > 2**31).sum() >= 3
+    found, expected = both(data, Transforms(crop=8), counter=1, batch_size=10)
+    assert (found.labels * size > 2**31).any()
     assert_same(found, expected)
 
 

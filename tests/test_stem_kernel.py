@@ -120,7 +120,7 @@ def test_every_dtype_is_as_exact_as_pytorch(dtype):
 
 def test_the_counter_may_move_on_before_the_backward_pass():
     data = inputs()
-    sizes = {"batch_size": 9, "steps_per_epoch": 4, "dtype": torch.float32}
+    sizes = {"batch_size": 3, "steps_per_epoch": 12, "dtype": torch.float32}
     gradients = []
     for moves in (False, True):
         seed, counter = one(4), one(2)
@@ -140,8 +140,8 @@ def test_offsets_beyond_2_to_the_31():
     data["images"] = pattern.repeat(50 * size // len(pattern) + 1)[: 50 * size].view(50, 7400, 7400, 1)
     data["weight"] = torch.rand(4, 1, 2, 2, device=DEVICE).to(memory_format=torch.channels_last)
     data["labels"] = torch.arange(50, device=DEVICE)
-    found, native, exact = both(data, Transforms(crop=8), counter=1, batch_size=25)
-    assert (found[0].labels * size > 2**31).sum() >= 3
+    found, native, exact = both(data, Transforms(crop=8), counter=1, batch_size=10)
+    assert (found[0].labels * size > 2**31).any()
     assert_same(found, native, exact)
 
 
