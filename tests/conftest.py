@@ -43,6 +43,14 @@ if INTERPRETED:  # which looks through its whole language at each call of a devi
     interpreter._patch_builtin = patch_builtin
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_xdist_make_scheduler(config, log):
+    """A worker has files to itself, so makes what their tests share once; whoever is done takes from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
