@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from speedyresnet.engine.step import TrainingState
 
@@ -16,6 +15,8 @@ def torchvision_augmentation(state: TrainingState, batch_size: int) -> Callable[
     Returns:
         Of no arguments; it gives [B, C, H, W] in channels_last.
     """
+    from torchvision.transforms import v2  # here: it imports PyTorch's compiler, half the start of every command
+
     settings = state.recipe.augmentation
     mode = "reflect" if settings.padding_mode == "reflect" else "constant"
     crop = v2.RandomCrop(state.window, padding=settings.padding or None, padding_mode=mode)

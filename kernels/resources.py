@@ -273,10 +273,9 @@ def dumped_code(name: str | None, stage: str, revision: str | None = None) -> st
         raise ValueError(f"--dump: give a kernel and one of {', '.join(STAGES)}")
     check_compiler()
     case = compile_cases(name)[0]
-    here = code(case, stage)
     if revision is None:
-        return here
-    there = _code_at(revision, name, stage)
+        return code(case, stage)
+    there, here = _code_at(revision, name, stage), code(case, stage)
     lines = difflib.unified_diff(
         there.splitlines(keepends=True), here.splitlines(keepends=True), f"{case.kernel} at {revision}", case.kernel
     )

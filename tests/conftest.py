@@ -1,4 +1,8 @@
+import functools
+import inspect
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # One thread for each worker of pytest-xdist: PyTorch's idle threads spin and would slow their neighbours tenfold.
@@ -14,6 +18,7 @@ from safetensors import safe_open
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from speedyresnet.bench.cli import main
 from speedyresnet.engine import tensor_file
 from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.init import reset_parameters
@@ -22,7 +27,29 @@ from speedyresnet.engine.recipe import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
-from speedyresnet.kernels.language import AVAILABLE
+from speedyresnet.kernels.language import AVAILABLE, INTERPRETED, tl
+
+if INTERPRETED:  # which looks through its whole language at each call of a device function: a third of the time
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtin_names(package):
+        return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+    def patch_builtin(package, *rest):
+        for name in builtin_names(package):
+            if tl.core.is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, *rest)
+
+    interpreter._patch_builtin = patch_builtin
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_xdist_make_scheduler(config, log):
+    """A worker has files to itself, so makes what their tests share once; whoever is done takes from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 torch.backends.cudnn.allow_tf32 = False  # else a float32 reference errs on a GPU as half precision does
 
@@ -40,6 +67,21 @@ def cache(tmp_path, monkeypatch):
     """No test reads or writes the user's own cache."""
     monkeypatch.setenv("SPEEDYRESNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def speedyresnet(monkeypatch, capfd):
+    """A function that runs the command in this process, which saves the imports; otherwise as `subprocess.run`."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, words)])
+        monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 class HeaderOnly:

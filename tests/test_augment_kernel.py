@@ -117,8 +117,8 @@ def test_offsets_beyond_2_to_the_31():
     pattern = torch.randint(0, 256, (1_000_003,), dtype=torch.uint8, device=DEVICE)  # a prime: no offset is another's
     images = pattern.repeat(50 * size // len(pattern) + 1)[: 50 * size].view(50, 7400, 7400, 1)
     data = images, torch.arange(50, device=DEVICE), torch.ones(1, device=DEVICE), torch.zeros(1, device=DEVICE)
-    found, expected = both(data, Transforms(crop=8), counter=1, batch_size=25)
-    assert (found.labels * size > 2**31).sum() >= 3
+    found, expected = both(data, Transforms(crop=8), counter=1, batch_size=10)
+    assert (found.labels * size > 2**31).any()
     assert_same(found, expected)
 
 
@@ -136,7 +136,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
 def test_the_operator_passes_pytorchs_checks():
     images, labels, scale, shift = inputs()
     transforms = (0, 2, "reflect", "alternating", 3, 4, 0.1, 0.2, 5)
-    arguments = images, labels, one(1), one(2), scale, shift, 9, 4, torch.float16, *transforms
+    arguments = images, labels, one(1), one(2), scale, shift, 2, 18, torch.float16, *transforms
     library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
     library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
 

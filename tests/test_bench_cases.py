@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -148,36 +146,37 @@ def test_cases_are_timed(tiny_cases):
         assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
 
 
-def run(*options):
-    command = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "kernels"]
-    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def kernels(speedyresnet):
+    """A function that runs the command."""
+    return lambda *options: speedyresnet("bench", "kernels", *options)
 
 
-def test_the_command_lists_without_measuring(tmp_path):
+def test_the_command_lists_without_measuring(kernels):
     settings = [word for each in TINY for word in ("--set", each)]
-    done = run("--recipe", "pocket", *settings, "--device", "cpu", "--operation", "pool", "--list", "--json")
+    done = kernels("--recipe", "pocket", *settings, "--device", "cpu", "--operation", "pool", "--list", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {row["operation"] for row in result["cases"]} == {"pool"}
     assert "seconds" not in result["cases"][0]
 
 
-def test_an_unknown_provider_is_one_line():
-    done = run("--provider", "nosuch")
+def test_an_unknown_provider_is_one_line(kernels):
+    done = kernels("--provider", "nosuch")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "native" in done.stderr
 
 
-def test_providers_are_chosen():
+def test_providers_are_chosen(kernels):
     settings = [word for each in TINY for word in ("--set", each)]
-    done = run("--recipe", "pocket", *settings, "--device", "cpu", "--list", "--json", "--provider", "eager")
+    done = kernels("--recipe", "pocket", *settings, "--device", "cpu", "--list", "--json", "--provider", "eager")
     assert done.returncode == 0, done.stderr
     assert {row["provider"] for row in json.loads(done.stdout)["cases"]} == {"eager"}
 
 
-def test_an_unknown_operation_is_one_line():
-    done = run("--operation", "pooling")
+def test_an_unknown_operation_is_one_line(kernels):
+    done = kernels("--operation", "pooling")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "batch_norm_act" in done.stderr

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=0.5", "dtype=float32
 CPU = torch.device("cpu")
 VARIANTS = ("epochs=0.3", "evaluation.view=mirror loss.label_smoothing=0")
 PLAN = PoolPlan(runs=3, first_seed=5, validation=0, variants=VARIANTS)
-COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "compare"]
 
 
 def arms_of(variants=VARIANTS, settings=TINY):
@@ -242,32 +239,34 @@ def test_arms_that_are_the_same_are_refused():
     check_arms(arms_of(), "mirror", CPU)
 
 
-def run_command(small_pack, tmp_path, *options, of=("--recipe", "airbench94")):
-    data = tmp_path / "small.safetensors"
-    save_pack(small_pack, data)
+@pytest.fixture
+def compared(small_pack, tmp_path, speedyresnet, monkeypatch):
+    """A function that runs the command in a folder of its own."""
+    save_pack(small_pack, tmp_path / "small.safetensors")
+    monkeypatch.chdir(tmp_path)
     settings = [word for each in TINY for word in ("--set", each)]
-    command = [*COMMAND, *of, *settings, "--device", "cpu", "--data", str(data), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    given = [*settings, "--device", "cpu", "--data", "./small.safetensors"]
+    return lambda *options, of=("--recipe", "airbench94"): speedyresnet("bench", "compare", *of, *given, *options)
 
 
-def test_the_command_prints_one_document(small_pack, tmp_path):
+def test_the_command_prints_one_document(compared, tmp_path):
     options = ["--variant", "epochs=0.3", "--variant", "net.activation=relu", "--runs", "2"]
-    done = run_command(small_pack, tmp_path, *options, "--json")
+    done = compared(*options, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["schema"] == "speedyresnet.comparison/1"
     assert [each["name"] for each in result["arms"]] == ["base", "epochs=0.3", "net.activation=relu"]
     assert [each["runs"] for each in result["differences"]] == [2, 2]
     assert len((tmp_path / "comparison.jsonl").read_text().splitlines()) == 6
-    again = run_command(small_pack, tmp_path, *options)
+    again = compared(*options)
     assert again.returncode == 0, again.stderr
     assert "6 of 6 runs" in again.stdout
     assert all(f"{each['name']}: {each['verdict']}" in again.stdout for each in result["differences"])
 
 
-def test_a_group_is_compared_whole_and_may_get_more_variants(small_pack, tmp_path):
+def test_a_group_is_compared_whole_and_may_get_more_variants(compared, tmp_path):
     options = ["--variant", "schedule.peak=0.5", "--runs", "1", "--json"]
-    done = run_command(small_pack, tmp_path, *options, of=("--group", "imagenette-schedules"))
+    done = compared(*options, of=("--group", "imagenette-schedules"))
     assert done.returncode == 0, done.stderr
     result, records = json.loads(done.stdout), read_pool(tmp_path / "comparison.jsonl")
     names = [
@@ -294,8 +293,8 @@ def test_a_group_is_compared_whole_and_may_get_more_variants(small_pack, tmp_pat
         (["--variant", "epochs=1", "--out", ".."], "folder"),
     ],
 )
-def test_wrong_options_are_one_line(options, words, small_pack, tmp_path):
-    done = run_command(small_pack, tmp_path, *options)
+def test_wrong_options_are_one_line(options, words, compared, tmp_path):
+    done = compared(*options)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr

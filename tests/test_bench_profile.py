@@ -1,7 +1,5 @@
 import gzip
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -320,16 +318,12 @@ def test_only_a_stored_profile_can_be_compared_with(text, tmp_path):
         read_profile(tmp_path / "other.json")
 
 
-def test_the_command_prints_one_document(small_pack, tmp_path):
+def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     data, out = tmp_path / "small.safetensors", tmp_path / "profile.json"
     save_pack(small_pack, data)
     settings = [word for each in TINY for word in ("--set", each)]
-    command = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "profile"]
     options = ["--recipe", "pocket", *settings, "--data", data, "--device", "cpu", "--steps", "3"]
-    done = subprocess.run(
-        [*command, *map(str, options), "--json", "--out", str(out)],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    done = speedyresnet("bench", "profile", *options, "--json", "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     result = json.loads(done.stdout)

@@ -185,9 +185,8 @@ def test_the_command_exits_with_1_when_a_target_is_missed_and_survives_a_kill(sm
         (["--runs", "2", "--data", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_options_are_one_line(options, words, tmp_path):
-    command = [*COMMAND, "--out", str(tmp_path / "runs.jsonl"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_wrong_options_are_one_line(options, words, tmp_path, speedyresnet):
+    done = speedyresnet("bench", "record", "--out", tmp_path / "runs.jsonl", *options)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -48,14 +46,13 @@ def test_steps_never_run_past_the_tables(small_pack):
     assert found.milliseconds > 0  # ten steps make this run
 
 
-def test_the_command_prints_one_document(small_pack, tmp_path):
+def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     data, out = tmp_path / "small.safetensors", tmp_path / "steps.json"
     save_pack(small_pack, data)
     settings = [word for each in TINY for word in ("--set", each)]
-    command = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "step"]
     options = ["--recipe", "airbench94", *settings, "--data", data, "--device", "cpu", "--backend", "eager"]
     options += ["--rounds", "2", "--steps", "2", "--json", "--out", out]
-    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, timeout=120, check=False)
+    done = speedyresnet("bench", "step", *options)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads(out.read_text())

@@ -1,9 +1,6 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -37,7 +34,6 @@ from speedyresnet.engine.trainer import Trainer, check_fit
 
 TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32"]
 CPU = torch.device("cpu")
-COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "trim"]
 
 
 def trainer_of(pack, *settings, name="airbench94", backend="eager"):
@@ -233,15 +229,13 @@ def test_accuracies_come_from_pools_that_go_on(small_pack, tmp_path):
         trim(dataclasses.replace(trimming, seeds=3), Console(quiet=True))
 
 
-def test_a_recipe_is_trimmed(small_pack, tmp_path):
+def test_a_recipe_is_trimmed(small_pack, tmp_path, speedyresnet):
     data, out = tmp_path / "small.safetensors", tmp_path / "trim.json"
     save_pack(small_pack, data)
     words = [word for each in TINY for word in ("--set", each)]
     words += [word for each in ("whitening", "kernels", "views", "width of group 2") for word in ("--what", each)]
     words += ["--data", str(data), "--device", "cpu", "--rounds", "2", "--steps", "1", "--json", "--out", str(out)]
-    command = [*COMMAND, "--recipe", "pocket", *words]
-    alone = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # which takes minutes
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=alone)
+    done = speedyresnet("bench", "trim", "--recipe", "pocket", *words)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert json.loads(out.read_text()) == result
@@ -263,11 +257,10 @@ def test_a_recipe_is_trimmed(small_pack, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"), [(["--accuracy", "2"], "--out"), (["--what", "cutmix", "--data", "{}"], "label smoothing")]
 )
-def test_wrong_options_are_one_line(options, words, small_pack, tmp_path):
+def test_wrong_options_are_one_line(options, words, small_pack, tmp_path, speedyresnet):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)
-    command = [*COMMAND, "--recipe", "pocket", *(each.format(data) for each in options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = speedyresnet("bench", "trim", "--recipe", "pocket", *(each.format(data) for each in options))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr

@@ -34,7 +34,6 @@ from speedyresnet.engine.data import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
-COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "versus"]
 CPU = torch.device("cpu")
 
 AIRBENCH = r"""
@@ -143,10 +142,10 @@ for run in range(200):
 """
 
 
-def command(*options, code=0):
-    done = subprocess.run([*COMMAND, *map(str, options)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def command(speedyresnet):
+    """A function that runs `bench versus`."""
+    return lambda *options: speedyresnet("bench", "versus", *options)
 
 
 def write(path, text):
@@ -538,12 +537,13 @@ def test_order_reverses():
 # --- The command
 
 
-def test_the_whole_command(peers, pack_file, tmp_path):
+def test_the_whole_command(peers, pack_file, tmp_path, command):
     given = [word for name in PEERS for word in ("--peer", f"{name}={peers[name]}")]
     settings = [word for each in TINY for word in ("--set", each)]
     plan = ["--runs", "2", "--rounds", "2", "--device", "cpu", "--data", pack_file, "--recipe", "airbench94"]
     work, out = tmp_path / "work", tmp_path / "versus.json"
-    done = command(*given, *settings, *plan, "--work", work, "--out", out, "--json", code=1)
+    done = command(*given, *settings, *plan, "--work", work, "--out", out, "--json")
+    assert done.returncode == 1, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads(out.read_text())
     assert "line 15: -for run in range(200): main(run) +for run in range(2): main(run)" in done.stderr
@@ -585,12 +585,13 @@ def test_smoke_has_few_images_and_no_others_in_its_files(small_pack, tmp_path, m
     assert (tmp_path / "cifar10" / "train.pt").stat().st_size < 80_000  # of 3,072 bytes an image
 
 
-def test_smoke_tells_what_starts(peers, pack_file, tmp_path):
+def test_smoke_tells_what_starts(peers, pack_file, tmp_path, command):
     write(peers["airbench94_muon"] / "airbench94_muon.py", TRAINS)
     write(peers["hiverge"] / "cifar10_speedrun.py", "import torch\nfor run in range(2): torch.gone_since_torch_2")
     given = [word for name in ("airbench94_muon", "hiverge") for word in ("--peer", f"{name}={peers[name]}")]
     work = tmp_path / "work"
-    done = command(*given, "--smoke", "--data", pack_file, "--work", work, "--json", code=1)
+    done = command(*given, "--smoke", "--data", pack_file, "--work", work, "--json")
+    assert done.returncode == 1, done.stderr
     one, two = json.loads(done.stdout)["peers"]
     assert (one["starts"], one["error"]) == (True, None), one["last_lines"]
     printed = (work / "airbench94_muon" / "round-0.out").read_text()
@@ -621,16 +622,11 @@ def test_a_script_that_never_trains_does_not_start(end, tmp_path):
         ([], "--peer"),
     ],
 )
-def test_wrong_peers_are_one_line(given, words, tmp_path, monkeypatch, capsys):
-    from speedyresnet.bench.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["speedyresnet", "bench", "versus", *given, "--out", str(tmp_path / "out.json")])
-    with pytest.raises(SystemExit) as end:
-        main()
-    printed = capsys.readouterr()
-    assert end.value.code == 2
-    assert len(printed.err.splitlines()) == 1
-    assert words in printed.err
+def test_wrong_peers_are_one_line(given, words, tmp_path, command):
+    done = command(*given, "--out", tmp_path / "out.json")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
     assert not (tmp_path / "out.json").exists()
 
 

@@ -45,11 +45,18 @@ def whole(small_pack):
     return trained(small_pack)
 
 
-@pytest.fixture
-def file(small_pack, tmp_path):
-    """A checkpoint of the run `whole` after 13 steps."""
-    path = tmp_path / "run.checkpoint"
+@pytest.fixture(scope="module")
+def content(small_pack, tmp_path_factory):
+    """Of a checkpoint of the run `whole` after 13 steps."""
+    path = tmp_path_factory.mktemp("interrupted") / "run.checkpoint"
     trained(small_pack, display=InterruptAt(13), checkpoint=path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def file(content, tmp_path):
+    path = tmp_path / "run.checkpoint"
+    path.write_bytes(content)
     return path
 
 

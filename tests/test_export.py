@@ -22,7 +22,6 @@ from speedyresnet.engine.nets import BatchNorm, make_net
 from speedyresnet.engine.recipe import recipe
 from speedyresnet.kernels.augment import normalisation
 
-COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "classify.py"
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32", "evaluation.every=0"]
 
@@ -173,11 +172,11 @@ def test_images_need_not_be_square(file_format, tmp_path):
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_command_writes_what_it_says_and_the_example_classifies_without_this_package(
-    file_format, model_file, tmp_path, small_pack
+    file_format, model_file, tmp_path, small_pack, speedyresnet
 ):
     model, out = model_file("hlb-v0.7"), tmp_path / "nets" / f"net.{file_format}"
-    arguments = ["export", model, "--format", file_format, "--out", out, "--json"]
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=120)
+    done = speedyresnet("export", model, "--format", file_format, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert done.stderr == ""
     assert (printed["file"], printed["bytes"]) == (str(out), out.stat().st_size)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,18 @@ from speedyresnet.kernels import resources
 from speedyresnet.kernels.augment import CIFAR10, COMPILE_CASES, IMAGENETTE, augment_constants
 from speedyresnet.kernels.resources import TARGETS, Resources, compile_cases, problems
 
-COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "kernels"]
 
-
-def run(*arguments, **options):
+def process(*words):
+    """Of Python, without the interpreter of Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, env=environment, **options
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment
     )
 
 
 @pytest.fixture(scope="module")
 def rows():
-    done = run("--check", "--json")
+    done = process("-m", "speedyresnet.bench", "kernels", "--check", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -123,46 +123,55 @@ def test_without_limits_only_what_is_wrong_in_itself_is_a_problem():
     assert problems(a_row(spills=8, vector_loads=0), case, None) == ["spills 8 bytes", "no loads of 16 bytes"]
 
 
-def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(tmp_path):
-    """In a copy of the budget whose limits are one register lower, or are for no version at all."""
+def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(rows, tmp_path, monkeypatch, speedyresnet):
+    """With a budget whose limits are one register lower, or are for no version at all; what is compiled is known."""
+    known = {(row["kernel"], row["shape"], row["target"]): Resources(**row) for row in rows}
+    monkeypatch.setattr(resources, "resources", lambda case, target: known[case.kernel, case.shape, target])
+    monkeypatch.setattr(resources, "INTERPRETED", False)
+    monkeypatch.setattr(resources, "budget", resources.budget.__wrapped__)  # without its cache
     stored = json.loads(resources.BUDGET_FILE.read_text())
     lower = {
         version: {key: limit | {"registers": limit["registers"] - 1} for key, limit in limits.items()}
         for version, limits in stored.items()
     }
     for text, code, words in ((lower, 1, "registers"), ({"2.0": {}}, 0, "no limits for Triton")):
-        path = tmp_path / "resources.json"
-        path.write_text(json.dumps(text))
-        program = (
-            "import pathlib, sys; from speedyresnet.kernels import resources; "
-            f"resources.BUDGET_FILE = pathlib.Path({str(path)!r}); {COMMAND[2]}"
-        )
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        done = subprocess.run(
-            [sys.executable, "-c", program, "kernels", "augment", "--check", "--json"],
-            capture_output=True, text=True, timeout=300, check=False, env=environment,
-        )  # fmt: skip
+        monkeypatch.setattr(resources, "BUDGET_FILE", tmp_path / "resources.json")
+        resources.BUDGET_FILE.write_text(json.dumps(text))
+        done = speedyresnet("kernels", "--check", "--json")
         assert done.returncode == code
         assert words in done.stderr
 
 
-def test_code_is_dumped_and_compared():
-    ptx = run("augment_kernel", "--dump", "ptx")
-    assert ".entry augment_kernel" in ptx.stdout
-    assert "st.global.v4" in ptx.stdout
-    assert "STG" in run("augment", "--dump", "sass").stdout
-    ttir = run("augment", "--dump", "ttir").stdout
-    assert "tt.func public @augment_kernel" in ttir
-    assert "i64" in ttir
+LARGE = "statistics", "apply", "gradient_sums", "input_gradient", "pool_statistics", "unpool_gradient"
+"""Kernels whose tensors may have more than 2**31 values."""
+
+
+@pytest.fixture(scope="module")
+def dumped():
+    """(kernel, kind): code, all by one process."""
+    wanted = [["augment_kernel", "ptx"], ["augment", "sass"], ["augment", "ttir"]]
+    wanted += [[f"{name}_kernel", "ttir"] for name in LARGE]
+    program = f"""
+        import json
+        from speedyresnet.kernels.resources import dumped_code
+        print(json.dumps([dumped_code(name, kind, None) for name, kind in {wanted}]))
+    """
+    done = process("-c", textwrap.dedent(program))
+    assert done.returncode == 0, done.stderr
+    return {tuple(pair): code for pair, code in zip(wanted, json.loads(done.stdout), strict=True)}
+
+
+def test_code_is_dumped(dumped):
+    assert ".entry augment_kernel" in dumped["augment_kernel", "ptx"]
+    assert "st.global.v4" in dumped["augment_kernel", "ptx"]
+    assert "STG" in dumped["augment", "sass"]
+    assert "tt.func public @augment_kernel" in dumped["augment", "ttir"]
+    assert "i64" in dumped["augment", "ttir"]
 
 
 def test_launches_compile_to_the_code_that_is_checked():
     """What a launcher gives Triton is what `speedyresnet kernels` compiles: no other constants, types, alignment."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("launch_rehearsal.py")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+    done = process(Path(__file__).with_name("launch_rehearsal.py"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     launched, checked = found["launched"], found["checked"]
@@ -171,11 +180,9 @@ def test_launches_compile_to_the_code_that_is_checked():
         assert [name, code] in checked, name
 
 
-@pytest.mark.parametrize("kernel", [
-    "statistics", "apply", "gradient_sums", "input_gradient", "pool_statistics", "unpool_gradient",
-])  # fmt: skip
-def test_rows_of_large_tensors_are_addressed_in_64_bits(kernel):
-    ttir = run(f"{kernel}_kernel", "--dump", "ttir").stdout
+@pytest.mark.parametrize("kernel", LARGE)
+def test_rows_of_large_tensors_are_addressed_in_64_bits(kernel, dumped):
+    ttir = dumped[f"{kernel}_kernel", "ttir"]
     assert re.search(r"arith.muli .*: tensor<\d+x1xi64>", ttir)
     halves = re.findall(r"tt.addptr .*ptr<f16>>, tensor<\d+x\d+x(i\d+)>", ttir)
     assert set(halves) == {"i64"}
@@ -190,8 +197,9 @@ def test_rows_of_large_tensors_are_addressed_in_64_bits(kernel):
         (["augment", "--dump", "ttir", "--against", "nosuch"], "nosuch"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, words):
-    done = run(*arguments)
+def test_wrong_input_is_one_line(arguments, words, monkeypatch, speedyresnet):
+    monkeypatch.setattr(resources, "INTERPRETED", False)  # as users have it
+    done = speedyresnet("kernels", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -199,7 +207,7 @@ def test_wrong_input_is_one_line(arguments, words):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
-def test_the_interpreter_compiles_nothing():
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=120, check=False)
+def test_the_interpreter_compiles_nothing(speedyresnet):
+    done = speedyresnet("kernels")
     assert done.returncode == 2
     assert "TRITON_INTERPRET" in done.stderr

@@ -33,7 +33,7 @@ def inputs(count=37, height=12, width=13, channels=3, kernel=2, filters=24, bias
     }  # fmt: skip
 
 
-def both(data, transforms, *, activation="gelu", seed=3, counter=0, batch_size=9, dtype=torch.float32):
+def both(data, transforms, *, activation="gelu", seed=3, counter=0, batch_size=4, dtype=torch.float32):
     """(batch, bias gradient) of the kernel and of what it stands for, both in `dtype`; then the latter in float64."""
     sizes = {"batch_size": batch_size, "steps_per_epoch": len(data["images"]) // batch_size}
     at = {"seed": one(seed), "counter": one(counter)}
@@ -73,20 +73,20 @@ def assert_same(found, native, exact, allowed=1.1):
 
 
 @pytest.mark.parametrize(
-    "transforms",
+    ("transforms", "bias"),
     [
-        Transforms(),
-        Transforms(padding=2, flip="random"),
-        Transforms(padding=3, padding_mode="zero", flip="alternating", cutout=4),
-        Transforms(cutmix=3, crop=9),
-        Transforms(size=8, padding=1),
-        EVERYTHING,
+        (Transforms(), True),
+        (Transforms(padding=2, flip="random"), True),
+        (Transforms(padding=3, padding_mode="zero", flip="alternating", cutout=4), True),
+        (Transforms(cutmix=3, crop=9), True),
+        (Transforms(size=8, padding=1), True),
+        (EVERYTHING, True),
+        (EVERYTHING, False),
     ],
 )
-@pytest.mark.parametrize("bias", [True, False])
 def test_every_transform(transforms, bias):
     data = inputs(bias=bias)
-    for counter in (0, 3, 4):  # both ends of an epoch, odd and even epochs
+    for counter in (0, 8, 9):  # both ends of an epoch, odd and even epochs
         assert_same(*both(data, transforms, counter=counter))
 
 
@@ -120,7 +120,7 @@ def test_every_dtype_is_as_exact_as_pytorch(dtype):
 
 def test_the_counter_may_move_on_before_the_backward_pass():
     data = inputs()
-    sizes = {"batch_size": 9, "steps_per_epoch": 4, "dtype": torch.float32}
+    sizes = {"batch_size": 3, "steps_per_epoch": 12, "dtype": torch.float32}
     gradients = []
     for moves in (False, True):
         seed, counter = one(4), one(2)
@@ -140,8 +140,8 @@ def test_offsets_beyond_2_to_the_31():
     data["images"] = pattern.repeat(50 * size // len(pattern) + 1)[: 50 * size].view(50, 7400, 7400, 1)
     data["weight"] = torch.rand(4, 1, 2, 2, device=DEVICE).to(memory_format=torch.channels_last)
     data["labels"] = torch.arange(50, device=DEVICE)
-    found, native, exact = both(data, Transforms(crop=8), counter=1, batch_size=25)
-    assert (found[0].labels * size > 2**31).sum() >= 3
+    found, native, exact = both(data, Transforms(crop=8), counter=1, batch_size=10)
+    assert (found[0].labels * size > 2**31).any()
     assert_same(found, native, exact)
 
 
@@ -167,17 +167,17 @@ def test_the_operators_pass_pytorchs_checks():
     tensors = data["images"], data["labels"], one(1), one(2), data["scale"], data["shift"], data["weight"]
     bias = data["bias"].detach()
     for given in (bias, None):
-        arguments = *tensors, given, 9, 4, torch.float16, "gelu", *settings
+        arguments = *tensors, given, 2, 18, torch.float16, "gelu", *settings
         library.opcheck(torch.ops.speedyresnet.stem.default, arguments)
-    y, _, _, drawn_at = torch.ops.speedyresnet.stem(*tensors, bias, 9, 4, torch.float16, "gelu", *settings)
+    y, _, _, drawn_at = torch.ops.speedyresnet.stem(*tensors, bias, 2, 18, torch.float16, "gelu", *settings)
     assert drawn_at.tolist() == [1, 2]
-    backward = y, tensors[0], drawn_at, *tensors[4:], bias, 4, "gelu", *settings
+    backward = y, tensors[0], drawn_at, *tensors[4:], bias, 18, "gelu", *settings
     library.opcheck(torch.ops.speedyresnet.stem_backward.default, backward)
 
 
 def test_a_graph_with_the_function_gives_the_same():
     data = inputs()
-    sizes = {"batch_size": 9, "steps_per_epoch": 4, "dtype": torch.float32}
+    sizes = {"batch_size": 2, "steps_per_epoch": 18, "dtype": torch.float32}
 
     def loss_and_gradient(counter):
         batch = stem(**data, seed=one(1), counter=counter, transforms=EVERYTHING, activation="gelu", **sizes)
@@ -186,7 +186,7 @@ def test_a_graph_with_the_function_gives_the_same():
 
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(loss_and_gradient, fullgraph=True, backend="aot_eager")
-    for counter in (0, 3, 6):
+    for counter in (0, 18):
         for found, expected in zip(compiled(one(counter)), loss_and_gradient(one(counter)), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
