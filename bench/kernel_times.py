@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +20,6 @@ from .timers import Timing, interleaved, stopwatch
 _STORED = ("name", "operation", "layer", "provider", "direction", "shape", "dtype", "bytes", "flops")
 
 
-def measuring_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A stream of its own on a GPU, which backward passes need for being captured; nothing on a CPU."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-
-
 def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> list[tuple[Case, Timing]]:
     """Time `cases` on the device of `state`, those of one operation interleaved.
 
@@ -35,11 +29,10 @@ def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> 
         rounds: medians are over so many.
     """
     device, found = state.images.device, list[tuple[Case, Timing]]()
-    with measuring_stream(device):
-        for _, group in itertools.groupby(cases, key=lambda case: case.operation):
-            alike = list(group)
-            watches = [stopwatch(case.make(state).call, device) for case in alike]
-            found += zip(alike, interleaved(watches, rounds), strict=True)
+    for _, group in itertools.groupby(cases, key=lambda case: case.operation):
+        alike = list(group)
+        watches = [stopwatch(case.make(state).call, device) for case in alike]
+        found += zip(alike, interleaved(watches, rounds), strict=True)
     return found
 
 
