@@ -6,6 +6,7 @@ call, or launches from Python, which take longer than most kernels, would be wha
 start a kernel is in the time.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -64,11 +65,14 @@ def wall_stopwatch(function: Function) -> Stopwatch:
     return Stopwatch(lambda: seconds(calls), f"wall clock, {calls} calls a round")
 
 
+@functools.cache
 def cache_flusher(device: torch.device) -> Function:
-    """A function that writes twice as many bytes as the GPU's second-level cache holds."""
-    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.empty(max(size, 1 << 26), dtype=torch.uint8, device=device)
-    return buffer.zero_
+    """A function that reads twice as many bytes as the GPU's second-level cache holds.
+
+    It reads because written lines would stay in the cache, to be carried to memory while the timed function runs.
+    """
+    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 1 << 26)
+    return torch.zeros(size // 4, device=device).sum
 
 
 def event_seconds(function: Function, flush: Function, pause: float) -> tuple[float, bool]:

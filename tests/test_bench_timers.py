@@ -1,8 +1,10 @@
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedyresnet.bench import timers
 from speedyresnet.bench.timers import SampledClock, Stopwatch, interleaved, median_interval, stopwatch, wall_stopwatch
@@ -63,6 +65,29 @@ def test_a_sampled_clock_moves_by_what_the_stopwatch_says():
 
 def test_a_cpu_gets_the_wall_clock():
     assert stopwatch(lambda: None, torch.device("cpu")).method.startswith("wall clock")
+
+
+class Calls(TorchDispatchMode):
+    """Records operations and their first arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        self.found.append((operation, arguments[0]))
+        return operation(*arguments, **(options or {}))
+
+
+def test_the_cache_is_flushed_by_reading_twice_its_size(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=40 << 20))
+    flush = timers.cache_flusher.__wrapped__(torch.device("cpu"))
+    with Calls() as calls:
+        flush()
+    ((operation, read),) = calls.found
+    assert not operation._schema.is_mutable
+    assert read.nbytes == 80 << 20
+    assert read.is_contiguous()
 
 
 class SimulatedGPU:
