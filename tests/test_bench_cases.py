@@ -136,6 +136,20 @@ def test_gradient_cases_compute_what_autograd_does(tiny_cases):
         assert found.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["airbench94", "airbench94-muon"])
+def test_the_optimizer_is_timed_on_random_gradients_and_keeps_weights_finite(name):
+    made = recipe(name, TINY)
+    (case,) = OPERATIONS["optimizer"](random_state(made, torch.float32, torch.device("meta")))
+    work = case.make(random_state(made, torch.float32, CPU))
+    weights, gradients = work.writes, work.reads[len(work.writes) :]
+    assert all(float((each == 0).float().mean()) < 0.01 for each in gradients)
+    assert not any(each.requires_grad for each in gradients)
+    before = [each.clone() for each in weights]
+    for _ in range(100):
+        work.call()
+    assert all(torch.isfinite(each).all() and not each.equal(old) for each, old in zip(weights, before, strict=True))
+
+
 def test_cases_are_timed(tiny_cases):
     made = recipe("airbench94", TINY)
     pools = [case for case in tiny_cases if case.operation == "pool"]
