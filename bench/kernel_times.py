@@ -15,7 +15,7 @@ from speedyresnet.engine.step import TrainingState
 
 from .cases import Case, random_state
 from .roofline import Ceilings, measured_ceilings
-from .timers import Timing, interleaved, stopwatch
+from .timers import HOST_INCLUDED, Timing, interleaved, stopwatch
 
 _STORED = ("name", "operation", "layer", "provider", "direction", "shape", "dtype", "bytes", "flops")
 
@@ -92,6 +92,9 @@ def print_cases(console: Console, result: dict[str, Any]) -> None:
             cells += [f"{1e6 * each['floor_seconds']:.1f}", f"{100 * each['floor_share']:.0f}"]
         table.add_row(*cells)
     console.print(table)
+    late = [each["name"] for each in rows if each.get("method", "").endswith(HOST_INCLUDED)]
+    if late:
+        console.print(f"these wait for the GPU themselves, {HOST_INCLUDED}: {', '.join(late)}", highlight=False)
 
 
 def print_providers(console: Console, result: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ Function = Callable[[], object]
 Sample = Callable[[], float]
 """Runs the function and returns its seconds a call."""
 
+HOST_INCLUDED = "host included"
+"""How the method ends of a function that makes the GPU wait for the host."""
 _ROUND_SECONDS = 5e-3
 """What a wall-clock round lasts at least: the clock and one interrupt no longer matter then."""
 _PAUSES = tuple(100e-6 * 2**doublings for doublings in range(10))
@@ -112,7 +114,7 @@ def cuda_stopwatch(function: Function, device: torch.device) -> Stopwatch:
         function()
     sample()
     method = "CUDA events, cache flushed"
-    return Stopwatch(sample, method if len(pauses) > 1 else f"{method}, host included")
+    return Stopwatch(sample, method if len(pauses) > 1 else f"{method}, {HOST_INCLUDED}")
 
 
 def stopwatch(function: Function, device: torch.device) -> Stopwatch:

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
+from speedyresnet.bench import kernel_times
 from speedyresnet.bench.cases import OPERATIONS, cases_of, random_state
 from speedyresnet.bench.kernel_times import cases_report
 from speedyresnet.bench.traffic import traffic_of
@@ -160,6 +162,18 @@ def test_cases_are_timed(tiny_cases):
         assert row["rounds"] == 3
         assert row["floor_share"] == pytest.approx(row["floor_seconds"] / row["seconds"])
         assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
+
+
+def test_cases_that_wait_for_the_gpu_are_named_below_the_table(tiny_cases, capsys):
+    stored = [kernel_times.described(case) for case in tiny_cases if case.operation == "pool"]
+    for case in stored:
+        case["method"] = "CUDA events, cache flushed"
+    result = {"cases": stored, "recipe": {"name": "airbench94", "batch_size": 16}, "dtype": "float32", "device": "cuda"}
+    kernel_times.print_cases(Console(width=200), result)
+    assert "host" not in capsys.readouterr().out
+    stored[1]["method"] += ", host included"
+    kernel_times.print_cases(Console(width=200), result)
+    assert capsys.readouterr().out.endswith(f"host included: {stored[1]['name']}\n")
 
 
 def run(*options):
