@@ -94,7 +94,7 @@ def print_cases(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     late = [each["name"] for each in rows if each.get("method", "").endswith(HOST_INCLUDED)]
     if late:
-        console.print(f"these wait for the GPU themselves, {HOST_INCLUDED}: {', '.join(late)}", highlight=False)
+        console.print(f"the GPU waits for the host in these, {HOST_INCLUDED}: {', '.join(late)}", highlight=False)
 
 
 def print_providers(console: Console, result: dict[str, Any]) -> None:
