@@ -404,7 +404,8 @@ def _optimizer(paper: TrainingState) -> Iterator[Case]:
         groups = state.groups.values()
         changed = [each for group in groups for each in (*group.parameters, *group.momentum_buffers)]
         parameters = [each for group in groups for each in group.parameters]
-        gradients = [torch.zeros_like(each, requires_grad=False) for each in parameters]
+        # Random, as a GPU multiplies zeros faster; small, that weights stay finite however often they are updated.
+        gradients = [1e-3 * torch.randn_like(each) for each in parameters]
 
         def call() -> None:
             with torch.no_grad():

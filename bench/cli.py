@@ -284,7 +284,7 @@ def step_command(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time of a step by backend: whole, of the host, idle; launches, memory, build."""
+    """Time of a step by backend: whole, of the host, idle; launches, memory, build (exit code 1: one failed)."""
     place, console = pick_device(device), notes_console(as_json)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
@@ -294,11 +294,12 @@ def step_command(
         check_backend(each, place)
     check_outputs([out], [source, recipe_file(recipe)])
     pack = load_data(source)
-    times = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
-    compiling = [each for each in backends if each in COMPILING] if builds else []
+    times, failed = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
+    compiling = [each.backend for each in times if each.backend in COMPILING] if builds else []
     found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
-    result = step_report(made, pack, environment(place), times, found)
+    result = step_report(made, pack, environment(place), times, failed, found)
     _show(result, print_steps, console, as_json, out)
+    raise typer.Exit(1 if failed else 0)
 
 
 @bench_app.command("profile")

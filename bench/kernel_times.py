@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,14 +15,9 @@ from speedyresnet.engine.step import TrainingState
 
 from .cases import Case, random_state
 from .roofline import Ceilings, measured_ceilings
-from .timers import Timing, interleaved, stopwatch
+from .timers import HOST_INCLUDED, Timing, interleaved, stopwatch
 
 _STORED = ("name", "operation", "layer", "provider", "direction", "shape", "dtype", "bytes", "flops")
-
-
-def measuring_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A stream of its own on a GPU, which backward passes need for being captured; nothing on a CPU."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> list[tuple[Case, Timing]]:
@@ -35,11 +29,10 @@ def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> 
         rounds: medians are over so many.
     """
     device, found = state.images.device, list[tuple[Case, Timing]]()
-    with measuring_stream(device):
-        for _, group in itertools.groupby(cases, key=lambda case: case.operation):
-            alike = list(group)
-            watches = [stopwatch(case.make(state).call, device) for case in alike]
-            found += zip(alike, interleaved(watches, rounds), strict=True)
+    for _, group in itertools.groupby(cases, key=lambda case: case.operation):
+        alike = list(group)
+        watches = [stopwatch(case.make(state).call, device) for case in alike]
+        found += zip(alike, interleaved(watches, rounds), strict=True)
     return found
 
 
@@ -99,6 +92,9 @@ def print_cases(console: Console, result: dict[str, Any]) -> None:
             cells += [f"{1e6 * each['floor_seconds']:.1f}", f"{100 * each['floor_share']:.0f}"]
         table.add_row(*cells)
     console.print(table)
+    late = [each["name"] for each in rows if each.get("method", "").endswith(HOST_INCLUDED)]
+    if late:
+        console.print(f"the GPU waits for the host in these, {HOST_INCLUDED}: {', '.join(late)}", highlight=False)
 
 
 def print_providers(console: Console, result: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -
         The result as plain values, and the trace.
 
     Raises:
-        UserError: a recipe that does not fit the data.
+        UserError: a recipe that does not fit the data, or a profiler that sees nothing of the GPU.
     """
     trainer = Trainer(recipe, pack, device, "eager")
     trainer.prepare(seed=0)

@@ -205,7 +205,12 @@ def step_blocks(name: str, documents: list[Document]) -> list[Block]:
         for (document, row), cells in zip(pairs, zip(*filled.values(), strict=True), strict=True)
     ]
     machines = ", ".join(dict.fromkeys(machine_name(each["environment"]) for each in documents))
-    return [Table(f"{name}, {machines}", ("recipe", "", "backend", "dtype"), tuple(filled), rows)]
+    blocks: list[Block] = [Table(f"{name}, {machines}", ("recipe", "", "backend", "dtype"), tuple(filled), rows)]
+    # The first files have no list of those that failed.
+    failed = [
+        (step_recipe(each), bad["backend"], bad["reason"]) for each in documents for bad in each.get("failed", ())
+    ]
+    return [*blocks, Table("Failed", ("recipe", "backend", "reason"), (), failed)] if failed else blocks
 
 
 def _interval(found: Document, factor: float) -> Interval:

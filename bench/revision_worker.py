@@ -81,8 +81,6 @@ def main() -> None:
     loaded = [module.__file__ for name, module in sys.modules.items() if name.startswith("speedyresnet.")]
     path = sys.modules["speedyresnet.engine"].__file__
     answer({"path": path, "loaded": [each for each in loaded if each], "cases": subject.cases()})
-    if subject.device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(subject.device))  # backward passes need one of their own for capture
     calls: Calls = {}
     watches: dict[str, Any] = {}
     for request in _requests():

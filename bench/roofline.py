@@ -1,8 +1,10 @@
 """What this machine can do at best, measured on the spot: copy bandwidth and matrix-multiplication rate.
 
 The floor of anything is max(bytes / bandwidth, FLOPs / rate). The bandwidth is that of copies which move as many bytes
-or more: where data fits a cache, the cache's speed is the ceiling, not the memory's. Ceilings are the best of several
-rounds, with random data (a GPU multiplies zeros faster than it ever multiplies weights).
+or more: where data fits a cache of a CPU, the cache's speed is the ceiling, not the memory's. On a GPU copies start
+from a flushed cache, as the cases of `bench kernels` do (see `timers.py`); within a step, where an operation may find
+in the second-level cache what the last one wrote, a part of `bench profile` can be faster than its floor. Ceilings are
+the best of several rounds, with random data (a GPU multiplies zeros faster than it ever multiplies weights).
 """
 
 import functools

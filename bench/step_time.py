@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from speedyresnet.engine.backends import BackendError
 from speedyresnet.engine.data import Pack, load_data
+from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import peak_bytes
@@ -38,9 +41,9 @@ class StepTime:
     host_milliseconds: float
     """Until the host has issued a step; on a CPU the host does the work itself."""
     idle_milliseconds: float | None
-    """Time a step in which the GPU runs nothing; none on a CPU."""
+    """Time a step in which the GPU runs nothing; none on a CPU, or where the profiler does not work."""
     launches: float | None
-    """Kernels or graphs launched a step; none on a CPU."""
+    """Kernels or graphs launched a step; none likewise."""
     peak_bytes: int
     """Of the device while this backend was built and stepped; on a CPU of the process so far."""
     build_seconds: float
@@ -66,13 +69,18 @@ def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float
     """Launches a step, and milliseconds a step between its first and last kernel in which none runs."""
     if trainer.device.type != "cuda":
         return None, None
-    launches, idle = launches_and_idle_seconds(recorded_trace(lambda: timed_round(trainer, steps), trainer.device))
+    try:
+        trace = recorded_trace(lambda: timed_round(trainer, steps), trainer.device)
+    except UserError as error:  # the times are worth having all the same
+        warnings.warn(f"no launches and idle time: {error}", stacklevel=2)
+        return None, None
+    launches, idle = launches_and_idle_seconds(trace)
     return launches / steps, 1e3 * idle / steps
 
 
 def measure_steps(
     recipe: Recipe, pack: Pack, device: torch.device, backends: Sequence[str], *, rounds: int = 10, steps: int = 10
-) -> list[StepTime]:
+) -> tuple[list[StepTime], dict[str, str]]:
     """Times of `backends`, their rounds interleaved so that a slow moment of the machine hits all of them.
 
     Args:
@@ -83,24 +91,33 @@ def measure_steps(
         rounds: medians are over so many, after one that is thrown away.
         steps: a round, at most those of a run.
 
+    Returns:
+        Also why those failed that could not be built, by name.
+
     Raises:
-        UserError: a recipe that does not fit the data, or a backend this machine cannot run.
+        UserError: a recipe that does not fit the data, or not one of the backends can be built.
     """
-    trainers, peaks = {}, {}
+    trainers, peaks, failed = dict[str, Trainer](), dict[str, int](), dict[str, str]()
     for backend in backends:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        trainers[backend] = Trainer(recipe, pack, device, backend)
+        try:
+            trainers[backend] = Trainer(recipe, pack, device, backend)
+        except BackendError as error:
+            failed[backend] = str(error)
+            continue
         trainers[backend].prepare(seed=0)
         trainers[backend].net.train()
         steps = min(steps, trainers[backend].plan.steps)
         timed_round(trainers[backend], steps)
         peaks[backend] = peak_bytes(device)
-    times: dict[str, list[tuple[float, float]]] = {backend: [] for backend in backends}
+    if not trainers:
+        raise UserError("; ".join(failed.values()))
+    times: dict[str, list[tuple[float, float]]] = {backend: [] for backend in trainers}
     for number in range(rounds):
-        for backend in backends if number % 2 == 0 else list(reversed(backends)):
+        for backend in trainers if number % 2 == 0 else reversed(trainers):
             times[backend].append(timed_round(trainers[backend], steps))
-    return [_step_time(trainers[name], times[name], peaks[name], steps) for name in backends]
+    return [_step_time(trainers[name], times[name], peaks[name], steps) for name in trainers], failed
 
 
 def _step_time(trainer: Trainer, rounds: list[tuple[float, float]], peak: int, steps: int) -> StepTime:
@@ -156,9 +173,23 @@ def print_build_seconds(arguments: str) -> None:
 
 
 def step_report(
-    recipe: Recipe, pack: Pack, environment: dict[str, Any], times: Sequence[StepTime], builds: dict[str, Any]
+    recipe: Recipe,
+    pack: Pack,
+    environment: dict[str, Any],
+    times: Sequence[StepTime],
+    failed: dict[str, str],
+    builds: dict[str, Any],
 ) -> dict[str, Any]:
-    """The whole result as plain values; `builds` has the (cold, warm) build seconds of backends that compile."""
+    """The whole result as plain values.
+
+    Args:
+        recipe: what was stepped.
+        pack: the data set.
+        environment: where.
+        times: of the backends that could be built.
+        failed: why the others could not, by name.
+        builds: (cold, warm) build seconds of backends that compile, by name.
+    """
     rows = []
     for each in times:
         cold, warm = builds.get(each.backend, (None, None))
@@ -168,6 +199,7 @@ def step_report(
         "data": {"name": pack.name, "sha256": pack.sha256},
         "environment": environment,
         "backends": rows,
+        "failed": [{"backend": name, "reason": reason} for name, reason in failed.items()],
     }
 
 
@@ -193,3 +225,5 @@ def print_steps(console: Console, result: dict[str, Any]) -> None:
         values = [row[key] for row in result["backends"]]
         table.add_row(title, *("" if value is None else f"{factor * value:,.2f}" for value in values))
     console.print(table)
+    for each in result["failed"]:
+        console.print(f"{each['backend']}: {each['reason']}", markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from speedyresnet.bench.cases import Case
-from speedyresnet.bench.kernel_times import described, measuring_stream
+from speedyresnet.bench.kernel_times import described
 from speedyresnet.bench.roofline import Ceilings
 from speedyresnet.bench.timers import SampledClock, stopwatch
 from speedyresnet.engine.step import TrainingState
@@ -18,13 +18,12 @@ ROUNDS = 15
 @pytest.mark.benchmark(timer=CLOCK.now)
 def test_case(benchmark: Any, case: Case, state: TrainingState, ceilings: Callable[[], Ceilings]) -> None:
     device = state.images.device
-    with measuring_stream(device):
-        call = case.make(state).call
-        if benchmark.disabled:
-            benchmark(call)
-            return
-        watch = stopwatch(call, device)
-        benchmark.group = f"{case.operation} {case.layer} {case.direction}"
-        floor = ceilings().floor(case.bytes, case.flops, case.dtype)
-        benchmark.extra_info.update(described(case), method=watch.method, floor_seconds=floor)
-        benchmark.pedantic(CLOCK.take, args=(watch,), rounds=ROUNDS, iterations=1, warmup_rounds=1)
+    call = case.make(state).call
+    if benchmark.disabled:
+        benchmark(call)
+        return
+    watch = stopwatch(call, device)
+    benchmark.group = f"{case.operation} {case.layer} {case.direction}"
+    floor = ceilings().floor(case.bytes, case.flops, case.dtype)
+    benchmark.extra_info.update(described(case), method=watch.method, floor_seconds=floor)
+    benchmark.pedantic(CLOCK.take, args=(watch,), rounds=ROUNDS, iterations=1, warmup_rounds=1)

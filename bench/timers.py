@@ -1,15 +1,16 @@
-"""How long a function takes: three ways to time one, and rounds that are fair to all of several.
+"""How long a function takes: two ways to time one, and rounds that are fair to all of several.
 
 On a CPU it is wall-clock time over enough calls to fill a few milliseconds. On a GPU it is the time between two CUDA
-events, with the second-level cache flushed before each call; a function faster than 20 us is captured as a graph of
-many calls instead, because events around it would time its launch (there the cache is as the previous call left it).
+events, with the second-level cache flushed before each call. The GPU is kept busy until the host has queued all of the
+call, or launches from Python, which take longer than most kernels, would be what is timed. What the GPU itself takes to
+start a kernel is in the time.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,14 @@ Function = Callable[[], object]
 Sample = Callable[[], float]
 """Runs the function and returns its seconds a call."""
 
-GRAPH_BELOW_SECONDS = 20e-6
-CALLS_IN_A_GRAPH = 100
+HOST_INCLUDED = "host included"
+"""How the method ends of a function that makes the GPU wait for the host."""
 _ROUND_SECONDS = 5e-3
 """What a wall-clock round lasts at least: the clock and one interrupt no longer matter then."""
+_PAUSES = tuple(100e-6 * 2**doublings for doublings in range(10))
+"""Seconds that the GPU is kept busy: the next where the host was late, and the last where none helps."""
+_CYCLES_A_SECOND = 3e9
+"""No GPU's clock is faster; a slower one pauses longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,51 +67,54 @@ def wall_stopwatch(function: Function) -> Stopwatch:
     return Stopwatch(lambda: seconds(calls), f"wall clock, {calls} calls a round")
 
 
+@functools.cache
 def cache_flusher(device: torch.device) -> Function:
-    """A function that writes twice as many bytes as the GPU's second-level cache holds."""
-    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.empty(max(size, 1 << 26), dtype=torch.uint8, device=device)
-    return buffer.zero_
+    """A function that reads twice as many bytes as the GPU's second-level cache holds.
+
+    It reads because written lines would stay in the cache, to be carried to memory while the timed function runs.
+    """
+    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 1 << 26)
+    return torch.zeros(size // 4, device=device).sum
 
 
-def event_seconds(function: Function, flush: Function) -> float:
-    """Seconds on the GPU's clock from before `function` to its last kernel, after a cache flush.
+def event_seconds(function: Function, flush: Function, pause: float) -> tuple[float, bool]:
+    """Seconds on the GPU's clock from before `function` to its last kernel.
 
-    The flush keeps the GPU busy while the host issues the function, so that launch latency stays out.
+    Args:
+        function: what to time.
+        flush: called beforehand.
+        pause: seconds that the GPU waits before it begins with the function.
+
+    Returns:
+        Also whether the host had queued all of it by then, so that the GPU never waited for the host.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush()
+    torch.cuda._sleep(int(pause * _CYCLES_A_SECOND))  # a kernel that spins, on the same stream
     start.record()
     function()
     end.record()
+    queued = not start.query()
     end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3
-
-
-def graph_stopwatch(function: Function, calls: int = CALLS_IN_A_GRAPH) -> Stopwatch:
-    """A captured graph of `calls` calls, for functions that are faster than their own launch."""
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function()
-    nothing: Function = lambda: None  # noqa: E731
-
-    def sample() -> float:
-        return event_seconds(graph.replay, nothing) / calls
-
-    sample()
-    return Stopwatch(sample, f"graph of {calls} calls, cache warm")
+    return float(start.elapsed_time(end)) * 1e-3, queued
 
 
 def cuda_stopwatch(function: Function, device: torch.device) -> Stopwatch:
-    """CUDA events, or a graph where the function turns out to be faster than 20 us."""
-    flush = cache_flusher(device)
+    """CUDA events; no pause is long enough for a function that waits for the GPU itself, and the method says so."""
+    flush, pauses = cache_flusher(device), list(_PAUSES)
+
+    def sample() -> float:
+        seconds, queued = event_seconds(function, flush, pauses[0])
+        while not queued and len(pauses) > 1:
+            del pauses[0]  # for good
+            seconds, queued = event_seconds(function, flush, pauses[0])
+        return seconds
+
     for _ in range(3):
         function()
-    quickest = min(event_seconds(function, flush) for _ in range(5))
-    if quickest < GRAPH_BELOW_SECONDS:
-        return graph_stopwatch(function)
-    return Stopwatch(lambda: event_seconds(function, flush), "CUDA events, cache flushed")
+    sample()
+    method = "CUDA events, cache flushed"
+    return Stopwatch(sample, method if len(pauses) > 1 else f"{method}, {HOST_INCLUDED}")
 
 
 def stopwatch(function: Function, device: torch.device) -> Stopwatch:

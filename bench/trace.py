@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from speedyresnet.engine.errors import UserError
+
 from .traffic import OTHER, backward_part
 
 PART_PREFIX, STEP_RANGE = "part: ", "step"
@@ -39,7 +41,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def recorded_trace(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """The profiler's trace of `run`, which has to wait for the device itself, in Chrome's format."""
+    """The profiler's trace of `run`, which has to wait for the device itself, in Chrome's format.
+
+    Raises:
+        UserError: nothing of the GPU is in it, so that what the host did would be taken for the GPU's work.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities, acc_events=True) as profiler:  # without it some versions warn
         run()
@@ -47,11 +53,19 @@ def recorded_trace(run: Callable[[], object], device: torch.device) -> dict[str,
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if device.type == "cuda" and not _device_events(_timed_events(trace)):
+        raise UserError(
+            "the profiler saw no kernel of the GPU: end other profilers (nsys, ncu, dcgm); KINETO_LOG_LEVEL=0 says why"
+        )
     return trace
 
 
 def _timed_events(trace: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in trace["traceEvents"] if each.get("ph") == "X" and "dur" in each]
+
+
+def _device_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in events if each.get("cat") in _DEVICE_WORK]
 
 
 @dataclass(slots=True)
@@ -161,13 +175,19 @@ def _split_by_step(hosts: Sequence[Host], steps: Sequence[Host]) -> list[list[Ho
     return [[each for each in hosts if step.start <= each.start < step.end] for step in steps]
 
 
+def _correlation(event: dict[str, Any]) -> int | None:
+    number: int | None = event.get("args", {}).get("correlation")
+    return number
+
+
 def device_work(hosts: Sequence[Host], events: Sequence[dict[str, Any]]) -> list[Work]:
     """What the GPU did for the calls among `hosts`; a kernel carries the correlation number of its launch."""
-    launched = {host.event["args"]["correlation"]: host.part for host in hosts if host.event["cat"] in _HOST_CALLS}
+    calls = [host for host in hosts if host.event["cat"] in _HOST_CALLS]
+    launched = {number: host.part for host in calls if (number := _correlation(host.event)) is not None}
     return [
-        Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), launched[each["args"]["correlation"]])
+        Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), launched[number])
         for each in events
-        if each["args"].get("correlation") in launched
+        if (number := _correlation(each)) in launched
     ]
 
 
@@ -208,7 +228,7 @@ def step_parts(trace: dict[str, Any]) -> list[StepParts]:
         if event.get("cat") in ("cpu_op", "user_annotation", *_HOST_CALLS):
             threads[event["pid"], event["tid"]].append(event)
     hosts = [host for thread in threads.values() for host in nested(thread)]
-    device = [each for each in events if each.get("cat") in _DEVICE_WORK]
+    device = _device_events(events)
     ranges = [each for each in hosts if each.event["name"] == STEP_RANGE]
     by_step: list[tuple[list[Work], Counter[str]]] = []
     for of_step in _split_by_step(hosts, sorted(ranges, key=lambda each: each.start)):
@@ -226,11 +246,7 @@ def step_parts(trace: dict[str, Any]) -> list[StepParts]:
 def launches_and_idle_seconds(trace: dict[str, Any]) -> tuple[int, float]:
     """Kernels and graphs launched, and seconds between the GPU's first and last work in which it did none."""
     events = _timed_events(trace)
-    work = [
-        Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), OTHER)
-        for each in events
-        if each.get("cat") in _DEVICE_WORK
-    ]
+    work = [Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), OTHER) for each in _device_events(events)]
     _, idle = covered(work, min(each.start for each in work), max(each.end for each in work))
     return sum(each["name"] in _LAUNCHES for each in events if each.get("cat") in _HOST_CALLS), idle
 

@@ -4,6 +4,7 @@ Legend: N images, C channels, H x W pixels. Activations are [N, C, H, W] in chan
 """
 
 import dataclasses
+import functools
 import itertools
 from collections import OrderedDict
 
@@ -353,6 +354,7 @@ def parameter_counts(net: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
+@functools.cache
 def forward_flops_per_image(recipe: Recipe, *, classes: int, channels: int, height: int, width: int) -> int:
     """Two per multiply-add of convolutions and head for one image, zero-padded taps counted.
 

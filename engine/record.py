@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import resource
 import shutil
@@ -21,6 +22,8 @@ from .files import write_atomically
 from .recipe import Recipe
 
 SCHEMA = "speedyresnet.run/1"
+COMMIT_VARIABLE = "SPEEDYRESNET_COMMIT"
+"""What runs, where git cannot tell."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -111,14 +114,18 @@ def finite_values(value: Any) -> Any:
 
 
 def _command_output(*command: str, folder: Path | None = None) -> str | None:
-    """The first line that a program prints, or none where there is no such program or it fails."""
+    """The first line that a program prints, or none where there is no such program, or it fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:  # a driver in trouble; a run need not end for it
+        return None
     lines = done.stdout.strip().splitlines()
     return lines[0].strip() if done.returncode == 0 and lines else None
 
 
+@functools.cache  # nvidia-smi takes up to a second, in which the GPU would idle before every run
 def _gpu(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {"gpu": None, "driver": None, "power_limit_watts": None}
@@ -142,22 +149,29 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    """Commit of the checkout that runs, with `+changes` where files differ from it; none for an installed wheel."""
-    if not (_PACKAGE / "setup.py").is_file():
-        return None
-    commit = _command_output("git", "rev-parse", "HEAD", folder=_PACKAGE)
+    """Commit of the checkout that runs, with `+changes` where files differ from it.
+
+    Of an installed wheel or a copy without its git folder it is what the variable SPEEDYRESNET_COMMIT says, or none.
+    """
+    checkout = (_PACKAGE / "setup.py").is_file()
+    commit = _command_output("git", "rev-parse", "HEAD", folder=_PACKAGE) if checkout else None
+    if commit is None:
+        return os.environ.get(COMMIT_VARIABLE) or None
     changes = _command_output("git", "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
-    return f"{commit}+changes" if commit and changes else commit
+    return f"{commit}+changes" if changes else commit
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that a figure depends on."""
+    """Versions, hardware and libraries' settings that a figure depends on."""
+    cudnn = torch.backends.cudnn if device.type == "cuda" else None
     return _gpu(device) | {
         "torch": torch.__version__,
         "torchvision": version_of("torchvision"),
         "triton": version_of("triton"),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "cudnn": cudnn and cudnn.version(),
+        "cudnn_allow_tf32": cudnn and cudnn.allow_tf32,
+        "cudnn_benchmark": cudnn and cudnn.benchmark,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

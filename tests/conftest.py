@@ -51,6 +51,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
+
 torch.backends.cudnn.allow_tf32 = False  # else a float32 reference errs on a GPU as half precision does
 
 

@@ -2,7 +2,9 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
+from speedyresnet.bench import kernel_times
 from speedyresnet.bench.cases import OPERATIONS, cases_of, random_state
 from speedyresnet.bench.kernel_times import cases_report
 from speedyresnet.bench.traffic import traffic_of
@@ -134,6 +136,20 @@ def test_gradient_cases_compute_what_autograd_does(tiny_cases):
         assert found.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["airbench94", "airbench94-muon"])
+def test_the_optimizer_is_timed_on_random_gradients_and_keeps_weights_finite(name):
+    made = recipe(name, TINY)
+    (case,) = OPERATIONS["optimizer"](random_state(made, torch.float32, torch.device("meta")))
+    work = case.make(random_state(made, torch.float32, CPU))
+    weights, gradients = work.writes, work.reads[len(work.writes) :]
+    assert all(float((each == 0).float().mean()) < 0.01 for each in gradients)
+    assert not any(each.requires_grad for each in gradients)
+    before = [each.clone() for each in weights]
+    for _ in range(100):
+        work.call()
+    assert all(torch.isfinite(each).all() and not each.equal(old) for each, old in zip(weights, before, strict=True))
+
+
 def test_cases_are_timed(tiny_cases):
     made = recipe("airbench94", TINY)
     pools = [case for case in tiny_cases if case.operation == "pool"]
@@ -144,6 +160,18 @@ def test_cases_are_timed(tiny_cases):
         assert row["rounds"] == 3
         assert row["floor_share"] == pytest.approx(row["floor_seconds"] / row["seconds"])
         assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["seconds"])
+
+
+def test_cases_that_wait_for_the_gpu_are_named_below_the_table(tiny_cases, capsys):
+    stored = [kernel_times.described(case) for case in tiny_cases if case.operation == "pool"]
+    for case in stored:
+        case["method"] = "CUDA events, cache flushed"
+    result = {"cases": stored, "recipe": {"name": "airbench94", "batch_size": 16}, "dtype": "float32", "device": "cuda"}
+    kernel_times.print_cases(Console(width=200), result)
+    assert "host" not in capsys.readouterr().out
+    stored[1]["method"] += ", host included"
+    kernel_times.print_cases(Console(width=200), result)
+    assert capsys.readouterr().out.endswith(f"host included: {stored[1]['name']}\n")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from speedyresnet.bench.profiling import (
     side_by_side,
 )
 from speedyresnet.bench.roofline import Ceilings
-from speedyresnet.bench.trace import StepParts, Work, covered, launches_and_idle_seconds, step_parts
+from speedyresnet.bench.trace import StepParts, Work, covered, launches_and_idle_seconds, recorded_trace, step_parts
 from speedyresnet.bench.traffic import Operation, Traffic, step_traffic, traffic_of
 from speedyresnet.engine import UserError, parts, recipe
 from speedyresnet.engine.backends import Variant
@@ -103,6 +103,22 @@ def test_on_a_gpu_kernels_belong_to_the_part_that_launched_them():
     assert microseconds(first) == {"augment": 30, "pool": 90, "gaps": 20}
     assert first.seconds == pytest.approx(140e-6)
     assert dict(first.calls) == {"augment": 1, "pool": 3}
+
+
+def test_calls_and_kernels_without_a_correlation_are_nobodys():
+    nobodys = [event("cuda_runtime", "cudaDeviceSynchronize", 1001, 1002), event("kernel", "?", 1050, 1051)]
+    del nobodys[0]["args"]
+    both = [*device_step(1000, 10), *nobodys, *device_step(1140, 20)]
+    assert step_parts({"traceEvents": both}) == step_parts(
+        {"traceEvents": [*device_step(1000, 10), *device_step(1140, 20)]}
+    )
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_profiler_that_sees_no_kernel_is_no_profile():
+    """What a GPU is without CUPTI: the profiler only has the host's side."""
+    with pytest.raises(UserError, match="saw no kernel"):
+        recorded_trace(lambda: torch.ones(3) + 1, torch.device("cuda"))
 
 
 def test_launches_and_idle_time_of_a_trace():

@@ -1,0 +1,95 @@
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from speedyresnet.engine import nets, recipe, record
+from speedyresnet.engine.nets import forward_flops_per_image
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    record._gpu.cache_clear()
+    record._commit.cache_clear()
+    yield
+    record._gpu.cache_clear()
+    record._commit.cache_clear()
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """A GPU and its nvidia-smi, which writes down how it was called."""
+    program, calls = tmp_path / "nvidia-smi", tmp_path / "calls"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho "580.65.06, 700.00"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    properties = SimpleNamespace(name="NVIDIA H200", uuid="5c5ea0a9")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return calls
+
+
+def test_the_gpu_is_asked_once_a_process(nvidia_smi):
+    for _ in range(3):
+        found = record.environment(GPU)
+        assert (found["gpu"], found["driver"], found["power_limit_watts"]) == ("NVIDIA H200", "580.65.06", 700.0)
+    (call,) = nvidia_smi.read_text().splitlines()
+    assert call.startswith("--id=GPU-5c5ea0a9 ")
+
+
+def test_a_driver_that_does_not_answer_ends_no_run(nvidia_smi, monkeypatch):
+    def hang(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    found = record.environment(GPU)
+    assert (found["gpu"], found["driver"], found["power_limit_watts"]) == ("NVIDIA H200", None, None)
+
+
+def test_what_cudnn_may_do_is_recorded_of_a_gpu(nvidia_smi):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        found = record.environment(GPU)
+    assert (found["cudnn_benchmark"], found["cudnn_allow_tf32"]) == (True, False)
+    here = record.environment(CPU)
+    assert (here["cudnn_benchmark"], here["cudnn_allow_tf32"]) == (None, None)
+
+
+def git(folder, *words):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "variable", "expected"),
+    [
+        ("checkout", "feed", "head"), ("changed", "feed", "head+changes"), ("copy", "feed", "feed"), ("copy", "", None),
+        ("wheel", "feed", "feed"), ("wheel", None, None),
+    ],
+)  # fmt: skip
+def test_the_commit_is_gits_or_what_the_variable_says(tmp_path, monkeypatch, files, variable, expected):
+    (tmp_path / "setup.py").touch()
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "setup.py")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    head = record._command_output("git", "rev-parse", "HEAD", folder=tmp_path)
+    if files == "changed":
+        (tmp_path / "setup.py").write_text("1")
+    if files == "copy":
+        shutil.rmtree(tmp_path / ".git")
+    if files == "wheel":
+        (tmp_path / "setup.py").unlink()
+    monkeypatch.setattr(record, "_PACKAGE", tmp_path)
+    if variable is None:
+        monkeypatch.delenv(record.COMMIT_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(record.COMMIT_VARIABLE, variable)
+    assert record._commit() == (expected and expected.replace("head", head))
+
+
+def test_flops_are_counted_once_for_all_runs_of_a_recipe(monkeypatch):
+    size = {"classes": 10, "channels": 3, "height": 32, "width": 32}
+    found = forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size)
+    monkeypatch.setattr(nets, "make_net", None)
+    assert forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size) == found
