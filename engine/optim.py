@@ -1,6 +1,7 @@
 """Updates of whole lists of tensors in place, with rates that are device tensors: nothing here asks the host."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +115,7 @@ def muon_(
     torch._foreach_copy_(weights, [_as_filters(*each) for each in zip(new.unbind(), weights, strict=True)])
 
 
-def _as_matrices(filters: list[Tensor]) -> Tensor:
+def _as_matrices(filters: Sequence[Tensor]) -> Tensor:
     """Tensors [C_out, C_in, h, w] -> [n, rows, columns], in float32 at least: wide matrices and zeros around them.
 
     A matrix is [C_out, h * w * C_in], or its transpose where that has more columns. Nothing in Muon depends on the
@@ -132,7 +133,7 @@ def _as_filters(matrix: Tensor, filters: Tensor) -> Tensor:
     outputs, inputs, height, width = filters.shape
     columns = filters[0].numel()
     own = matrix[:columns, :outputs].T if outputs > columns else matrix[:outputs, :columns]
-    return own.unflatten(1, (height, width, inputs)).permute(0, 3, 1, 2)
+    return own.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
 def mix_(destination: list[Tensor], source: list[Tensor], keep: Tensor) -> None:
