@@ -718,7 +718,7 @@ COMPILE_CASES = [
     _compile_case(2000, Transforms(padding=2, flip="alternating")),  # airbench94-muon
     *(
         _compile_case(1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size))
-        for size in (0, 28, 24)  # hiverge, progressive
+        for size in (0, 28, 24, 20)  # hiverge, progressive, speedy
     ),
     _compile_case(512, Transforms(padding=3, flip="random")),  # hlb-v0.3
     _compile_case(512, Transforms(padding=4, flip="random", cutout=8)),  # davidnet

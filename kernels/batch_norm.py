@@ -762,6 +762,7 @@ def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str, int]]:
         (1536, (64, 256, 256), (15, 7, 3), "silu"),  # hiverge
         (1536, (64, 256, 256), (13, 6, 3), "silu"),  # progressive at 28 pixels
         (1536, (64, 256, 256), (11, 5, 2), "silu"),  # at 24 pixels
+        (1536, (64, 256, 256), (9, 4, 2), "silu"),  # speedy at 20 pixels
     ):
         shapes = [(batch_size, width, side, side) for width, side in zip(widths, sides, strict=True)]
         norms += [(shape, activation, 1) for shape in shapes]

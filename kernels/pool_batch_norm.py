@@ -402,11 +402,12 @@ _SHIPPED = {
         (1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7),
         (1536, 64, 27, 27), (1536, 256, 13, 13), (1536, 256, 6, 6),
         (1536, 64, 23, 23), (1536, 256, 11, 11), (1536, 256, 5, 5),
+        (1536, 64, 19, 19), (1536, 256, 9, 9), (1536, 256, 4, 4),
     ],
     ("celu", 16): [(512, 128, 32, 32), (512, 256, 16, 16), (512, 512, 8, 8)],
 }  # fmt: skip
 """[N, C, H, W] of what is pooled in the recipes, by the activation behind it and the groups of the norm: SiLU in
-hiverge and progressive, CELU in bag-of-tricks."""
+hiverge, progressive and speedy, CELU in bag-of-tricks."""
 COMPILE_CASES = [
     case for behind, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, *behind)
     if AVAILABLE

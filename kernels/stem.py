@@ -516,7 +516,7 @@ COMPILE_CASES = (
         *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
         *(
             case
-            for size in (0, 28, 24)  # hiverge, progressive
+            for size in (0, 28, 24, 20)  # hiverge, progressive, speedy
             for case in _compile_cases(
                 1536,
                 Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size),

@@ -118,12 +118,11 @@ PROGRESSIVE = HIVERGE | {
     "views": ("six_view", 1, "live"),
 }
 SPEEDY = PROGRESSIVE | {
-    "parameters": (1_415_736, 1_414_296),  # 8 * 64 * 64 and 8 * 256 * 256 fewer
-    "megaflops": 170.2,
-    "steps": 316,
-    "images": 485_376,
-    "curve": ((0, 0.95 * 304, 316), (1, 0.05, 0.05)),
-    "keep": {296: 0, 300: 0.7, 316: 0.7},
+    "steps": 300,
+    "images": 460_800,
+    "curve": ((0, 0.95 * 288, 300), (1, 0.05, 0.05)),
+    "keep": {280: 0, 284: 0.7, 300: 0.7},
+    "augmentation": ("alternating", 2, 0, (0, None), (0.1399, 0.1308), (20, 20, 20, 24, 24, 24, 0)),
 }
 HLB_V0_3 = {
     "parameters": (6_570_488, 6_568_136),
