@@ -33,11 +33,10 @@ def _ours(made: Recipe, name: str, summary: str) -> Recipe:
 
 
 def speedy() -> Recipe:
-    """94 % with six views: progressive that begins with three epochs at 20 pixels and three at 24, and has half an epoch
-    more; 89 % of its FLOPs.
-    """
-    settings = ("augmentation.sizes=20,20,20,24,24,24,0", "epochs=9.375", "schedule.epochs=9")
-    return _ours(with_settings(progressive(), settings), "speedy", "progressive from 20 over 24 to 32 pixels, 9.375 epochs")
+    """94 % with six views: progressive from 20 pixels on, with half an epoch more and 89 % of its FLOPs."""
+    sizes = "augmentation.sizes=20,20,20,24,24,24,0"
+    made = with_settings(progressive(), (sizes, "epochs=9.375", "schedule.epochs=9"))
+    return _ours(made, "speedy", "progressive from 20 over 24 to 32 pixels, 9.375 epochs")
 
 
 def speedy_cuts() -> Group:
