@@ -30,6 +30,7 @@ from speedyresnet.engine.step import (
 )
 from speedyresnet.engine.trainer import check_fit, pick_kernels
 from speedyresnet.kernels.augment import Batch, augmented_batch
+from speedyresnet.kernels.convolution_pool import convolution_pool
 
 from .other_augmentations import masked_crops, torchvision_augmentation
 from .traffic import Traffic, tensor_bytes, traffic_of
@@ -377,6 +378,25 @@ def _pool_norms(paper: TrainingState) -> Iterator[Case]:
             subject = functools.partial(_pool_norm_subject, path.removesuffix(".pool"), shape, provider)
             where = {"shape": shape, "layer": layer, "provider": provider}
             yield from _passes("pool_batch_norm_act", paper, subject, gradients, **where)
+
+
+def _convolution_pool_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
+    module = state.net.get_submodule(path)
+    assert isinstance(module, Convolution)
+    pool = functools.partial(nn.functional.max_pool2d, kernel_size=2)
+    function = _by(provider, state, lambda x, w: pool(nn.functional.conv2d(x, w, padding=1)), convolution_pool)
+    return Subject(function, [_random_like(shape, state).detach(), _random_like(module.weight.shape, state)])
+
+
+@operation("convolution_pool")
+def _pooled_convolutions(paper: TrainingState) -> Iterator[Case]:
+    """First convolutions of groups, where a kernel takes them, with max-pooling; only the weight wants a gradient."""
+    for path, shape, layer in _modules(paper, ConvolutionGroup):
+        if paper.net.get_submodule(path).convolution_pool_fits:
+            for provider in (REFERENCE, COMPILED, TRITON):
+                subject = functools.partial(_convolution_pool_subject, f"{path}.convolutions.0", shape, provider)
+                where = {"shape": shape, "layer": layer, "provider": provider}
+                yield from _passes("convolution_pool", paper, subject, {"backward": ([1], [0])}, **where)
 
 
 @operation("head+loss")

@@ -62,6 +62,12 @@ def _split_forward(module: Convolution, name: str, x: Tensor) -> Tensor:
     return result
 
 
+def _split_pooled(module: Convolution, name: str, x: Tensor) -> Tensor:
+    """The same for a convolution with the max-pooling behind it, whose backward pass is all called wgrad."""
+    with part(f"{name}+pool {x.shape[2]}x{x.shape[3]} forward"):
+        return Convolution.pooled(module, x)
+
+
 @contextmanager
 def parts_of_net(net: SpeedyResNet, *, whitening_bias: bool) -> Iterator[None]:
     """Within, the net's forward pass enters a part for each module that begins one, and convolutions are split.
@@ -89,7 +95,9 @@ def parts_of_net(net: SpeedyResNet, *, whitening_bias: bool) -> Iterator[None]:
             name = part_of_module(path, module)
             if isinstance(module, Convolution) and name is not None:
                 module.forward = functools.partial(_split_forward, module, name)  # type: ignore[method-assign]
+                module.pooled = functools.partial(_split_pooled, module, name)  # type: ignore[method-assign]
                 stack.callback(module.__dict__.pop, "forward")
+                stack.callback(module.__dict__.pop, "pooled")
             elif name is not None:
                 for handle in (
                     module.register_forward_pre_hook(lambda *_, n=name: enter(n)),

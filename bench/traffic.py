@@ -89,6 +89,12 @@ def _share_of_taps_inside(
     return share
 
 
+def _pooled_convolution_flops(pooled: Tensor, image: Tensor) -> int:
+    """Of a 3x3 convolution at the four pixels of each pooled one, or of its weight gradient."""
+    share = _share_of_taps_inside(image, image.new_empty((1, 1, 3, 3)), None, (1, 1), (1, 1), (1, 1))
+    return round(2 * 4 * 9 * image.shape[1] * pooled.numel() * share)
+
+
 def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Operation | None:
     """What a call of an aten operation moves; none where it only makes a view or an empty tensor."""
     name = str(function).removeprefix("aten.")
@@ -118,6 +124,8 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
     flops = count(*arguments, **options, out_val=result) if count else 0
     if name.startswith("convolution"):
         flops = round(flops * _share_of_taps_inside(*arguments[int("backward" in name) :][:6]))
+    if name.startswith("speedyresnet.convolution_pool"):
+        flops = _pooled_convolution_flops(*((inputs[0], inputs[2]) if "backward" in name else (written[0], inputs[0])))
     floating = [each for each in inputs + written if each.is_floating_point()]
     dtype = str(floating[0].dtype).removeprefix("torch.") if floating else "float32"
     return Operation(name, sum(map(tensor_bytes, inputs + written + changed)), flops, dtype)

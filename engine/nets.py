@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.activations import ACTIVATIONS
 from ..kernels.batch_norm import ResidualPlace, batch_norm_act, with_activation
+from ..kernels.convolution_pool import convolution_pool, takes_convolution_pool
 from ..kernels.pool_batch_norm import pool_batch_norm_act
 from .errors import UserError
 from .recipe import Net, Recipe
@@ -93,6 +94,10 @@ class Convolution(nn.Conv2d):
         result: Tensor = self._conv_forward(x, self.weight.to(x.dtype), bias)
         return result
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H // 2, W // 2]: 2x2 max-pooling behind it, in the fused kernel."""
+        return convolution_pool(x, self.weight.to(x.dtype))
+
 
 class Linear(nn.Linear):
     """nn.Linear whose weights are cast to the dtype of the input."""
@@ -154,17 +159,26 @@ class ConvolutionGroup(nn.Module):
         self.pools_last = net.pool == "after_norm"
         self.pool_provider = "reference"
         """Who pools and normalises in training; `triton` is the fused kernel."""
+        self.convolution_provider = "reference"
+        """Who convolves and pools in training, before all that; `triton` is the fused kernel, where it takes this and x
+        wants no gradient, which it leaves to PyTorch."""
+        fits = net.pool == "before_norm" and net.first_kernel == 3
+        self.convolution_pool_fits = fits and takes_convolution_pool(inputs, outputs)
         self.residual = net.residual
         self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio and not single else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2], or (H + 1) // 2 and (W + 1) // 2 without a pool."""
-        x, norm = self.convolutions[0](x), self.norms[0]
-        fused = self.training and self.pool_provider == "triton"
-        if fused:
-            first = x = norm.pooled(x)  # type: ignore[operator]
+        convolution, norm = self.convolutions[0], self.norms[0]
+        fuses_convolution = self.convolution_pool_fits and self.convolution_provider == "triton"
+        if self.training and fuses_convolution and not x.requires_grad:
+            x = norm(convolution.pooled(x))  # type: ignore[operator]
+        elif self.training and self.pool_provider == "triton":
+            x = norm.pooled(convolution(x))  # type: ignore[operator]
         else:
-            first = x = self.pool(norm(x)) if self.pools_last else norm(self.pool(x))
+            x = convolution(x)
+            x = self.pool(norm(x)) if self.pools_last else norm(self.pool(x))
+        first = x
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             ends = index == last and self.residual != "none"

@@ -24,7 +24,9 @@ from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-REFERENCE_KERNELS = dict.fromkeys(("augment", "stem", "batch_norm_act", "pool_batch_norm_act"), "reference")
+REFERENCE_KERNELS = dict.fromkeys(
+    ("augment", "stem", "batch_norm_act", "pool_batch_norm_act", "convolution_pool"), "reference"
+)
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
 
 
@@ -103,6 +105,7 @@ class TrainingState:
                 module.provider = kernels["batch_norm_act"]
             if isinstance(module, ConvolutionGroup):
                 module.pool_provider = kernels["pool_batch_norm_act"]
+                module.convolution_provider = kernels["convolution_pool"]
 
     def _parameter_groups(self) -> dict[str, ParameterGroup]:
         settings, net = self.recipe.optimizer, self.net
@@ -264,6 +267,8 @@ def training_step(
     whitened = state.kernels["stem"] == "triton"
     with part("augment+stem" if whitened else "augment"):
         batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
+    if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient
+        batch = batch._replace(images=batch.images.detach())
     losses, logits = forward(*batch) if forward else losses_and_logits(state, batch, whitened=whitened)
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale

@@ -168,7 +168,7 @@ def pool_batch_norm_act_triton(
     activation: str, momentum: float, epsilon: float, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Result, pooled values, their places (0 to 3), mean and inverse deviation; running statistics change in place."""
-    pooled, winners = _pooled_like(x), _pooled_like(x, torch.uint8)
+    pooled, winners = pooled_like(x), pooled_like(x, torch.uint8)
     cut = _tiles(pooled, groups)
     means, squares = vectors_like(x, groups, cut.programs)
     pool_statistics_kernel[cut.programs, cut.channel_blocks, groups](
@@ -182,9 +182,9 @@ def pool_batch_norm_act_triton(
     return y, pooled, winners, mean, inverse_deviation
 
 
-def _pooled_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """[N, C, H // 2, W // 2] in channels_last, to be filled."""
-    shape = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
+def pooled_like(x: Tensor, dtype: torch.dtype | None = None, channels: int | None = None) -> Tensor:
+    """[N, C, H // 2, W // 2] in channels_last, to be filled; x's dtype and channels unless given."""
+    shape = x.shape[0], channels or x.shape[1], x.shape[2] // 2, x.shape[3] // 2
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -214,14 +214,29 @@ def pool_batch_norm_act_backward_triton(
 # -- reference
 
 
+def pooled_and_winners(x: Tensor) -> tuple[Tensor, Tensor]:
+    """2x2 max-pooling in plain PyTorch: values and their places (0 to 3, uint8), both in channels_last."""
+    pooled, places = F.max_pool2d(x, 2, return_indices=True)
+    winners = (places // x.shape[3] % 2 * 2 + places % x.shape[3] % 2).to(torch.uint8)
+    layout = torch.channels_last
+    return pooled.contiguous(memory_format=layout), winners.contiguous(memory_format=layout)
+
+
+def unpooled(gradient: Tensor, winners: Tensor, height: int, width: int) -> Tensor:
+    """Gradient of `pooled_and_winners` in plain PyTorch: [N, C, h, w] -> [N, C, height, width] in channels_last."""
+    result = gradient.new_zeros((*gradient.shape[:2], height, width)).contiguous(memory_format=torch.channels_last)
+    whole = result[:, :, : height // 2 * 2, : width // 2 * 2]
+    for index in range(4):
+        whole[:, :, index // 2 :: 2, index % 2 :: 2] = gradient * (winners == index)
+    return result
+
+
 def pool_batch_norm_act_reference(
     x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor,
     activation: str, momentum: float, epsilon: float, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`pool_batch_norm_act_triton` in plain PyTorch, in float32 or wider."""
-    pooled, places = F.max_pool2d(x, 2, return_indices=True)
-    winners = (places // x.shape[3] % 2 * 2 + places % x.shape[3] % 2).to(torch.uint8)
-    pooled, winners = (each.contiguous(memory_format=torch.channels_last) for each in (pooled, winners))
+    pooled, winners = pooled_and_winners(x)
     y, mean, inverse_deviation = batch_norm_act_reference(
         pooled, weight, bias, running_mean, running_variance, None, activation, "none", momentum, epsilon, groups
     )
@@ -236,11 +251,7 @@ def pool_batch_norm_act_backward_reference(
     dp, weight_gradient, bias_gradient, _ = batch_norm_act_backward_reference(
         gradient, pooled, weight, bias, None, mean, inverse_deviation, activation, "none", groups
     )
-    x_gradient = pooled.new_zeros((*pooled.shape[:2], height, width)).contiguous(memory_format=torch.channels_last)
-    whole = x_gradient[:, :, : height // 2 * 2, : width // 2 * 2]
-    for index in range(4):
-        whole[:, :, index // 2 :: 2, index % 2 :: 2] = dp * (winners == index)
-    return x_gradient, weight_gradient, bias_gradient
+    return unpooled(dp, winners, height, width), weight_gradient, bias_gradient
 
 
 # -- registration
@@ -266,7 +277,7 @@ for _name, _kernel, _plain in (
 @library.register_fake("speedyresnet::pool_batch_norm_act", lib=_LIBRARY)
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, inverse_deviation = (x.new_empty((arguments[-1], x.shape[1]), dtype=torch.float32) for _ in range(2))
-    return _pooled_like(x), _pooled_like(x), _pooled_like(x, torch.uint8), mean, inverse_deviation
+    return pooled_like(x), pooled_like(x), pooled_like(x, torch.uint8), mean, inverse_deviation
 
 
 @library.register_fake("speedyresnet::pool_batch_norm_act_backward", lib=_LIBRARY)
@@ -369,7 +380,7 @@ class PoolBatchNormAct2d(BatchNormAct2d):
 def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: int) -> list[CompileCase]:
     """Both kernels for what `shape_in_words` says."""
     x = torch.empty(shape, dtype=torch.float16, device="meta")
-    pooled = _pooled_like(x)
+    pooled = pooled_like(x)
     cut = _tiles(pooled, groups)
     sizes, partial = {"HEIGHT": shape[2], "WIDTH": shape[3]}, 4 * cut.programs * groups * shape[1]
     others = {"pooled_ptr": "*fp16", "winners_ptr": "*u8"}

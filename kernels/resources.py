@@ -24,7 +24,7 @@ from typing import Any
 
 from .language import AVAILABLE, INTERPRETED, triton
 
-KERNEL_FILES = ("augment", "batch_norm", "pool_batch_norm", "stem")
+KERNEL_FILES = ("augment", "batch_norm", "convolution_pool", "pool_batch_norm", "stem")
 TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
 """The first gets every shape, the others the first shape of each kernel."""
 BUDGET_FILE = Path(__file__).with_name("resources.json")
@@ -51,6 +51,8 @@ class CompileCase:
     flops: int = 0
     wide_loads: bool = False
     """The layout allows loads of 16 bytes."""
+    hopper_only: bool = False
+    """Made for the first target; the others do not get it."""
 
     @property
     def kernel(self) -> str:
@@ -183,10 +185,10 @@ def resources(case: CompileCase, target: str) -> Resources:
 
 
 def cases_by_target(cases: Sequence[CompileCase]) -> Iterator[tuple[CompileCase, str]]:
-    """Every case for the first target, the first of each kernel for the others."""
+    """Every case for the first target, the first of each kernel for the others that get it."""
     yield from ((case, TARGETS[0]) for case in cases)
     firsts = {case.kernel: case for case in reversed(cases)}
-    for case in reversed(firsts.values()):
+    for case in (each for each in reversed(firsts.values()) if not each.hopper_only):
         yield from ((case, target) for target in TARGETS[1:])
 
 

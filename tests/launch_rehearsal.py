@@ -13,6 +13,7 @@ from triton.runtime import JITFunction, driver
 
 from speedyresnet.kernels.augment import Transforms, augmented_batch_triton, normalisation
 from speedyresnet.kernels.batch_norm import batch_norm_act_backward_triton, batch_norm_act_triton
+from speedyresnet.kernels.convolution_pool import convolution_pool_backward_triton, convolution_pool_triton
 from speedyresnet.kernels.pool_batch_norm import (
     pool_batch_norm_act_backward_triton,
     pool_batch_norm_act_triton,
@@ -63,7 +64,8 @@ def half(*shape: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """One launch of each kernel, with shapes of pocket (of airbench94 for the stem, which has a bias there)."""
+    """One launch of each kernel, with shapes of pocket (of airbench94 for the convolution
+    and the stem, which has a bias there)."""
     weight, bias, mean, inverse = (torch.ones(1, 128) for _ in range(4))
     vectors = weight[0], bias[0]
     x, p = half(BATCH, 128, 15, 15), half(BATCH, 128, 7, 7)
@@ -71,6 +73,10 @@ def main() -> None:
     batch_norm_act_backward_triton(p, p, *vectors, None, mean, inverse, "gelu", "none", 1)
     pool_batch_norm_act_triton(x, *vectors, mean[0], inverse[0], "gelu", 0.1, 1e-5, 1)
     pool_batch_norm_act_backward_triton(p, p, p.byte(), *vectors, mean, inverse, 15, 15, "gelu", 1)
+
+    convolution_pool_triton(half(1024, 24, 31, 31), half(64, 24, 3, 3))
+    p = half(1024, 64, 15, 15)
+    convolution_pool_backward_triton(p, p.byte(), half(1024, 24, 31, 31))
 
     images, labels = torch.zeros(50_000, 32, 32, 3, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.int64)
     scale, shift = normalisation((0.5,) * 3, (0.25,) * 3, torch.float32, images.device)

@@ -27,7 +27,7 @@ def case_named(cases, operation, layer, direction):
 
 def test_every_operation_has_cases_with_names_of_their_own(tiny_cases):
     names = [case.name for case in tiny_cases]
-    assert len(set(names)) == len(names) == 52
+    assert len(set(names)) == len(names) == 56
     assert {case.operation for case in tiny_cases} == set(OPERATIONS)
 
 
@@ -49,6 +49,9 @@ def test_bytes_are_inputs_and_results_once(tiny_cases):
     assert both.bytes == result + pooled + 16 * 4
     backward = case_named(tiny_cases, "pool_batch_norm_act", "group1", "backward")
     assert backward.bytes == 2 * result + pooled + 2 * 16 * 4
+    fused = case_named(tiny_cases, "convolution_pool", "group1", "forward")
+    assert fused.bytes == case_named(tiny_cases, "convolution_pool", "group1", "backward").bytes
+    assert fused.bytes == image + weight + pooled
     augmented = case_named(tiny_cases, "augment", "", "forward")
     assert augmented.bytes == 16 * 32 * 32 * 3 * (1 + 4) + 16 * 8
     whitened = case_named(tiny_cases, "augment+stem", "", "forward")

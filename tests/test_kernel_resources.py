@@ -36,6 +36,9 @@ def rows():
     return json.loads(done.stdout)
 
 
+HOPPER_ONLY = {"convolution_pool_kernel", "convolution_pool_gradient_kernel"}
+
+
 def test_one_row_a_kernel_shape_and_target(rows):
     keys = [(row["kernel"], row["shape"], row["target"]) for row in rows]
     assert len(set(keys)) == len(keys)
@@ -44,12 +47,13 @@ def test_one_row_a_kernel_shape_and_target(rows):
         own = [row for row in rows if row["kernel"] == kernel]
         shapes = {case.shape for case in compile_cases(kernel)}
         assert {row["shape"] for row in own if row["target"] == "sm_90"} == shapes
-        assert all(sum(row["target"] == target for row in own) == 1 for target in TARGETS[1:])
+        others = 0 if kernel in HOPPER_ONLY else 1
+        assert all(sum(row["target"] == target for row in own) == others for target in TARGETS[1:])
 
 
 WRITING_TENSORS = {
     "augment_kernel", "apply_kernel", "input_gradient_kernel", "pool_statistics_kernel", "unpool_gradient_kernel",
-    "stem_kernel",
+    "stem_kernel", "convolution_pool_kernel", "convolution_pool_gradient_kernel",
 }  # fmt: skip
 
 
@@ -63,7 +67,7 @@ def test_no_spills_on_hopper_and_wide_stores(rows):
             assert (row["vector_stores"] >= 1) == wide
         if row["target"] == "sm_90":
             assert row["spills"] == 0
-            assert row["floor_seconds"] == pytest.approx(row["bytes"] / 4.3e12)
+            assert row["floor_seconds"] == pytest.approx(max(row["bytes"] / 4.3e12, row["flops"] / 790e12))
         else:
             assert row["floor_seconds"] is None
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speedyresnet.engine import UserError, recipe
+from speedyresnet.engine import UserError, nets, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
 from speedyresnet.engine.memory import _LiveBytes
 from speedyresnet.engine.nets import BatchNorm, global_max_pool, make_net, parameter_counts
-from speedyresnet.engine.step import training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 from speedyresnet.engine.trainer import pick_kernels
 from speedyresnet.kernels.augment import normalisation
 
@@ -218,18 +218,38 @@ def test_only_a_learned_scale_moves(scale, make_state):
     ("setting", "reference"),
     [
         ("net.batch_norm_scale=learned", set()),
-        ("net.pool=after_norm", {"pool_batch_norm_act"}),
-        ("net.pool=none", {"pool_batch_norm_act"}),
+        ("net.pool=after_norm", {"pool_batch_norm_act", "convolution_pool"}),
+        ("net.pool=none", {"pool_batch_norm_act", "convolution_pool"}),
+        ("net.first_kernel=1", {"convolution_pool"}),
+        ("kernels=auto", {"convolution_pool"} if torch.cuda.is_available() else set(REFERENCE_KERNELS)),
         ("net.batch_norm_precision=native", {"batch_norm_act", "pool_batch_norm_act"}),
-        ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act"}),
+        ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act", "convolution_pool"}),
         ("net.whitening_kernel=0", {"stem"}),
         ("net.whitening_padding=1", {"stem"}),
     ],
 )
 def test_what_the_kernels_do_not_take_is_left_to_pytorch(setting, reference):
     made = recipe("airbench94", ["kernels=triton", setting])
-    kernels = pick_kernels(made, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernels = pick_kernels(made, device, torch.float16)
+    if device.type == "cuda" and torch.cuda.get_device_capability()[0] != 9:
+        reference = reference | {"convolution_pool"}  # which is made for Hopper
     assert {name for name, provider in kernels.items() if provider == "reference"} == reference
+
+
+def test_the_convolution_with_pooling_is_for_inputs_that_want_no_gradient(monkeypatch):
+    group, seen = net_of("airbench94", "width_multiplier=0.25").groups[0].train(), []
+
+    def noted(x, weight):
+        seen.append(x.requires_grad)
+        return F.max_pool2d(F.conv2d(x, weight, padding=1), 2)
+
+    monkeypatch.setattr(nets, "convolution_pool", noted)
+    group.convolution_provider = "triton"
+    for wants in (False, True):
+        assert group(torch.randn(2, 24, 7, 6).requires_grad_(wants)).shape == (2, 16, 3, 3)
+    group.eval()(torch.randn(2, 24, 7, 6))
+    assert seen == [False]
 
 
 def test_native_batch_norm_has_the_dtype_of_the_net():
