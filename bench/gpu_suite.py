@@ -120,8 +120,10 @@ def stages(
     if not small:
         found += [
             _stage(f"steps of {name}", 0.3, f"steps-{name}.json", "step", "--recipe", name, *on, *of_data)
-            for name in (SAME_AS_AIRBENCH, "hiverge")
+            for name in (SAME_AS_AIRBENCH, FASTEST)
         ]
+        every = ("--recipe", FASTEST, "--set", "kernels=triton", "--backend", "graph")  # also those auto leaves out
+        found.append(_stage("steps with every kernel", 0.2, "steps-triton.json", "step", *every, *on, *of_data))
         found.append(_stage("kernels of all providers", 0.25, "kernels-all.json", "kernels", *chosen))
     of_all = (*on, *of_data)
     of_record = (*of_all, *changed * small, "--runs", str(runs if small else _RUNS))

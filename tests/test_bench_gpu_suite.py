@@ -162,7 +162,7 @@ def test_the_parts_by_value():
     assert [each.name for each in small if "epochs=2" in each.arguments] == ours
     parts = {each.name: each for each in stages("airbench94", ["epochs=2"], "cifar10", "cuda", 20, peers)}
     assert "epochs=2" not in parts["record"].arguments
-    more = ["steps of airbench94-muon", "steps of hiverge", "kernels of all providers"]
+    more = ["steps of airbench94-muon", "steps of speedy", "steps with every kernel", "kernels of all providers"]
     assert list(parts) == [*first[:3], "tests of the kernels", *first[3:], *more, *claims]
     files = [name for each in parts.values() for name in each.files]
     assert len(set(files)) == len(files) == len(parts) - 3
