@@ -151,13 +151,18 @@ def pick_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype, backe
     if kernels["batch_norm_act"] == "reference" or net.pool != "before_norm" or net.pre_activation_blocks:
         kernels["pool_batch_norm_act"] = "reference"
     fuses_convolution = net.pool == "before_norm" and net.first_kernel == 3 and not net.pre_activation_blocks
-    # On a GPU it is made for the tensor cores of Hopper.
-    slow = device.type == "cuda" and (dtype == torch.float32 or torch.cuda.get_device_capability(device)[0] != 9)
-    if recipe.kernels == "auto" or other_layout or slow or not fuses_convolution:  # auto: until it has been measured
+    if other_layout or not fuses_convolution or not _prefers_convolution_pool(recipe, device, dtype):
         kernels["convolution_pool"] = "reference"
     if backend == "torchscript":
         kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}
     return kernels
+
+
+def _prefers_convolution_pool(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether to use it where it fits: on a GPU it is made for the tensor cores of Hopper."""
+    if recipe.kernels == "auto":  # until it has been measured
+        return False
+    return device.type != "cuda" or (dtype != torch.float32 and torch.cuda.get_device_capability(device)[0] == 9)
 
 
 def check_fit(recipe: Recipe, height: int, width: int) -> None:
