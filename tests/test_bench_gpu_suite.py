@@ -214,7 +214,8 @@ def test_the_whole_suite_on_a_cpu(small_pack, tmp_path):
         return done.stdout
 
     assert "profile: exit code 0" in call("--part", "profile")
-    call()
+    if "to go on with" in call():  # where compilers are slow
+        call()
     assert {each.name for each in out.iterdir()} >= FILES
     for name, count in (("runs.jsonl", 3), ("record.jsonl", 3), ("cuts.jsonl", 30)):
         assert len((out / name).read_text().splitlines()) == count
