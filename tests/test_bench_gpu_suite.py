@@ -164,6 +164,8 @@ def test_the_parts_by_value():
     assert "epochs=2" not in parts["record"].arguments
     more = ["steps of airbench94-muon", "steps of speedy", "steps with every kernel", "kernels of all providers"]
     assert list(parts) == [*first[:3], "tests of the kernels", *first[3:], *more, *claims]
+    markers = {name: each.arguments[6] for name, each in parts.items() if name.startswith("tests")}
+    assert markers == {"tests": "gpu", "tests of the kernels": "not slow", "tests of measuring": "gpu"}
     files = [name for each in parts.values() for name in each.files]
     assert len(set(files)) == len(files) == len(parts) - 3
     assert [each.name for each in stages("airbench94", [], "cifar10", "cuda", 20, peers[:1])][-3:] == [

@@ -237,6 +237,22 @@ def test_what_the_kernels_do_not_take_is_left_to_pytorch(setting, reference):
     assert {name for name, provider in kernels.items() if provider == "reference"} == reference
 
 
+@pytest.mark.parametrize(
+    ("kernels", "dtype", "capability", "provider"),
+    [
+        ("triton", torch.float16, (9, 0), "triton"),
+        ("auto", torch.float16, (9, 0), "reference"),
+        ("triton", torch.float32, (9, 0), "reference"),
+        ("triton", torch.float16, (8, 0), "reference"),
+    ],
+)
+def test_the_convolution_with_pooling_is_for_hopper_and_asked_for(monkeypatch, kernels, dtype, capability, provider):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = pick_kernels(recipe("airbench94", [f"kernels={kernels}"]), torch.device("cuda"), dtype)
+    assert found["convolution_pool"] == provider
+    assert found["pool_batch_norm_act"] == "triton"
+
+
 def test_the_convolution_with_pooling_is_for_inputs_that_want_no_gradient(monkeypatch):
     group, seen = net_of("airbench94", "width_multiplier=0.25").groups[0].train(), []
 

@@ -84,6 +84,7 @@ def test_settings_are_parsed_by_type(setting, path, value):
         ("net.widths=" + ",".join(["8"] * 17), "not 17"),
         ("net.widths=8,,8", "expected an integer"),
         ("net.single_groups=1,3", "net.single_groups must be below 3, the number of groups"),
+        ("net.pointwise_groups=1,3", "net.pointwise_groups must be below 3, the number of groups"),
         ("net.project_kernel=2", "net.project_kernel must be odd, not 2"),
         ("net.first_kernel=4", "net.first_kernel must be odd, not 4"),
         ("net.batch_norm_groups=3", "batch_size must be a multiple of net.batch_norm_groups, 3"),
