@@ -57,6 +57,12 @@ class RunGroup:
         """By `clock`."""
         return [clock_seconds(each, clock) for each in self.records]
 
+    @property
+    def count(self) -> str:
+        """The number of runs; of a pool that was cut off, also how many were planned."""
+        done, pool = len(self.records), self.records[0].get("pool")
+        return f"{done} of {pool['runs']}" if pool and pool["runs"] > done else str(done)
+
 
 def run_groups(pools: Iterable[tuple[Path, list[dict[str, Any]]]]) -> list[RunGroup]:
     """Completed runs of files by what they have in common; diverged ones count, interrupted ones measured nothing."""
@@ -86,7 +92,10 @@ def _range(values: Sequence[float]) -> str:
 
 
 def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
-    """Cells under COLUMNS but the last, a row a group; recipes of one name but other numbers show their hash."""
+    """Cells under COLUMNS but the last, a row a group; recipes of one name but other numbers show their hash.
+
+    A machine's name is followed by the backend where it is not the default of a CPU.
+    """
     kinds = {group.recipe for group in groups}
     rows = []
     for group in groups:
@@ -94,9 +103,11 @@ def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
         alone = sum(kind.rpartition(" ")[0] == name for kind in kinds) == 1
         found = {view.replace("_", " "): group.accuracies(view) for view in VIEWS}
         accuracies = [f"{told(mean_interval(values))} % {view}" for view, values in found.items() if values]
-        cells = [name if alone else group.recipe, group.machine, ", ".join(accuracies)]
+        backend = group.records[0]["backend"]
+        machine = group.machine if backend == "eager" else f"{group.machine}, {backend}"
+        cells = [name if alone else group.recipe, machine, ", ".join(accuracies)]
         cells.append(claim_told(group.records[0]["recipe"]["claim"]))
-        rows.append([*cells, f"{_range(group.seconds('train'))} s", str(len(group.records))])
+        rows.append([*cells, f"{_range(group.seconds('train'))} s", group.count])
     return rows
 
 
@@ -106,8 +117,9 @@ def _markdown(text: str) -> str:
 
 
 def measured_markdown(groups: Sequence[RunGroup], folder: Path) -> str:
-    """The table as Markdown for a file in `folder`."""
+    """The table as Markdown for a file in `folder`, the fastest runs first."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    groups = sorted(groups, key=lambda group: min(group.seconds("train")))
     for group, cells in zip(groups, measured_rows(groups), strict=True):
         links = [f"[runs]({quote(os.path.relpath(file, folder))})" for file in group.files]
         lines.append([*map(_markdown, cells), ", ".join(links)])

@@ -12,7 +12,7 @@ import pytest
 
 from speedyresnet.bench.charts import Cloud, plot_clouds, plot_history, plot_lines
 from speedyresnet.bench.cli import main
-from speedyresnet.bench.measured import BEGIN, END, run_groups
+from speedyresnet.bench.measured import BEGIN, END, measured_markdown, measured_rows, run_groups
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.statistics import Interval
 from speedyresnet.bench.versus import OWN_CLOCK
@@ -20,7 +20,7 @@ from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.plots import matplotlib_pyplot
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EVIDENCE = sorted((REPOSITORY / "bench/evidence").iterdir())
+EVIDENCE = sorted((REPOSITORY / "bench/evidence").glob("*.json*"))
 KNOWN = [file for file in EVIDENCE if file.name.startswith(("2026-11-21-pocket", "2026-11-21-peers"))]
 """Whose content the tests tell; more evidence must not change what they expect."""
 POOL = REPOSITORY / "bench/evidence/2026-11-21-pocket-cpu.jsonl"
@@ -320,6 +320,22 @@ def test_runs_are_grouped_by_what_they_have_in_common():
     groups = run_groups([(Path("a"), records[:1]), (Path("b"), records[1:])])
     assert [len(group.records) for group in groups] == [2, 1, 1, 1]
     assert groups[0].files == [Path("a"), Path("b")]
+
+
+def test_a_pool_that_was_cut_off_says_how_many_runs_were_planned():
+    records = records_of_pool()
+    for each in records:
+        each["pool"] = {"runs": len(records), "first_seed": 0, "validation": 0}
+    assert [row[-1] for row in measured_rows(run_groups([(POOL, records)]))] == ["3"]
+    assert [row[-1] for row in measured_rows(run_groups([(POOL, records[:2])]))] == ["2 of 3"]
+
+
+def test_the_readme_table_has_the_fastest_runs_first_and_names_the_backend(tmp_path):
+    slow, fast = copy.deepcopy(records_of_pool()[:1]), copy.deepcopy(records_of_pool()[1:2])
+    fast[0]["backend"], fast[0]["seconds"]["train"], slow[0]["seconds"]["train"] = "graph", 1.5, 2.5
+    *_, first, second = measured_markdown(run_groups([(POOL, slow + fast)]), tmp_path).splitlines()
+    assert ("PyTorch 2.15.0, graph |" in first, "| 1.5 s |" in first) == (True, True)
+    assert ("PyTorch 2.15.0 |" in second, "| 2.5 s |" in second) == (True, True)
 
 
 def test_charts_show_means_and_intervals():
