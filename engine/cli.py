@@ -384,10 +384,17 @@ def kernels_command(
     against: Annotated[
         str | None, typer.Option("--against", help="Print how it differs from that git revision.")
     ] = None,
+    ptx_hash: Annotated[
+        bool, typer.Option("--ptx-hash", help="Print a hash of each kernel's PTX, to see whether a change alters it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What the Triton kernels need, compiled here for every target; no GPU is needed."""
     try:
+        if ptx_hash:
+            hashes = resources.ptx_hashes(name)
+            print(json.dumps(hashes, indent=1) if as_json else "\n".join(f"{hashes[key]}  {key}" for key in hashes))
+            return
         if dump is not None:
             print(dumped_code(name, dump, against), end="")
             return

@@ -7,6 +7,7 @@ compiler, so the committed budget (resources.json) is kept by Triton's minor ver
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import io
 import json
@@ -254,6 +255,34 @@ def budget_with(rows: Sequence[Resources]) -> str:
     keys = (*_LIMITED, "vector_loads", "vector_stores")
     stored[triton_minor_version()] = {budget_key(row): {key: getattr(row, key) for key in keys} for row in rows}
     return json.dumps(dict(sorted(stored.items())), indent=1) + "\n"
+
+
+def ptx_hash(ptx: str) -> str:
+    """SHA-256 of the instructions of `ptx`; line numbers, paths and comments of the source do not change it."""
+    code = re.split(r"^\s*\.(?:file|section)\b", ptx, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = (line.partition("//")[0].strip() for line in code.splitlines())
+    instructions = "\n".join(line for line in lines if line and not line.startswith((".loc", "$L__tmp", "$L__func")))
+    return hashlib.sha256(instructions.encode()).hexdigest()
+
+
+def ptx_hashes(name: str | None = None) -> dict[str, str]:
+    """SHA-256 of the PTX instructions of every case and NVIDIA target, by `budget_key`; same code is compiled once.
+
+    Equal hashes before and after a change show that it leaves the kernels alone. They hold for one version of Triton.
+
+    Raises:
+        ValueError: no such kernel, or no compiler.
+    """
+    check_compiler()
+    seen: dict[tuple[Any, ...], str] = {}
+    found = {}
+    for case, target in cases_by_target(compile_cases(name)):
+        if target.startswith("sm_"):
+            key = case.code, target
+            if key not in seen:
+                seen[key] = ptx_hash(compiled(case, target).asm["ptx"])
+            found[f"{case.kernel}, {case.shape}, {target}"] = seen[key]
+    return found
 
 
 STAGES = ("ttir", "ptx", "sass")

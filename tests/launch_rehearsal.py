@@ -4,7 +4,6 @@ Printed as JSON: a hash of the PTX of each kernel that was launched, by its name
 `speedyresnet kernels`. Run in a process of its own, without TRITON_INTERPRET.
 """
 
-import hashlib
 import json
 
 import torch
@@ -18,7 +17,7 @@ from speedyresnet.kernels.pool_batch_norm import (
     pool_batch_norm_act_backward_triton,
     pool_batch_norm_act_triton,
 )
-from speedyresnet.kernels.resources import compile_cases, compiled
+from speedyresnet.kernels.resources import compile_cases, compiled, ptx_hash
 from speedyresnet.kernels.stem import stem_backward_triton, stem_triton
 
 BATCH = 256
@@ -44,17 +43,10 @@ class Hopper:
 found: dict[str, str] = {}
 
 
-def code_hash(ptx: str) -> str:
-    """Of what runs: Triton's cache may hold the same code as it was compiled in another folder."""
-    lines = ptx.partition(".section")[0].splitlines()
-    code = "\n".join(line for line in lines if not line.lstrip().startswith((".loc", ".file")))
-    return hashlib.sha256(code.encode()).hexdigest()
-
-
 def compile_only(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> object:
     """`JITFunction.run` that stops before the launch."""
     made = launch(self, *arguments, grid=grid, warmup=True, **options)
-    found[self.__name__] = code_hash(made.asm["ptx"])
+    found[self.__name__] = ptx_hash(made.asm["ptx"])
     return made
 
 
@@ -95,7 +87,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    checked = [(case.kernel, code_hash(compiled(case, "sm_90").asm["ptx"])) for case in compile_cases()]
+    checked = [(case.kernel, ptx_hash(compiled(case, "sm_90").asm["ptx"])) for case in compile_cases()]
     driver.set_active(Hopper())
     launch, JITFunction.run = JITFunction.run, compile_only
     main()

@@ -166,6 +166,40 @@ def dumped():
     return {tuple(pair): code for pair, code in zip(wanted, json.loads(done.stdout), strict=True)}
 
 
+PTX = """\
+.version 9.4
+.visible .entry kernel(
+{
+\t.loc\t1 {line} 0                         // {path}:{line}:0
+$L__tmp{line}:
+\tadd.s32 \t%r1, %r2, {addend};             // a comment
+\tret;
+}
+\t.file\t1 "{path}"
+\t.section\t.debug_abbrev
+"""
+
+
+def test_ptx_hashes_ignore_where_the_source_is_and_nothing_else():
+    def hashed(line, path, addend):
+        text = PTX.replace("{line}", str(line)).replace("{path}", path).replace("{addend}", str(addend))
+        return resources.ptx_hash(text)
+
+    assert hashed(7, "/here/a.py", 1) == hashed(99, "/there/b.py", 1)
+    assert hashed(7, "/here/a.py", 1) != hashed(7, "/here/a.py", 2)
+
+
+def test_every_case_has_a_ptx_hash():
+    done = process("-m", "speedyresnet.bench", "kernels", "combine_statistics_kernel", "--ptx-hash", "--json")
+    assert done.returncode == 0, done.stderr
+    cases = compile_cases("combine_statistics_kernel")
+    rows = [(case, target) for case, target in resources.cases_by_target(cases) if target.startswith("sm_")]
+    hashes = json.loads(done.stdout)
+    assert list(hashes) == [f"{case.kernel}, {case.shape}, {target}" for case, target in rows]
+    assert all(re.fullmatch("[0-9a-f]{64}", each) for each in hashes.values())
+    assert len(set(hashes.values())) > len(TARGETS)  # shapes differ in their constants, targets in their instructions
+
+
 def test_code_is_dumped(dumped):
     assert ".entry augment_kernel" in dumped["augment_kernel", "ptx"]
     assert "st.global.v4" in dumped["augment_kernel", "ptx"]
