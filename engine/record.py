@@ -23,7 +23,7 @@ from .recipe import Recipe
 
 SCHEMA = "speedyresnet.run/1"
 COMMIT_VARIABLE = "SPEEDYRESNET_COMMIT"
-"""What runs, where git cannot tell."""
+"""What runs. It comes before what git says."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -149,15 +149,18 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    """Commit of the checkout that runs, with `+changes` where files differ from it.
+    """The commit that runs, with `+changes` where files of the checkout differ from it.
 
-    Of an installed wheel or a copy without its git folder it is what the variable SPEEDYRESNET_COMMIT says, or none.
+    The variable SPEEDYRESNET_COMMIT comes first. Without it git is asked, of an editable checkout only. None is returned
+    of an installed wheel and of a copy without its git folder, even if that copy lies inside another repository.
     """
-    checkout = (_PACKAGE / "setup.py").is_file()
-    commit = _command_output("git", "rev-parse", "HEAD", folder=_PACKAGE) if checkout else None
-    if commit is None:
-        return os.environ.get(COMMIT_VARIABLE) or None
-    changes = _command_output("git", "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
+    told = os.environ.get(COMMIT_VARIABLE)
+    if told or not (_PACKAGE / "setup.py").is_file():
+        return told or None
+    # With --git-dir git looks neither into the folders above nor at GIT_DIR, which git itself sets for its hooks.
+    git = ("git", "--git-dir=.git", "--work-tree=.")
+    commit = _command_output(*git, "rev-parse", "HEAD", folder=_PACKAGE)
+    changes = commit and _command_output(*git, "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
     return f"{commit}+changes" if changes else commit
 
 
