@@ -141,3 +141,30 @@ def test_flops_are_counted_once_for_all_runs_of_a_recipe(monkeypatch):
     found = forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size)
     monkeypatch.setattr(nets, "make_net", None)
     assert forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size) == found
+
+
+@pytest.mark.parametrize(
+    ("requested", "kernels", "told"),
+    [
+        (("graph", "triton"), {}, None),
+        (("auto", "triton"), {}, "backend: auto was asked for, graph ran"),
+        (
+            ("graph", "triton"),
+            {"stem": "reference"},
+            "kernels: triton was asked for, triton ran for augment; reference ran for stem",
+        ),
+        (
+            ("auto", "auto"),
+            {},
+            "backend: auto was asked for, graph ran. kernels: auto was asked for, triton ran for augment, stem",
+        ),
+    ],
+)
+def test_what_ran_is_told_where_it_is_not_what_was_asked_for(requested, kernels, told):
+    found = {"backend": "graph", "kernels": {"augment": "triton", "stem": "triton"} | kernels}
+    found["requested"] = dict(zip(("backend", "kernels"), requested, strict=True))
+    assert record.differences_told(found) == told
+
+
+def test_a_record_that_does_not_say_what_was_asked_for_has_no_differences():
+    assert record.differences_told({"backend": "graph", "kernels": {"stem": "reference"}}) is None
