@@ -67,7 +67,7 @@ from .regress import (
 )
 from .report import groups_of, page_html, read_source
 from .revisions import Plan, measure_revisions
-from .step_time import cold_and_warm_build_seconds, measure_steps, print_steps, step_report
+from .step_time import all_build_seconds, measure_steps, print_steps, step_report
 from .trim import Trimming, changes_of, print_trim, trim
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
@@ -296,7 +296,8 @@ def step_command(
     pack = load_data(source)
     times, failed = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
     compiling = [each.backend for each in times if each.backend in COMPILING] if builds else []
-    found = {each: cold_and_warm_build_seconds(name, settings or (), source, device, each) for each in compiling}
+    found, unbuilt = all_build_seconds(name, settings or (), source, device, compiling)
+    failed |= unbuilt
     result = step_report(made, pack, environment(place), times, failed, found)
     _show(result, print_steps, console, as_json, out)
     raise typer.Exit(1 if failed else 0)

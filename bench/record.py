@@ -12,6 +12,7 @@ from rich.table import Table
 from speedyresnet.engine.data import Pack, held_out
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipe import Recipe, View
+from speedyresnet.engine.record import differences_told
 from speedyresnet.engine.trainer import Trainer
 
 from .pool import BASE, PoolPlan, open_pool
@@ -123,6 +124,8 @@ def report(records: Sequence[dict[str, Any]], targets: Targets) -> dict[str, Any
         "environment": records[0]["environment"],
         "device": records[0]["device"],
         "backend": records[0]["backend"],
+        "kernels": records[0]["kernels"],
+        "requested": records[0].get("requested"),
         "dtype": records[0]["dtype"],
         "pool": records[0]["pool"],
         "runs": len(records),
@@ -151,6 +154,8 @@ def print_report(console: Console, result: dict[str, Any]) -> None:
             table.add_row(f"{row}, {'%' if low else 's'}", *cells, last)
     console.print(table)
     console.print("bound: of the mean, one-sided, 95 % confidence, Student's t", highlight=False)
+    if told := differences_told(result):
+        console.print(told, highlight=False, markup=False)
     for target in result["targets"]:
         factor = 100.0 if target["of"] in VIEWS else 1.0
         kind = "lower_bound" if target["of"] in VIEWS else "upper_bound"

@@ -42,14 +42,17 @@ def commit_of(revision: str) -> str:
     """The commit that `revision` names in the repository of the current folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the repository is not this package's.
     """
     command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip() or "git knows no such commit here"
         raise UserError(f"revision {revision}: {reason}; give two revisions of this checkout, or two .json files")
-    return done.stdout.strip()
+    commit = done.stdout.strip()
+    if _run_git("cat-file", "-e", f"{commit}:engine/step.py").returncode:  # the repository around a copy
+        raise UserError(f"revision {revision} is not of SpeedyResNet; start in a checkout, or give two .json files")
+    return commit
 
 
 @dataclass(frozen=True, slots=True)

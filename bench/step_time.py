@@ -1,28 +1,37 @@
 """`bench step`: how long a step takes by backend, and what of it is the host's."""
 
 import json
+import logging
+import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from speedyresnet.engine.backends import BackendError
+from speedyresnet.engine.backends import LOG, BackendError
+from speedyresnet.engine.cli import show_tracebacks
 from speedyresnet.engine.data import Pack, load_data
-from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.errors import UserError, one_line
+from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe import recipe as recipe_called
-from speedyresnet.engine.record import peak_bytes
-from speedyresnet.engine.trainer import Trainer, pick_device, synchronize
+from speedyresnet.engine.record import differences_told, peak_bytes
+from speedyresnet.engine.trainer import Trainer, fitting_plan, pick_device, synchronize
 
 from .trace import launches_and_idle_seconds, recorded_trace
 
@@ -45,8 +54,18 @@ class StepTime:
     launches: float | None
     """Kernels or graphs launched a step; none likewise."""
     peak_bytes: int
-    """Of the device while this backend was built and stepped; on a CPU of the process so far."""
+    """While this backend was built and stepped: of the device, or on a CPU of its process."""
     build_seconds: float
+    kernels: dict[str, str]
+    """What ran, by operation."""
+    requested: dict[str, str]
+    """The backend and the kernels that were asked for."""
+
+
+_SECONDS_TO_END = 3.0
+"""Given to a process that has nothing to do any more."""
+_REASON_CHARACTERS = 400
+"""Of a failure that nobody foresaw."""
 
 
 def timed_round(trainer: Trainer, steps: int, step: Callable[[], None] | None = None) -> tuple[float, float]:
@@ -78,10 +97,144 @@ def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float
     return launches / steps, 1e3 * idle / steps
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Within, Ctrl-C does nothing; outside of the main thread nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class BackendProcess:
+    """A process that builds one backend and times it when it is asked.
+
+    Args:
+        arguments: of `serve`, behind the connection.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        spawning = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA context, which breaks
+        self._connection, others = spawning.Pipe()
+        self._process = spawning.Process(target=serve, args=(others, *arguments))
+        with _interrupts_ignored():  # which the process inherits: whoever asks ends it
+            self._process.start()
+        others.close()  # so that the end of the process closes the pipe
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """The answer to a request; see `serve`.
+
+        Raises:
+            BackendError: the process failed or has ended, and why.
+        """
+        try:
+            self._connection.send((name, arguments))
+            found, failure = self._connection.recv()
+        except (EOFError, ConnectionError):  # it ended without a word
+            self._process.join()
+            raise BackendError(ended_told(self._process.exitcode or 0)) from None
+        if failure is not None:
+            raise BackendError(failure)
+        return found
+
+    def end(self) -> None:
+        """Let it end, and kill it if it does not."""
+        self._connection.close()
+        self._process.join(_SECONDS_TO_END)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+
+
+def ended_told(code: int) -> str:
+    """How a process ended that has not said why, by its exit code."""
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    memory = ", as the system does where memory is full" * (code == -signal.SIGKILL)
+    return f"its process was ended by {signal.Signals(-code).name}{memory}"
+
+
+def failure_told(error: Exception) -> str:
+    """Why a backend failed, in one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower --set batch_size"
+    return one_line(f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS])
+
+
+def serve(connection: Connection, recipe: Recipe, data: str, device: str, backend: str, debug: bool) -> None:
+    """Answer requests until the connection is closed: what a `BackendProcess` runs.
+
+    A request is the name of a method of `_Measured` and its arguments. An answer is a pair: what it returned and none,
+    or none and why it failed.
+
+    Args:
+        connection: to the process that asks.
+        recipe: what to step.
+        data: name or path of the data set.
+        device: where.
+        backend: its name.
+        debug: print the traceback of a failure.
+    """
+    os.dup2(2, 1)  # whatever prints here, standard output is for the result
+    if debug:
+        show_tracebacks()
+    measured: _Measured | None = None
+    with suppress(EOFError):
+        while True:
+            name, arguments = connection.recv()
+            answer: tuple[Any, str | None]
+            try:
+                measured = measured or _Measured(recipe, load_data(data), pick_device(device), backend)
+                answer = getattr(measured, name)(*arguments), None
+            except Exception as error:
+                LOG.debug("%s failed", backend, exc_info=error)
+                answer = None, failure_told(error)
+            connection.send(answer)
+
+
+class _Measured:
+    """A backend in its own process; the methods answer the requests of `serve`."""
+
+    def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
+        self._trainer = Trainer(recipe, pack, device, backend)
+        self._trainer.prepare(seed=0)
+        self._trainer.net.train()
+
+    def build(self, steps: int) -> dict[str, Any]:
+        """What is known of a backend once it is built and has made `steps` steps."""
+        trainer = self._trainer
+        timed_round(trainer, steps)
+        return {
+            "backend": trainer.backend,
+            "dtype": str(trainer.dtype).removeprefix("torch."),
+            "kernels": trainer.kernels,
+            "requested": trainer.requested,
+            "peak_bytes": peak_bytes(trainer.device),
+            "build_seconds": trainer.build_seconds,
+        }
+
+    def round(self, steps: int) -> tuple[float, float]:
+        """See `timed_round`."""
+        return timed_round(self._trainer, steps)
+
+    def launches(self, steps: int) -> tuple[float | None, float | None]:
+        """See `launches_and_idle`."""
+        return launches_and_idle(self._trainer, steps)
+
+
 def measure_steps(
     recipe: Recipe, pack: Pack, device: torch.device, backends: Sequence[str], *, rounds: int = 10, steps: int = 10
 ) -> tuple[list[StepTime], dict[str, str]]:
-    """Times of `backends`, their rounds interleaved so that a slow moment of the machine hits all of them.
+    """Times of `backends`, each in a process of its own, so that one that fails takes nothing else with it.
+
+    The processes are built one after the other and stay alive. Then they take turns, one round at a time, so that a
+    slow moment of the machine hits all of them.
 
     Args:
         recipe: what to step; the kind of step that a run takes most often is timed.
@@ -92,49 +245,74 @@ def measure_steps(
         steps: a round, at most those of a run.
 
     Returns:
-        Also why those failed that could not be built, by name.
+        Also why those failed that could not be built or measured, by name.
 
     Raises:
-        UserError: a recipe that does not fit the data, or not one of the backends can be built.
+        UserError: a recipe that does not fit the data, or not one of the backends can be measured.
     """
-    trainers, peaks, failed = dict[str, Trainer](), dict[str, int](), dict[str, str]()
-    for backend in backends:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        try:
-            trainers[backend] = Trainer(recipe, pack, device, backend)
-        except BackendError as error:
-            failed[backend] = str(error)
-            continue
-        trainers[backend].prepare(seed=0)
-        trainers[backend].net.train()
-        steps = min(steps, trainers[backend].plan.steps)
-        timed_round(trainers[backend], steps)
-        peaks[backend] = peak_bytes(device)
-    if not trainers:
-        raise UserError("; ".join(failed.values()))
-    times: dict[str, list[tuple[float, float]]] = {backend: [] for backend in trainers}
+    steps = min(steps, fitting_plan(recipe, pack).steps)
+    failed = dict[str, str]()
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        data = str(Path(folder, "pack.safetensors"))
+        save_pack(pack, Path(data))
+        processes, facts = dict[str, BackendProcess](), dict[str, dict[str, Any]]()
+        for backend in backends:
+            debug = LOG.isEnabledFor(logging.DEBUG)
+            processes[backend] = BackendProcess(recipe, data, str(device), backend, debug)
+            stack.callback(processes[backend].end)
+            facts |= _answers({backend: processes[backend]}, failed, "build", steps)
+        rows = _measured_rounds({name: processes[name] for name in facts}, failed, rounds, steps)
+    if not rows:
+        raise UserError("; ".join(dict.fromkeys(failed.values())))
+    found = [_step_time(facts[name], recipe.batch_size, *row) for name, row in rows.items()]
+    return found, failed
+
+
+def _answers(
+    processes: Mapping[str, BackendProcess], failed: dict[str, str], request: str, steps: int
+) -> dict[str, Any]:
+    """The answers of all processes that have not failed, one after the other; adds to `failed`."""
+    found = dict[str, Any]()
+    for name, process in processes.items():
+        if name not in failed:
+            try:
+                found[name] = process.ask(request, steps)
+            except BackendError as error:
+                failed[name] = str(error)
+                process.end()  # gives its memory to the others
+    return found
+
+
+def _measured_rounds(
+    processes: Mapping[str, BackendProcess], failed: dict[str, str], rounds: int, steps: int
+) -> dict[str, tuple[list[tuple[float, float]], tuple[float | None, float | None]]]:
+    """Seconds of each round, and launches and idle time, of the processes that fail at none; adds to `failed`."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
     for number in range(rounds):
-        for backend in trainers if number % 2 == 0 else reversed(trainers):
-            times[backend].append(timed_round(trainers[backend], steps))
-    return [_step_time(trainers[name], times[name], peaks[name], steps) for name in trainers], failed
+        order = list(processes.items())[:: 1 if number % 2 == 0 else -1]
+        for name, seconds in _answers(dict(order), failed, "round", steps).items():
+            times[name].append(seconds)
+    launches = _answers(processes, failed, "launches", steps)
+    return {name: (times[name], launches[name]) for name in processes if name not in failed}
 
 
-def _step_time(trainer: Trainer, rounds: list[tuple[float, float]], peak: int, steps: int) -> StepTime:
+def _step_time(
+    facts: dict[str, Any],
+    batch_size: int,
+    rounds: Sequence[tuple[float, float]],
+    launches_and_idle: tuple[float | None, float | None],
+) -> StepTime:
     whole = [1e3 * seconds for seconds, _ in rounds]
     low, middle, high = statistics.quantiles(whole, n=4) if len(whole) > 1 else whole * 3
-    launches, idle = launches_and_idle(trainer, steps)
+    launches, idle = launches_and_idle
     return StepTime(
-        backend=trainer.backend,
-        dtype=str(trainer.dtype).removeprefix("torch."),
         milliseconds=middle,
         quartiles=(low, high),
-        images_per_second=1e3 * trainer.recipe.batch_size / middle,
+        images_per_second=1e3 * batch_size / middle,
         host_milliseconds=statistics.median(1e3 * host for _, host in rounds),
         idle_milliseconds=idle,
         launches=launches,
-        peak_bytes=peak,
-        build_seconds=trainer.build_seconds,
+        **facts,
     )
 
 
@@ -144,25 +322,33 @@ def cold_and_warm_build_seconds(
     """Build seconds of a new process with an empty compiler cache, and of the next one, which finds it filled.
 
     Raises:
-        subprocess.CalledProcessError: a process failed; what it printed is on standard error.
+        BackendError: a process failed; what it printed is on standard error.
     """
     code = "import sys; from speedyresnet.bench.step_time import print_build_seconds; print_build_seconds(sys.argv[1])"
     arguments = json.dumps([recipe, list(settings), data, device, backend])
-    with tempfile.TemporaryDirectory() as cache:
+    with TemporaryDirectory() as cache:
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
-        cold, warm = (
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", code, arguments],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
-                ).stdout.split()[-1]
-            )
-            for _ in range(2)
-        )
-    return cold, warm
+        seconds = list[float]()
+        for _ in range(2):
+            command = [sys.executable, "-c", code, arguments]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                raise BackendError(f"with an empty compiler cache {ended_told(done.returncode)}")
+            seconds.append(float(done.stdout.split()[-1]))
+    return seconds[0], seconds[1]
+
+
+def all_build_seconds(
+    recipe: str, settings: Sequence[str], data: str, device: str, backends: Sequence[str]
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """See `cold_and_warm_build_seconds`: of each backend, and why those failed that did, by name."""
+    found, failed = dict[str, tuple[float, float]](), dict[str, str]()
+    for backend in backends:
+        try:
+            found[backend] = cold_and_warm_build_seconds(recipe, settings, data, device, backend)
+        except BackendError as error:
+            failed[backend] = str(error)
+    return found, failed
 
 
 def print_build_seconds(arguments: str) -> None:
@@ -225,5 +411,8 @@ def print_steps(console: Console, result: dict[str, Any]) -> None:
         values = [row[key] for row in result["backends"]]
         table.add_row(title, *("" if value is None else f"{factor * value:,.2f}" for value in values))
     console.print(table)
+    for row in result["backends"]:
+        if told := differences_told(row):
+            console.print(f"{row['backend']}: {told}", markup=False, highlight=False, soft_wrap=True)
     for each in result["failed"]:
         console.print(f"{each['backend']}: {each['reason']}", markup=False, highlight=False, soft_wrap=True)

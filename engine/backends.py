@@ -9,6 +9,7 @@
 """
 
 import functools
+import logging
 import shutil
 import traceback
 from collections import Counter
@@ -28,6 +29,8 @@ from .schedules import Plan
 from .step import TrainingState, training_step
 from .torchscript import TracedForward, torchscript_obstacle
 
+LOG = logging.getLogger("speedyresnet")
+"""Gets the traceback of each failure that the user is told in one line, at level DEBUG; `--debug` prints it."""
 Backend = Literal["eager", "torchscript", "compile", "capture", "graph"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 COMPILING = ("compile", "graph")
@@ -164,25 +167,30 @@ def make_scorer(
 
 @contextmanager
 def _explaining(backend: str) -> Iterator[None]:
-    """Within, what a compiler or a capture cannot do becomes one line with the place in our code and the way out."""
+    """Within, what a compiler or a capture cannot do becomes one line with the place in our code and the way out.
+
+    Compilers have no common exception: besides those of Dynamo and Inductor there are Triton's CompilationError and
+    OutOfResources, which are neither of them nor RuntimeErrors, and plain AssertionErrors and ValueErrors.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, UserError):  # say more than that the backend failed
         raise
-    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError) as error:
+    except Exception as error:
         raise BackendError(f"--backend {backend} failed at {_place_and_reason(error)}; use --backend eager") from error
 
 
 def _place_and_reason(error: BaseException) -> str:
     """Where in our code something failed, and why: the first line of what was said."""
-    if isinstance(error, torch.AcceleratorError) and error.__context__:  # the end of a capture in which that failed
+    if isinstance(error, torch.AcceleratorError) and error.__context__:  # raised by the end of a failed capture
         return _place_and_reason(error.__context__)
     package = Path(__file__).resolve().parent.parent
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(package)]
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} ({ours[-1].line})" if ours else "PyTorch"
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{place}: {reason[0]}"
+    reason = str(error).strip().splitlines()
+    return f"{place}: {kind}{reason[0]}" if reason else f"{place}: {type(error).__name__}"
 
 
 def _explained(function: Callable[[], Result], backend: str) -> Callable[[], Result]:

@@ -5,11 +5,13 @@ import dataclasses
 import errno
 import io
 import json
+import logging
 import math
 import os
 import signal
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,7 +25,7 @@ from ..kernels.resources import dumped_code
 from .api import MAX_SEED, MIN_SEED, TrainedRun
 from .api import evaluate as evaluate_model
 from .api import train as train_run
-from .backends import AUTO, BACKENDS, check_backend, default_backend
+from .backends import AUTO, BACKENDS, LOG, check_backend, default_backend
 from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
 from .contact_sheet import check_picture, save_contact_sheet
 from .data import Pack, default_data, load_data, pack_name, pack_source, writable_pack_path
@@ -86,26 +88,70 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding of the output lacks are no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(application)
+    add_debug_option(command)
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
         print(end="", flush=True)  # while a full disk can still be told
     except (typer.Exit, typer.Abort) as end:
         code = getattr(end, "exit_code", 130)
     except UserError as error:
+        LOG.debug("%s", error, exc_info=error)
         code = _refused(str(error))
     except _USAGE_ERROR as error:
+        LOG.debug("%s", error, exc_info=error)
         where = f" (see {error.ctx.command_path} --help)" if error.ctx and error.format_message() else ""
         code = _refused(error.format_message() + where)
     except (MemoryError, RuntimeError) as error:
         full = _full_memory(error)
         if full is None:
             raise
+        LOG.debug("%s", full, exc_info=error)
         code = _refused(f"{full}: lower --set batch_size, --set evaluation.batch_size or --set width_multiplier")
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
+        LOG.debug("%s", error, exc_info=error)
         code = _output_refused(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def add_debug_option(command: Any) -> None:
+    """Give `command` and all commands below it the option `--debug`, which changes nothing but what is printed.
+
+    Args:
+        command: what `typer.main.get_command` makes, for which Typer has no public type.
+    """
+    application = typer.Typer(add_completion=False)
+    application.command()(_with_debug)
+    _add_parameters(command, typer.main.get_command(application).params)
+
+
+def _add_parameters(command: Any, parameters: Sequence[Any]) -> None:
+    command.params.extend(parameters)
+    for each in getattr(command, "commands", {}).values():
+        _add_parameters(each, parameters)
+
+
+def _with_debug(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Print the traceback of what is told in one line.",
+            callback=lambda value: show_tracebacks() if value else None,
+            expose_value=False,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Lend all commands its option, which Typer makes of functions only."""
+
+
+def show_tracebacks() -> None:
+    """From now on print on standard error what `backends.LOG` gets."""
+    if not LOG.isEnabledFor(logging.DEBUG):
+        LOG.addHandler(logging.StreamHandler())
+        LOG.setLevel(logging.DEBUG)
 
 
 def _output_refused(error: OSError) -> int:

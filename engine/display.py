@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .record import HistoryRow, RunRecord
+from .record import HistoryRow, RunRecord, differences_told
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -143,7 +143,8 @@ def training_display(console: Console) -> Iterator[PlainDisplay | LiveDisplay]:
 def print_result(console: Console, record: RunRecord) -> None:
     """The final table: the clocks and the accuracies."""
     seconds, accuracy = record.seconds, record.accuracy
-    clocks = {name: _seconds(getattr(seconds, name)) for name in ("build", "prepare", "train", "evaluate", "total")}
+    names = ("build", "prepare", "train", "evaluate", "total", "wall")
+    clocks = {name: _seconds(getattr(seconds, name)) for name in names}
     views = {"single view": accuracy.single_view, "mirror": accuracy.mirror, "six views": accuracy.six_view}
     found = {view: _percent(value) for view, value in views.items() if value is not None}
     ended = record.status + (f" at step {record.diverged_at_step}" if record.diverged_at_step else "")
@@ -158,7 +159,9 @@ def print_result(console: Console, record: RunRecord) -> None:
     rate = f", {record.images_seen / seconds.train:,.0f} images/s" if seconds.train else ""
     console.print(
         f"{record.steps} steps, {record.images_seen:,} images{rate}{memory}; accuracy of the "
-        f"{accuracy.weights} weights; total = prepare + train + evaluate",
+        f"{accuracy.weights} weights; total = prepare + train + evaluate; wall: from the first of them to the last",
         highlight=False,
         soft_wrap=True,
     )
+    if told := differences_told(record.to_dict()):
+        console.print(told, highlight=False, soft_wrap=True)

@@ -17,6 +17,8 @@ from .step import TrainingState
 Result = TypeVar("Result")
 WARM_UP_CALLS = 2
 """Before the capture: compilation, libraries' own set-up and their workspaces."""
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed."""
 CHECK_VARIABLE = "SPEEDYRESNET_CHECK_GRAPHS"
 """Set to 1: before each replay, every tensor of the state has to lie where it lay when the graph was captured."""
 
@@ -57,9 +59,40 @@ def captured(
         # A gradient is taken on the stream where an autograd graph that is still alive first met its parameter: none of
         # another stream may be left. Nor may another CUDA graph be destroyed during the capture.
         gc.collect()
-        with torch.cuda.graph(graph, pool=memory.pool, stream=stream):  # synchronises first
-            result = function()
+        try:
+            with torch.cuda.graph(graph, pool=memory.pool, stream=stream):  # synchronises first
+                result = function()
+        except BaseException:
+            leave_failed_capture(graph, memory)
+            raise
     return graph, result
+
+
+def leave_failed_capture(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> None:
+    """Take PyTorch out of the capture of `graph`, which failed, so that this process can go on and capture again.
+
+    CUDA ends a capture that it has invalidated with an error. PyTorch 2.11 raises that error before it has told its own
+    parts: the allocator goes on recording into the pool and refuses to empty its cache or to record into that pool
+    again, and the random generator refuses to draw outside of a capture. PyTorch 2.15 ends the first in
+    `CUDAGraph.reset`, and its generator has no such state.
+
+    Args:
+        graph: what was captured into. It is kept, because PyTorch's allocator of pinned memory may ask it, for as long
+            as the process lives, which stream it captures.
+        memory: of the capture. No other graph can be captured into it.
+    """
+    _FAILED.append(graph)
+    graph.reset()
+    device = memory.stream.device_index
+    try:
+        torch._C._cuda_endAllocateToPool(device, memory.pool)
+    except RuntimeError as error:
+        if "not currently recording" not in str(error):
+            raise
+    else:  # reset() releases the memory of captures that were ended
+        torch._C._cuda_releasePool(device, memory.pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # the end of a capture that works resets the generator
+        torch.zeros(1, device=memory.stream.device)
 
 
 class CapturedFunction(Generic[Result]):

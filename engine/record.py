@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,9 @@ from .recipe import Recipe
 
 SCHEMA = "speedyresnet.run/1"
 COMMIT_VARIABLE = "SPEEDYRESNET_COMMIT"
-"""What runs, where git cannot tell."""
+"""What runs. It comes before what git says."""
+KERNEL_PROVIDERS = ("triton", "reference")
+"""What an operation of a run can be computed by."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -35,6 +38,8 @@ class Seconds:
     prepare: float | None = None
     train: float | None = None
     evaluate: float | None = None
+    wall: float | None = None
+    """From the start of prepare to the last result of evaluate; none of a run that went on from a checkpoint."""
 
     @property
     def total(self) -> float | None:
@@ -46,7 +51,7 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryRow:
-    """One epoch. `loss` and `train_accuracy` are means over its steps; `seconds` is the train clock so far."""
+    """One epoch. `loss` and `train_accuracy` are means over its steps; `seconds` is the train clock at its end."""
 
     epoch: int
     step: int
@@ -69,8 +74,12 @@ class RunRecord:
     seed: int
     device: str
     backend: str
+    """What ran."""
     dtype: str
     kernels: dict[str, str]
+    """What ran, by operation."""
+    requested: dict[str, str]
+    """The backend and the kernels that the user asked for, such as `auto`."""
     environment: dict[str, Any]
     model: dict[str, int]
     memory: dict[str, int | None]
@@ -92,6 +101,7 @@ class RunRecord:
             stored[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
         stored["recipe"] = {"name": self.recipe.name, "hash": self.recipe.hash} | stored["recipe"]
         stored["seconds"]["total"] = self.seconds.total
+        stored["seconds"]["wall"] = stored["seconds"].pop("wall")  # behind the sum that it is compared with
         stored["history"] = [dataclasses.asdict(row) for row in self.history]
         return stored
 
@@ -102,6 +112,24 @@ class RunRecord:
     def write(self, path: str | Path) -> None:
         """Write the JSON document to `path`, which appears whole or not at all."""
         write_atomically(Path(path), lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
+
+
+def differences_told(record: Mapping[str, Any]) -> str | None:
+    """In words where the backend and kernels that ran are not those asked for; none where they are.
+
+    Args:
+        record: has the keys `backend`, `kernels` and `requested` of a run record; older records lack the last.
+    """
+    requested, parts = record.get("requested"), []
+    if requested is None:
+        return None
+    if requested["backend"] != record["backend"]:
+        parts.append(f"backend: {requested['backend']} was asked for, {record['backend']} ran")
+    providers = {each: [name for name, own in record["kernels"].items() if own == each] for each in KERNEL_PROVIDERS}
+    if providers.get(requested["kernels"]) != list(record["kernels"]):
+        ran = "; ".join(f"{each} ran for {', '.join(names)}" for each, names in providers.items() if names)
+        parts.append(f"kernels: {requested['kernels']} was asked for, {ran}")
+    return ". ".join(parts) or None
 
 
 def finite_values(value: Any) -> Any:
@@ -149,15 +177,18 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    """Commit of the checkout that runs, with `+changes` where files differ from it.
+    """The commit that runs, with `+changes` where files of the checkout differ from it.
 
-    Of an installed wheel or a copy without its git folder it is what the variable SPEEDYRESNET_COMMIT says, or none.
+    The variable SPEEDYRESNET_COMMIT comes first. Without it git is asked, in an editable checkout only. An installed
+    wheel and a copy without its git folder have no commit, even if the copy lies inside another repository.
     """
-    checkout = (_PACKAGE / "setup.py").is_file()
-    commit = _command_output("git", "rev-parse", "HEAD", folder=_PACKAGE) if checkout else None
-    if commit is None:
-        return os.environ.get(COMMIT_VARIABLE) or None
-    changes = _command_output("git", "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
+    told = os.environ.get(COMMIT_VARIABLE)
+    if told or not (_PACKAGE / "setup.py").is_file():
+        return told or None
+    # With --git-dir git looks neither into the folders above nor at GIT_DIR, which git itself sets for its hooks.
+    git = ("git", "--git-dir=.git", "--work-tree=.")
+    commit = _command_output(*git, "rev-parse", "HEAD", folder=_PACKAGE)
+    changes = commit and _command_output(*git, "status", "--porcelain", "--untracked-files=no", folder=_PACKAGE)
     return f"{commit}+changes" if changes else commit
 
 

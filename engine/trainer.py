@@ -3,6 +3,10 @@
 The clocks: `build` is import, compilation, warm-up on synthetic pixels and the copy of the data to the device;
 `prepare` the reset of the weights and the whitening; `train` the training loop with its augmentation; `evaluate` the
 final evaluation. Validation between epochs runs outside all of them.
+
+A run that nobody watches (no validation, display or checkpoints) is one stretch of device work: the loop never waits
+for the device and reads nothing from it, so that nothing between two epochs can stay off the clocks. What the device
+logged is read after the last clock has stopped.
 """
 
 import contextlib
@@ -17,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +31,7 @@ from ..kernels.stem import takes_stem
 from .backends import (
     AUTO,
     CAPTURING,
+    LOG,
     BackendError,
     Variant,
     check_backend,
@@ -236,6 +241,32 @@ def interrupt_flag() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
+class Marks:
+    """Moments in the work of a device, taken without waiting for it.
+
+    Args:
+        device: on CUDA a mark is an event between two kernels; on a CPU, which is never behind, it is the time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[Any] = []
+
+    def add(self) -> None:
+        """Mark the end of all work that has been issued."""
+        if self._device.type == "cuda":
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Seconds from the first mark to each later one; the device has to be done with its work."""
+        if self._device.type == "cuda":
+            return [self._marks[0].elapsed_time(mark) / 1e3 for mark in self._marks[1:]]
+        return [mark - self._marks[0] for mark in self._marks[1:]]
+
+
 @dataclass(frozen=True, slots=True)
 class Pause:
     """Set when training has to stop for a moment: it is interrupted, or a checkpoint is due."""
@@ -266,6 +297,7 @@ class Trainer:
 
         started = time.perf_counter()
         check_backend(backend, device)
+        self.requested = {"backend": backend, "kernels": recipe.kernels}
         self.plan = fitting_plan(recipe, pack)
         self.recipe, self.pack, self.device = recipe, pack, device
         self.dtype = pick_dtype(recipe, device)
@@ -333,7 +365,9 @@ class Trainer:
             try:
                 return self._warm_up(backend)
             except BackendError as error:
+                LOG.debug("%s", error, exc_info=error)
                 warnings.warn(f"{error}. Going on with {following}.", stacklevel=3)
+            self.state.graph_memory = None  # PyTorch captures no second graph into the memory of one that failed
         return self._warm_up(backends[-1])  # outside of `except`, whose error would keep alive what failed
 
     def _warm_up(self, backend: str) -> None:
@@ -391,7 +425,7 @@ class Trainer:
                 if stopped and checkpoints:
                     checkpoints.write(self.state, record)
                 if record.steps > epoch * self.plan.steps_per_epoch:
-                    record.history.append(self._history_row(epoch, record, validate=validate and not stopped))
+                    record.history.append(self._validated_row(epoch, record, validate=validate and not stopped))
                     display.epoch(record.history[-1])
                     if not math.isfinite(record.history[-1].loss):
                         record.status, record.diverged_at_step = "diverged", self._first_bad_step()
@@ -431,29 +465,74 @@ class Trainer:
         synchronize(self.device)
         record.seconds.train = (record.seconds.train or 0.0) + time.perf_counter() - started
 
+    def _train_unwatched(self, record: RunRecord, marks: Marks) -> None:
+        """Issue all steps without waiting for the device, then wait once; Ctrl-C ends it with what is issued.
+
+        Fills in the status, steps and train clock of `record`; `marks` gets the start and the end of each epoch.
+        """
+        with interrupt_flag() as interrupted:
+            started = time.perf_counter()
+            self.net.train()
+            marks.add()
+            for end in self.plan.epoch_ends():
+                while record.steps < end and not interrupted.is_set():
+                    self._steps[self._variant(record.steps)]()
+                    record.steps += 1
+                marks.add()
+                if interrupted.is_set():
+                    break
+            synchronize(self.device)
+            record.seconds.train = time.perf_counter() - started
+            record.status = "interrupted" if interrupted.is_set() else "finished"
+
+    def _read_history(self, record: RunRecord, marks: Marks) -> None:
+        """Fill in the history of a run that nobody watched, and whether it diverged."""
+        losses, correct = (log[: record.steps].double().cpu() for log in (self.state.loss_log, self.state.correct_log))
+        for epoch, seconds in enumerate(marks.seconds()):
+            first, last = epoch * self.plan.steps_per_epoch, min(self.plan.epoch_ends()[epoch], record.steps)
+            if last > first:
+                record.history.append(self._history_row(epoch, last, losses[first:last], correct[first:last], seconds))
+        if record.status == "finished" and not all(math.isfinite(row.loss) for row in record.history):
+            record.status, record.diverged_at_step = "diverged", self._first_bad_step()
+
     def _first_bad_step(self) -> int:
         """The first step, counted from 1, whose loss is not finite."""
         return int((~torch.isfinite(self.state.loss_log)).nonzero()[0]) + 1
 
-    def _history_row(self, epoch: int, record: RunRecord, *, validate: bool) -> HistoryRow:
-        """Reads the logs of the epoch that just ended, and validates if that is wanted and due."""
-        first, last = epoch * self.plan.steps_per_epoch, record.steps
-        losses = self.state.loss_log[first:last].double().mean()
-        correct = self.state.correct_log[first:last].double().mean()
-        every = self.recipe.evaluation.every
-        due = validate and every > 0 and (epoch + 1) % every == 0
-        live = self.scores("live") if due else None
-        started = self.plan.first_averaging_epoch
-        averaged = self.scores("averaged") if due and started is not None and epoch >= started else None
+    def _history_row(self, epoch: int, last: int, losses: Tensor, correct: Tensor, seconds: float) -> HistoryRow:
+        """The row of an epoch without validation.
+
+        Args:
+            epoch: counted from 0.
+            last: number of steps done at its end.
+            losses: of its steps, in double precision.
+            correct: images of each step that were classified correctly, in double precision.
+            seconds: of the train clock at its end.
+        """
         return HistoryRow(
             epoch=epoch + 1,
             step=last,
-            loss=float(losses),
+            loss=float(losses.mean()),
             lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.convolution_learning_rate,
-            seconds=record.seconds.train or 0.0,
-            train_accuracy=float(correct) / self.recipe.batch_size,
-            val_loss=live.loss if live else None,
-            val_accuracy=live.accuracy["single_view"] if live else None,
+            seconds=seconds,
+            train_accuracy=float(correct.mean()) / self.recipe.batch_size,
+        )
+
+    def _validated_row(self, epoch: int, record: RunRecord, *, validate: bool) -> HistoryRow:
+        """The row of the epoch that just ended, read from the logs, and validation if that is wanted and due."""
+        first, last = epoch * self.plan.steps_per_epoch, record.steps
+        losses, correct = (log[first:last].double() for log in (self.state.loss_log, self.state.correct_log))
+        row = self._history_row(epoch, last, losses, correct, record.seconds.train or 0.0)
+        every = self.recipe.evaluation.every
+        if not (validate and every > 0 and (epoch + 1) % every == 0):
+            return row
+        live = self.scores("live")
+        started = self.plan.first_averaging_epoch
+        averaged = self.scores("averaged") if started is not None and epoch >= started else None
+        return dataclasses.replace(
+            row,
+            val_loss=live.loss,
+            val_accuracy=live.accuracy["single_view"],
             averaged_accuracy=averaged.accuracy["single_view"] if averaged else None,
         )
 
@@ -494,6 +573,8 @@ class Trainer:
     ) -> RunRecord:
         """Prepare, train and evaluate with `seed`; a run that diverges or is interrupted is recorded as such.
 
+        Without validation, display, checkpoints and `resume` the device is waited for only at the end of training.
+
         Args:
             seed: of weights, order and augmentation.
             display: told how the run goes.
@@ -505,16 +586,26 @@ class Trainer:
             UserError: `resume` is of another run, or a checkpoint cannot be written.
         """
         record = self.new_record(seed)
+        validated = validate and self.recipe.evaluation.every > 0
+        unwatched = display is None and checkpoints is None and resume is None and not validated
+        marks = Marks(self.device) if unwatched else None
+        started = time.perf_counter()
         if resume:
             resume.restore(self.state, record)
         else:
             record.seconds.prepare = self.prepare(seed)
         try:
-            self.train(record, display or Silent(), validate=validate, checkpoints=checkpoints)
+            if marks:
+                self._train_unwatched(record, marks)
+            else:
+                self.train(record, display or Silent(), validate=validate, checkpoints=checkpoints)
             if record.status != "interrupted":
                 record.accuracy, record.seconds.evaluate = self.evaluate()
+                record.seconds.wall = None if resume else time.perf_counter() - started
         except KeyboardInterrupt:
             record.status = "diverged" if record.status == "diverged" else "interrupted"
+        if marks:
+            self._read_history(record, marks)
         record.images_seen = record.steps * self.recipe.batch_size
         record.memory = {"peak_bytes": peak_bytes(self.device)}
         return record
@@ -542,6 +633,7 @@ class Trainer:
             backend=self.backend,
             dtype=str(self.dtype).removeprefix("torch."),
             kernels=self.kernels,
+            requested=self.requested,
             environment=environment(self.device),
             model={
                 "parameters": parameters,

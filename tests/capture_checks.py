@@ -90,7 +90,7 @@ class StandInGraph:
 
 
 class StandInCuda:
-    """The names in `torch.cuda` that capturing needs."""
+    """The names in `torch.cuda` and `torch._C` that capturing needs, with the faults of PyTorch 2.11."""
 
     CUDAGraph = StandInGraph
     graph_pool_handle = object
@@ -98,11 +98,15 @@ class StandInCuda:
     def __init__(self):
         self.graphs = []
         """That were captured, or should have been."""
+        self.recording = []
+        """Pools that the allocator records into; not empty after a capture that failed."""
+        self.generator_captures = False
+        """Whether the random generator takes it that there is a capture; so too after one that failed."""
         self._current = self.Stream(None)
 
     def Stream(self, device):
         """A new one; nothing has to wait on a CPU."""
-        return types.SimpleNamespace(device=device, wait_stream=lambda _: None)
+        return types.SimpleNamespace(device=device, device_index=-1, wait_stream=lambda _: None)
 
     def current_stream(self):
         """Set by `stream` and `graph`."""
@@ -117,12 +121,36 @@ class StandInCuda:
         finally:
             self._current = before
 
+    def is_capturing(self):
+        """Whether a capture is under way that has not failed."""
+        return bool(self.recording)
+
     @contextlib.contextmanager
-    def graph(self, graph, pool, stream):
-        """Record what is done within. As with PyTorch's, the stream stays the current one where that fails."""
+    def graph(self, graph, pool=None, stream=None):
+        """Record what is done within. As with PyTorch's, all stays as it is where that fails."""
+        if self.recording:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
         graph.pool, graph.stream = pool, stream
         self.graphs.append(graph)
+        self.recording.append(pool)
+        self.generator_captures = True
         before, self._current = self._current, stream
-        with graph.recorder:
-            yield
+        try:
+            with graph.recorder:
+                yield
+        except Exception:
+            reason = "CUDA error: operation failed due to a previous error during capture"
+            raise torch.AcceleratorError(reason)  # noqa: B904 - as PyTorch raises it, in the context of the first error
+        self.recording.remove(pool)
+        self.generator_captures = False
         self._current = before
+
+    def end_allocate_to_pool(self, device, pool):
+        """The allocator records into `pool` no longer."""
+        if pool not in self.recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id 0, 1")
+        self.recording.remove(pool)
+
+    def release_pool(self, device, pool):
+        """Its memory may be freed."""
+        assert pool not in self.recording

@@ -148,6 +148,8 @@ def cuda(monkeypatch):
     made = StandInCuda()
     for name in ("CUDAGraph", "Stream", "current_stream", "graph", "graph_pool_handle", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(made, name))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", made.end_allocate_to_pool)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", made.release_pool)
     return made
 
 

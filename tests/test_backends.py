@@ -221,12 +221,26 @@ def test_the_graphs_of_a_state_share_their_memory(make_state, cuda):
     assert len(streams) == 9
 
 
-def test_after_a_capture_that_fails_the_current_stream_is_as_before(make_state, cuda):
-    before = torch.cuda.current_stream()
-    step = graphs.CapturedStep(make_state(), lambda: cuda.graphs and failing(), contextlib.nullcontext)
-    with pytest.raises(RuntimeError, match="not permitted"):
+def test_after_a_capture_that_fails_everything_is_as_before(make_state, cuda):
+    before, state = torch.cuda.current_stream(), make_state()
+    step = graphs.CapturedStep(state, lambda: cuda.is_capturing() and failing(), contextlib.nullcontext)
+    with pytest.raises(torch.AcceleratorError, match="previous error"):
         step()
     assert torch.cuda.current_stream() is before
+    assert not cuda.recording
+    assert not cuda.generator_captures
+    step = captured_step(make_state())
+    step()  # a capture that was still under way would refuse another
+
+
+def test_what_the_allocator_says_of_a_failed_capture_is_not_hidden(make_state, cuda, monkeypatch):
+    def broken(device, pool):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", broken)
+    step = graphs.CapturedStep(make_state(), lambda: cuda.is_capturing() and failing(), contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="no such device"):
+        step()
 
 
 def test_a_closed_graph_is_freed_and_captured_anew(make_state, cuda):
@@ -342,25 +356,80 @@ def test_where_compilation_fails_auto_captures_the_eager_step(small_pack, defaul
     assert not any(default_of_a_gpu)  # a capture must not meet the autograd graph of another stream
 
 
-def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, default_of_a_gpu, cuda, monkeypatch):
+@pytest.fixture
+def failing_captures(default_of_a_gpu, cuda, monkeypatch):
+    """A function that makes the captures of these backends of a GPU fail; compilation changes nothing."""
+    attempts, original = itertools.count(), backends.training_step
+
+    def fail(*names):
+        def step(state, **options):
+            if cuda.is_capturing() and len(cuda.failed) < len(names):
+                cuda.failed.append(next(attempts))
+                failing()
+            original(state, **options)
+
+        cuda.failed = []
+        monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+        monkeypatch.setattr(backends, "training_step", step)
+
+    return fail
+
+
+def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pack, failing_captures, cuda):
+    failing_captures("graph")
+    trainer, told = warnings_of_auto(small_pack)
+    assert (trainer.backend, len(told)) == ("capture", 1)
+    assert "--backend graph failed at " in told[0]
+    assert "not permitted when stream is capturing" in told[0]
+    record = trainer.run(seed=1, validate=False)
+    assert (record.status, record.backend, record.requested["backend"]) == ("finished", "capture", "auto")
+    assert record.accuracy == Trainer(trainer.recipe, small_pack, CPU, "eager").run(seed=1, validate=False).accuracy
+    captured = [graph for graph in cuda.graphs if graph.replays]
+    assert captured
+    assert all(graph.pool is trainer.state.graph_memory.pool for graph in captured)
+    assert cuda.graphs[0].pool is not trainer.state.graph_memory.pool  # that of the failed capture
+
+
+def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, failing_captures, cuda):
     """The message has what failed within the capture, not that the capture could not be ended."""
-
-    @contextlib.contextmanager
-    def graph(*_, **__):
-        try:
-            yield
-        finally:
-            raise torch.AcceleratorError("operation failed due to a previous error during capture")
-
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    original = backends.training_step
-    calls = itertools.count()
-    monkeypatch.setattr(backends, "training_step", lambda *a, **o: failing() if next(calls) == 2 else original(*a, **o))
+    failing_captures("graph", "capture")
     trainer, told = warnings_of_auto(small_pack)
     assert (trainer.backend, len(told)) == ("eager", 2)
     assert "--backend capture failed at " in told[1]
     assert "not permitted when stream is capturing" in told[1]
     assert told[1].endswith("Going on with eager.")
+    assert not cuda.recording
+    assert not cuda.generator_captures
+
+
+class OutOfResources(Exception):
+    """As Triton's, which is no RuntimeError."""
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, OutOfResources, KeyError, torch._dynamo.exc.Unsupported])
+def test_whatever_a_compiler_raises_is_one_line_and_a_traceback(small_pack, make_state, monkeypatch, caplog, kind):
+    def compiled():
+        raise kind("out of resource: shared memory\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    step = make_step(make_state(), "compile", Variant(whitening_bias=True, cutmix=False))
+    with pytest.raises(BackendError, match=r"--backend compile failed at .*out of resource.*use --backend eager"):
+        step()
+    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: ("compile", "eager"))
+    with caplog.at_level("DEBUG", "speedyresnet"), pytest.warns(UserWarning, match="Going on with eager"):
+        assert Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto").backend == "eager"
+    assert "raise kind(" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [UserError, MemoryError, torch.OutOfMemoryError])
+def test_what_says_more_than_that_a_backend_failed_is_kept(make_state, monkeypatch, kind):
+    def compiled():
+        raise kind("full")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    step = make_step(make_state(), "compile", Variant(whitening_bias=True, cutmix=False))
+    with pytest.raises(kind, match=r"^full$"):
+        step()
 
 
 NAMES = *registered_recipes(), "page-ladder/baseline", "page-ladder/residual"
@@ -489,3 +558,31 @@ def test_a_captured_run_learns_and_takes_a_new_seed(small_pack, backend):
     assert trainer.backend == backend
     accuracies = [trainer.run(seed).accuracy.six_view for seed in (0, 1)]
     assert min(accuracies) > 0.4
+
+
+@pytest.mark.gpu
+def test_after_a_real_capture_that_fails_auto_captures_and_trains(small_pack, monkeypatch):
+    """The first backend asks the host within its capture, which CUDA forbids and ends with an error."""
+
+    def asking(step, **_):
+        def asked():
+            step()
+            if torch.cuda.is_current_stream_capturing():
+                torch.cuda.current_stream().synchronize()
+
+        return asked
+
+    made = recipe("airbench94", ["batch_size=64", "epochs=8"])
+    before = Trainer(made, small_pack, GPU, "capture")
+    with monkeypatch.context() as patches:
+        patches.setattr(torch, "compile", asking)
+        with pytest.warns(UserWarning, match=r"--backend graph failed at .*Going on with capture"):
+            trainer = Trainer(made, small_pack, GPU, "auto")
+    assert trainer.backend == "capture"
+    torch.cuda.empty_cache()
+    torch.rand(1, device=GPU)
+    for each in (trainer, before):  # graphs that were captured before are still good
+        record = each.run(seed=0, validate=False)
+        assert record.accuracy.six_view > 0.4
+    assert trainer.run(seed=0, validate=False).requested["backend"] == "auto"
+    assert Trainer(made, small_pack, GPU, "capture").run(seed=1, validate=False).accuracy.six_view > 0.4

@@ -308,6 +308,18 @@ def git(folder, *words):
     return done.stdout
 
 
+def test_the_repository_around_a_copy_is_not_taken_for_ours(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "first")
+    (tmp_path / "copy" / "engine").mkdir(parents=True)
+    (tmp_path / "copy" / "engine" / "step.py").touch()
+    monkeypatch.chdir(tmp_path / "copy")
+    with pytest.raises(UserError, match="revision HEAD is not of SpeedyResNet; start in a checkout"):
+        revisions.commit_of("HEAD")
+    monkeypatch.chdir(ROOT)
+    assert revisions.commit_of("HEAD") == git(ROOT, "rev-parse", "HEAD").strip()
+
+
 @pytest.fixture
 def slower_clone(tmp_path):
     """A clone of this repository whose last commit makes the optimizer slower."""

@@ -1,4 +1,7 @@
 import json
+import logging
+import os
+import signal
 import sys
 
 import pytest
@@ -8,8 +11,8 @@ from speedyresnet.bench import step_time
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.step_time import cold_and_warm_build_seconds, launches_and_idle, measure_steps
-from speedyresnet.engine import UserError, recipe, trainer
-from speedyresnet.engine.backends import BackendError
+from speedyresnet.engine import UserError, backends, recipe, trainer
+from speedyresnet.engine.backends import BackendError, make_step
 from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
@@ -27,23 +30,42 @@ def test_a_step_is_timed_and_counted(small_pack):
     assert found.peak_bytes > 1e8
 
 
-def test_rounds_are_interleaved_and_the_order_alternates(small_pack, monkeypatch):
+class Answering:
+    """Stands for the process of a backend: notes what it is asked, and fails at one request."""
+
+    def __init__(self, name, asked, failing_at=None):
+        self.name, self.asked, self.failing_at = name, asked, failing_at
+
+    def ask(self, request, steps):
+        """Seconds that count the requests."""
+        self.asked.append(self.name if request == "round" else request)
+        if self.asked.count(self.name) == self.failing_at:
+            raise BackendError("gone")
+        return (float(len(self.asked)), 0.5) if request == "round" else (None, None)
+
+    def end(self):
+        """It has ended."""
+        self.asked.append(f"end of {self.name}")
+
+
+def test_rounds_are_interleaved_and_the_order_alternates():
     """Times that are 1, 2, 3, ... seconds tell which round ran when."""
-    order = []
-    original = step_time.timed_round
+    asked, failed = [], {}
+    processes = {name: Answering(name, asked) for name in ("first", "second")}
+    rows = step_time._measured_rounds(processes, failed, 4, 2)
+    assert asked == ["first", "second", "second", "first"] * 2 + ["launches"] * 2
+    assert [[whole for whole, _ in times] for times, _ in rows.values()] == [[1, 4, 5, 8], [2, 3, 6, 7]]
+    assert failed == {}
 
-    def numbered(trainer, steps):
-        order.append(trainer.net)
-        original(trainer, 1)
-        return float(len(order)), 0.5
 
-    monkeypatch.setattr(step_time, "timed_round", numbered)
-    monkeypatch.setattr("speedyresnet.engine.backends.BACKENDS", ("eager", "second"))
-    monkeypatch.setattr("speedyresnet.engine.trainer.make_step", lambda state, *_: lambda: None)
-    found, _ = measure_steps(recipe("airbench94", TINY), small_pack, CPU, ["eager", "second"], rounds=4, steps=2)
-    first, second = order[0], order[1]
-    assert order[2:] == [first, second, second, first, first, second, second, first]
-    assert [each.milliseconds for each in found] == [6500.0, 6500.0]  # medians of 3, 6, 7, 10 and of 4, 5, 8, 9
+def test_a_backend_that_fails_in_a_round_leaves_the_turns_to_the_others():
+    asked, failed = [], {}
+    processes = {
+        name: Answering(name, asked, failing_at=2 if name == "first" else None) for name in ("first", "second")
+    }
+    rows = step_time._measured_rounds(processes, failed, 3, 2)
+    assert asked == ["first", "second", "second", "first", "end of first", "second", "launches"]
+    assert (list(rows), failed) == (["second"], {"first": "gone"})
 
 
 def test_steps_never_run_past_the_tables(small_pack):
@@ -51,24 +73,34 @@ def test_steps_never_run_past_the_tables(small_pack):
     assert found.milliseconds > 0  # ten steps make this run
 
 
-def broken_on(name, make_step):
-    """A `make_step` whose backend `name` fails when it is built."""
+SERVE = step_time.serve
 
-    def make(state, backend, variant):
-        if backend == name:
-            raise BackendError(FAILURE.format(name))
+
+def serve(connection, made, data, device, backend, debug):
+    """What backends do in their processes: one fails, one is killed, one says nothing, and the others work."""
+
+    def make(state, chosen, variant):
+        if backend == "compile":
+            raise BackendError(FAILURE.format("compile"))
+        if backend == "graph":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if backend == "capture":
+            os._exit(7)
+        print("a compiler's own words")
         return make_step(state, "eager", variant)
 
-    return make
+    backends.check_backend = trainer.check_backend = lambda name, place: None
+    trainer.make_step = make
+    SERVE(connection, made, data, device, backend, debug)
 
 
-def test_a_backend_that_fails_is_named_and_the_others_are_timed(small_pack, tmp_path, monkeypatch, capsys):
+def test_a_backend_that_fails_or_is_killed_is_named_and_the_others_are_timed(small_pack, tmp_path, monkeypatch, capfd):
     data, out = tmp_path / "small.safetensors", tmp_path / "steps.json"
     save_pack(small_pack, data)
-    monkeypatch.setattr("speedyresnet.engine.trainer.make_step", broken_on("compile", trainer.make_step))
-    monkeypatch.setattr("speedyresnet.bench.cli.backends_of", lambda device: ["eager", "compile", "torchscript"])
+    monkeypatch.setattr(step_time, "serve", serve)
+    names = ["compile", "graph", "capture", "eager"]
+    monkeypatch.setattr("speedyresnet.bench.cli.backends_of", lambda device: names)
     monkeypatch.setattr("speedyresnet.bench.cli.check_backend", lambda backend, device: None)
-    monkeypatch.setattr("speedyresnet.engine.trainer.check_backend", lambda backend, device: None)
     settings = [word for each in TINY for word in ("--set", each)]
     words = ["bench", "step", "--recipe", "airbench94", *settings, "--data", str(data), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["speedyresnet", *words, "--rounds", "2", "--steps", "2", "--out", str(out)])
@@ -76,18 +108,66 @@ def test_a_backend_that_fails_is_named_and_the_others_are_timed(small_pack, tmp_
         main()
     assert ended.value.code == 1
     result, reason = json.loads(out.read_text()), FAILURE.format("compile")
-    assert [row["backend"] for row in result["backends"]] == ["eager", "torchscript"]
-    assert result["failed"] == [{"backend": "compile", "reason": reason}]
-    assert capsys.readouterr().out.rstrip().endswith(f"compile: {reason}")
+    assert [row["backend"] for row in result["backends"]] == ["eager"]
+    assert {each["backend"]: each["reason"] for each in result["failed"]} == {
+        "compile": reason,
+        "graph": "its process was ended by SIGKILL, as the system does where memory is full",
+        "capture": "its process ended with exit code 7",
+    }
+    said = capfd.readouterr()
+    assert f"compile: {reason}" in said.out.splitlines()
+    assert "own words" not in said.out  # standard output is for the result
+    assert "own words" in said.err
+    assert "Traceback" not in said.err
     (times, failed) = read_source(out).blocks
-    assert len(times.rows) == 2
+    assert len(times.rows) == 1
     assert failed.rows[0][1:] == ("compile", reason)
 
 
-def test_where_no_backend_can_be_built_the_user_is_told_why(small_pack, monkeypatch):
-    monkeypatch.setattr("speedyresnet.engine.trainer.make_step", broken_on("eager", trainer.make_step))
-    with pytest.raises(UserError, match="--backend eager failed"):
+def failing_serve(connection, made, data, device, backend, debug):
+    """Every backend fails in a way that nobody foresaw."""
+
+    def make(state, chosen, variant):
+        raise TypeError("no\nstep")
+
+    trainer.make_step = make
+    SERVE(connection, made, data, device, backend, debug)
+
+
+def test_where_no_backend_can_be_built_the_user_is_told_why(small_pack, monkeypatch, capfd, caplog):
+    """And with --debug where in the code, too."""
+    monkeypatch.setattr(step_time, "serve", failing_serve)
+    caplog.set_level(logging.DEBUG, "speedyresnet")
+    with pytest.raises(UserError, match=r"^TypeError: no step$"):
         measure_steps(recipe("airbench94", TINY), small_pack, CPU, ["eager"])
+    said = capfd.readouterr().err
+    assert "Traceback" in said
+    assert 'raise TypeError("no' in said
+
+
+def test_a_recipe_that_does_not_fit_starts_no_process(small_pack, monkeypatch):
+    monkeypatch.setattr(step_time, "BackendProcess", None)
+    with pytest.raises(UserError, match="exceeds images"):
+        measure_steps(recipe("airbench94", [*TINY, "augmentation.crop=99"]), small_pack, CPU, ["eager"])
+
+
+def test_a_build_that_fails_with_an_empty_cache_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found, failed = step_time.all_build_seconds("pocket", [], "synthetic", "cpu", ["compile"])
+    assert found == {}
+    assert failed == {"compile": "with an empty compiler cache its process ended with exit code 1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BackendError("--backend graph failed"), "--backend graph failed"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU's memory is full: lower --set batch_size"),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_a_failure_is_one_line(error, told):
+    assert step_time.failure_told(error) == told
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")

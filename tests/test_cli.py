@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -7,9 +8,13 @@ import time
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
+from speedyresnet.bench.cli import app
 from speedyresnet.engine import recipe
+from speedyresnet.engine.backends import LOG
+from speedyresnet.engine.cli import add_debug_option
 from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
@@ -206,3 +211,46 @@ def test_a_folder_with_holdout_is_packed_and_drawn(tmp_path, speedyresnet):
     assert json.loads(done.stdout)["sha256"] == packed["sha256"]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 800
+
+
+@pytest.fixture
+def tracebacks_end():
+    """What `--debug` turns on is off again afterwards."""
+    yield
+    LOG.setLevel(logging.NOTSET)
+    for handler in list(LOG.handlers):
+        LOG.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--recipe", "nothing", "--debug"),
+        ("--debug", "recipes", "nothing"),
+        ("bench", "step", "--debug", "--recipe", "nothing"),
+        ("data", "--debug", "info", "nothing"),
+    ],
+)
+def test_debug_adds_the_traceback_and_changes_nothing_else(words, speedyresnet, tracebacks_end):
+    plain = speedyresnet(*(word for word in words if word != "--debug"))
+    told = speedyresnet(*words)
+    assert (told.returncode, told.stdout) == (plain.returncode, plain.stdout) == (2, "")
+    (line,) = plain.stderr.splitlines()
+    assert told.stderr.splitlines()[-1] == line
+    assert "Traceback (most recent call last)" in told.stderr
+    assert "UserError" in told.stderr
+
+
+def commands_below(command, name=""):
+    yield name, command
+    for inner, each in getattr(command, "commands", {}).items():
+        yield from commands_below(each, f"{name} {inner}".strip())
+
+
+def test_every_command_has_debug():
+    command = typer.main.get_command(app)
+    add_debug_option(command)
+    found = dict(commands_below(command))
+    assert {"", "train", "bench", "bench gpu-suite", "data pack", "kernels"} <= set(found)
+    for name, each in found.items():
+        assert [option for option in each.params if "--debug" in option.opts], name

@@ -58,34 +58,82 @@ def test_what_cudnn_may_do_is_recorded_of_a_gpu(nvidia_smi):
 
 
 def git(folder, *words):
+    """Run git in a folder."""
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True)
+
+
+def new_repository(folder):
+    """A git repository with one commit, and that commit."""
+    folder.mkdir(exist_ok=True)
+    (folder / "setup.py").write_text(f"# {folder.name}")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "setup.py")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+
+
+def commit_in(package, variable, monkeypatch):
+    """What a package in the folder `package` takes for its commit."""
+    monkeypatch.setattr(record, "_PACKAGE", package)
+    if variable is None:
+        monkeypatch.delenv(record.COMMIT_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(record.COMMIT_VARIABLE, variable)
+    return record._commit()
 
 
 @pytest.mark.parametrize(
     ("files", "variable", "expected"),
     [
-        ("checkout", "feed", "head"), ("changed", "feed", "head+changes"), ("copy", "feed", "feed"), ("copy", "", None),
-        ("wheel", "feed", "feed"), ("wheel", None, None),
+        ("checkout", None, "head"), ("checkout", "", "head"), ("changed", None, "head+changes"),
+        ("checkout", "feed", "feed"), ("changed", "feed", "feed"),
+        ("copy", "feed", "feed"), ("copy", "", None), ("wheel", "feed", "feed"), ("wheel", None, None),
     ],
 )  # fmt: skip
-def test_the_commit_is_gits_or_what_the_variable_says(tmp_path, monkeypatch, files, variable, expected):
-    (tmp_path / "setup.py").touch()
-    git(tmp_path, "init", "--quiet")
-    git(tmp_path, "add", "setup.py")
-    git(tmp_path, "commit", "--quiet", "--message", "first")
-    head = record._command_output("git", "rev-parse", "HEAD", folder=tmp_path)
+def test_the_commit_is_what_the_variable_says_or_else_gits(tmp_path, monkeypatch, files, variable, expected):
+    head = new_repository(tmp_path)
     if files == "changed":
         (tmp_path / "setup.py").write_text("1")
     if files == "copy":
         shutil.rmtree(tmp_path / ".git")
     if files == "wheel":
         (tmp_path / "setup.py").unlink()
-    monkeypatch.setattr(record, "_PACKAGE", tmp_path)
-    if variable is None:
-        monkeypatch.delenv(record.COMMIT_VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(record.COMMIT_VARIABLE, variable)
-    assert record._commit() == (expected and expected.replace("head", head))
+    assert commit_in(tmp_path, variable, monkeypatch) == (expected and expected.replace("head", head))
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_copy_inside_another_repository_does_not_take_its_commit(tmp_path, monkeypatch, tracked):
+    new_repository(tmp_path)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "setup.py").touch()
+    if tracked:
+        git(tmp_path, "add", "copy")
+        git(tmp_path, "commit", "--quiet", "--message", "second")
+    assert commit_in(copy, None, monkeypatch) is None
+
+
+def test_a_checkout_inside_another_repository_has_its_own_commit(tmp_path, monkeypatch):
+    outer, inner = new_repository(tmp_path), new_repository(tmp_path / "inner")
+    assert outer != inner
+    assert commit_in(tmp_path / "inner", None, monkeypatch) == inner
+
+
+def test_a_worktree_has_its_own_commit(tmp_path, monkeypatch):
+    """There `.git` is a file that names the folder."""
+    new_repository(tmp_path / "main")
+    git(tmp_path / "main", "worktree", "add", "--quiet", "-b", "other", "../other")
+    git(tmp_path / "other", "commit", "--quiet", "--allow-empty", "--message", "second")
+    other = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path / "other", text=True).strip()
+    assert commit_in(tmp_path / "other", None, monkeypatch) == other
+
+
+def test_the_repository_whose_hook_runs_us_is_not_taken_for_ours(tmp_path, monkeypatch):
+    """Git sets GIT_DIR for its hooks."""
+    inner = new_repository(tmp_path / "inner")
+    new_repository(tmp_path / "outer")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "outer" / ".git"))
+    assert commit_in(tmp_path / "inner", None, monkeypatch) == inner
 
 
 def test_flops_are_counted_once_for_all_runs_of_a_recipe(monkeypatch):
@@ -93,3 +141,30 @@ def test_flops_are_counted_once_for_all_runs_of_a_recipe(monkeypatch):
     found = forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size)
     monkeypatch.setattr(nets, "make_net", None)
     assert forward_flops_per_image(recipe("airbench94", ["net.widths=8,8,8"]), **size) == found
+
+
+@pytest.mark.parametrize(
+    ("requested", "kernels", "told"),
+    [
+        (("graph", "triton"), {}, None),
+        (("auto", "triton"), {}, "backend: auto was asked for, graph ran"),
+        (
+            ("graph", "triton"),
+            {"stem": "reference"},
+            "kernels: triton was asked for, triton ran for augment; reference ran for stem",
+        ),
+        (
+            ("auto", "auto"),
+            {},
+            "backend: auto was asked for, graph ran. kernels: auto was asked for, triton ran for augment, stem",
+        ),
+    ],
+)
+def test_what_ran_is_told_where_it_is_not_what_was_asked_for(requested, kernels, told):
+    found = {"backend": "graph", "kernels": {"augment": "triton", "stem": "triton"} | kernels}
+    found["requested"] = dict(zip(("backend", "kernels"), requested, strict=True))
+    assert record.differences_told(found) == told
+
+
+def test_a_record_that_does_not_say_what_was_asked_for_has_no_differences():
+    assert record.differences_told({"backend": "graph", "kernels": {"stem": "reference"}}) is None

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedyresnet.engine import UserError, evaluate, recipe, train
 from speedyresnet.engine.init import whitening_filters
@@ -23,6 +24,7 @@ TOP_LEVEL = {
     "backend",
     "dtype",
     "kernels",
+    "requested",
     "environment",
     "model",
     "memory",
@@ -75,7 +77,8 @@ def test_the_record_has_every_field(tiny_run):
     assert record["memory"]["peak_bytes"] > 1e6
     assert (record["steps"], record["images_seen"]) == (20, 1280)
     seconds = record["seconds"]
-    assert set(seconds) == {"build", "prepare", "train", "evaluate", "total"}
+    assert list(seconds) == ["build", "prepare", "train", "evaluate", "total", "wall"]
+    assert record["requested"] == {"backend": "auto", "kernels": "auto"}
     assert all(value > 0 for value in seconds.values())
     assert seconds["total"] == pytest.approx(seconds["prepare"] + seconds["train"] + seconds["evaluate"])
     assert set(record["accuracy"]) == {"weights", "single_view", "mirror", "six_view"}
@@ -235,6 +238,137 @@ def test_validation_is_in_no_clock(small_pack, monkeypatch):
     run = train(recipe("airbench94", TINY), small_pack, device="cpu").record
     assert run.seconds.train < base.train + 0.9  # two epochs, each with two validations
     assert run.seconds.evaluate > 0.5
+    assert run.seconds.wall > run.seconds.total + 0.9  # but it takes its time
+
+
+# -- runs that nobody watches
+
+
+@pytest.fixture
+def tiny_trainer(small_pack):
+    return Trainer(recipe("airbench94", [*TINY, "epochs=2.5"]), small_pack, torch.device("cpu"), "eager")
+
+
+def rows_without_seconds(record):
+    return [dataclasses.replace(row, seconds=0.0) for row in record.history]
+
+
+def test_the_clocks_of_a_run_that_nobody_watches_leave_nothing_out(tiny_trainer):
+    seconds = tiny_trainer.run(seed=1, validate=False).seconds
+    assert seconds.wall == pytest.approx(seconds.prepare + seconds.train + seconds.evaluate, rel=0.01)
+    assert seconds.wall >= seconds.total
+
+
+def test_the_history_is_that_of_a_run_that_is_read_at_each_epoch(tiny_trainer):
+    at_once = tiny_trainer.run(seed=1, validate=False)
+    read = tiny_trainer.run(seed=1, display=Silent(), validate=False)
+    assert rows_without_seconds(at_once) == rows_without_seconds(read)
+    assert [row.step for row in at_once.history] == [10, 20, 25]
+    assert (at_once.status, at_once.steps, at_once.accuracy) == (read.status, read.steps, read.accuracy)
+    seconds = [row.seconds for row in at_once.history]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= at_once.seconds.train
+
+
+class HostReads(TorchDispatchMode):
+    """Notes when the host asks for a tensor's content."""
+
+    def __init__(self, notes):
+        super().__init__()
+        self.notes = notes
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function._schema.name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::item"):
+            self.notes.append("read")
+        return function(*arguments, **(options or {}))
+
+
+def noted_run(trainer, monkeypatch, **options):
+    """What a run did, in order, of: step, read, wait."""
+    notes = []
+    steps = {variant: lambda step=step: (notes.append("step"), step()) for variant, step in trainer._steps.items()}
+    with monkeypatch.context() as patches:
+        patches.setattr(trainer, "_steps", steps)
+        patches.setattr("speedyresnet.engine.trainer.synchronize", lambda device: notes.append("wait"))
+        with HostReads(notes):
+            record = trainer.run(seed=1, **options)
+    first, last = notes.index("step"), len(notes) - notes[::-1].index("step")
+    return record, notes[first:last], notes[last:]
+
+
+def test_a_loop_that_nobody_watches_never_waits_and_never_reads(tiny_trainer, monkeypatch):
+    record, between, after = noted_run(tiny_trainer, monkeypatch, validate=False)
+    assert between == ["step"] * 25
+    assert after[0] == "wait"  # the train clock stops; what is read then is the evaluation and the logs
+    assert record.status == "finished"
+    for options in ({"validate": False, "display": Silent()}, {"validate": True}):
+        _, between, _ = noted_run(tiny_trainer, monkeypatch, **options)
+        assert {"read", "wait"} < set(between)
+
+
+def test_what_was_logged_is_read_when_the_last_clock_has_stopped(tiny_trainer, monkeypatch):
+    original, walls = Trainer._read_history, []
+
+    def read(self, record, marks):
+        walls.append(record.seconds.wall)
+        original(self, record, marks)
+
+    monkeypatch.setattr(Trainer, "_read_history", read)
+    record = tiny_trainer.run(seed=1, validate=False)
+    assert walls == [record.seconds.wall]
+    assert walls[0] > 0
+
+
+def at_step(trainer, number, what, monkeypatch):
+    """Call `what` behind a step of every run."""
+
+    def changed(step):
+        def call():
+            step()
+            if int(trainer.state.counter) == number:
+                what()
+
+        return call
+
+    monkeypatch.setattr(trainer, "_steps", {variant: changed(step) for variant, step in trainer._steps.items()})
+
+
+def test_a_run_that_nobody_watches_is_recorded_as_diverged(tiny_trainer, monkeypatch):
+    at_step(tiny_trainer, 12, lambda: tiny_trainer.state.learning_rate.fill_(float("nan")), monkeypatch)
+    record = tiny_trainer.run(seed=0, validate=False)
+    assert (record.status, record.diverged_at_step) == ("diverged", 14)  # the 13th step ruins the weights
+    assert [row["loss"] is None for row in json.loads(record.to_json())["history"]] == [False, True, True]
+    assert record.accuracy.six_view < 0.3
+    assert record.seconds.total > 0
+
+
+def test_an_interruption_of_a_run_that_nobody_watches_keeps_what_is_done(tiny_trainer, monkeypatch):
+    at_step(tiny_trainer, 13, lambda: signal.raise_signal(signal.SIGINT), monkeypatch)
+    record = tiny_trainer.run(seed=0, validate=False)
+    assert (record.status, record.steps, [row.step for row in record.history]) == ("interrupted", 13, [10, 13])
+    assert (record.seconds.evaluate, record.seconds.wall) == (None, None)
+    assert record.seconds.train > 0
+
+
+def test_a_second_interruption_keeps_the_epochs_that_are_done(tiny_trainer, monkeypatch):
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(tiny_trainer, 13, interrupt, monkeypatch)
+    record = tiny_trainer.run(seed=0, validate=False)
+    assert (record.status, [row.step for row in record.history]) == ("interrupted", [10])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "capture"])
+def test_on_a_gpu_too_the_clocks_leave_nothing_out(small_pack, backend):
+    trainer = Trainer(recipe("airbench94", ["batch_size=64", "epochs=32"]), small_pack, torch.device("cuda"), backend)
+    record = trainer.run(seed=1, validate=False)
+    seconds = record.seconds
+    assert seconds.wall == pytest.approx(seconds.prepare + seconds.train + seconds.evaluate, rel=0.01)
+    ends = [row.seconds for row in record.history]
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(seconds.train, rel=0.05)
 
 
 def test_images_that_are_too_small_are_refused(small_pack):
