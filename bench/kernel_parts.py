@@ -160,18 +160,17 @@ class Assignment:
 
     def _row_by_position(self, place: int, kind: Kernel, averaging: int) -> Row | None:
         """Of a kernel that stands between convolutions; words of its own count, unless they mean several parts."""
+        what = kind.what if kind.role == "words" else ""
         forward = [each for each, which in self._convolutions if which == "forward"]
         backward = [each for each, which in self._convolutions if which != "forward"]
-        if not forward:
-            return self._part_row(kind.what) if kind.what else None
-        if place < forward[0]:
+        if forward and place < forward[0]:
             return self._part_row("augment")
-        if backward and forward[-1] < place < backward[0] and kind.what in ("", "pool"):
+        if forward and backward and forward[-1] < place < backward[0] and what in ("", "pool"):
             return self._part_row("head+loss")
         if place >= averaging:
             return self._part_row("averaging")
-        if kind.what:
-            return self._part_row(kind.what)
+        if what or not forward:
+            return self._part_row(what) if what else None
         if not backward:
             return self._part_row("norm+activation" if place < forward[-1] else "head+loss")
         return self._part_row("norm+activation" if place < backward[-1] else "optimizer")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from speedyresnet.engine.backends import COMPILING, variant_of_step
@@ -436,7 +437,7 @@ _SMALL = 0.05
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, box=None, padding=(0, 1), title_justify="left", title_style="bold", min_width=80)
+    table = Table(title=escape(title), box=None, padding=(0, 1), title_justify="left", title_style="bold", min_width=80)
     table.add_column("part", no_wrap=True, overflow="ellipsis", max_width=36)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
