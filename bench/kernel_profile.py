@@ -437,7 +437,9 @@ _SMALL = 0.05
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=escape(title), box=None, padding=(0, 1), title_justify="left", title_style="bold", min_width=80)
+    table = Table(
+        title=escape(title), box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", min_width=80
+    )
     table.add_column("part", no_wrap=True, overflow="ellipsis", max_width=36)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -465,7 +467,8 @@ def _parts_table(title: str, parts: Sequence[dict[str, Any]], steps: int) -> Tab
     return table
 
 
-def _heading(result: dict[str, Any]) -> str:
+def heading(result: dict[str, Any]) -> str:
+    """What was profiled, and where."""
     recipe, gpu = result["recipe"], result["environment"].get("gpu") or result["device"] or "unknown GPU"
     return f"{recipe['name']} {recipe['hash'][:6]}, {result['backend']} {result['dtype']}, {gpu}"
 
@@ -477,7 +480,7 @@ def print_kernel_profile(console: Console, result: dict[str, Any]) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     run, steps = result["run"], result["steps"]
-    say(_heading(result))
+    say(heading(result))
     say(
         f"{steps} steps a run: {1e3 * steps * result['step_seconds']:.1f} ms, kernels {run['kernel_milliseconds']:.1f} "
         f"ms, could be recovered {run['recoverable_milliseconds']:.1f} ms, unassigned {run['unassigned_share']:.1%}"
@@ -509,7 +512,7 @@ def print_compared(console: Console, result: dict[str, Any]) -> None:
     """Both profiles of a result with `against`, in milliseconds a run."""
     other = result["against"]
     for title in ("groups", "parts", "prepare", "evaluate"):
-        table = _table(f"{title}, ms a run, against {_heading(other)}", ("ms/run", "other", "difference"))
+        table = _table(f"{title}, ms a run, against {heading(other)}", ("ms/run", "other", "difference"))
         for each in other[title]:
             values = each["run_milliseconds"], each["other_run_milliseconds"]
             if max(values) >= _SMALL:

@@ -12,7 +12,7 @@ from speedyresnet.engine.recipe import recipe_from_dict
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_clouds, series_colors, svg_picture
-from .kernel_profile import run_milliseconds
+from .kernel_profile import heading, run_milliseconds
 from .kernel_table import table_from
 from .measured import told
 from .pictures import computing, plot_roofline
@@ -130,7 +130,7 @@ def kernel_profile_blocks(name: str, documents: list[Document]) -> list[Block]:
     blocks: list[Block] = []
     for each in documents:
         times = f"{1e3 * each['step_seconds']:.2f} ms a step, mean of the {each['steps']} of a run"
-        title = f"{_title(each)}, {each['backend']} {each['dtype']}: {times}"
+        title = f"{heading(each)}: {times}"
         rows = [
             [group["name"], f"{group['run_milliseconds']:.1f}", f"{group['recoverable_milliseconds']:.1f}"]
             for group in each["run"]["groups"]

@@ -335,7 +335,7 @@ def test_parts_are_sorted_by_what_a_run_could_recover(evidence):
     assert sum(each["share"] for each in evidence["parts"]) == pytest.approx(1)
 
 
-def test_kinds_of_steps_count_as_often_as_a_run_takes_them(speedy, ordered):
+def test_kinds_of_steps_count_as_often_as_a_run_takes_them(speedy, ordered, capsys):
     rows = events_of_step(ordered.operations)
     later = SMALL._replace(whitening_bias=False)
     twice = [(name, row, 2 * time) for name, row, time in rows if "stem_gradient" not in row]
@@ -358,6 +358,10 @@ def test_kinds_of_steps_count_as_often_as_a_run_takes_them(speedy, ordered):
     assert result["run"]["unassigned_share"] == 0
     assert result["variants"][1]["steps"] == 89
     assert not result["ceilings"]["assumed"]
+    print_kernel_profile(Console(width=100), result)
+    printed = capsys.readouterr().out
+    assert all(row in printed for _, row, _ in rows)
+    assert max(map(len, printed[printed.index("Groups") :].splitlines())) <= 100
 
 
 def test_a_table_is_small_and_reads_back_as_it_was(speedy, ordered, tmp_path):
