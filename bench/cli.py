@@ -41,15 +41,8 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
 from .gpu_suite import run_gpu_suite, stages
-from .kernel_profile import (
-    check_device,
-    compared,
-    folded,
-    print_compared,
-    print_kernel_profile,
-    record_table,
-    save,
-)
+from .kernel_profile import compared, folded, print_compared, print_kernel_profile, save
+from .kernel_recording import check_device, record_table
 from .kernel_table import KernelTable, read_table
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
@@ -315,11 +308,16 @@ def step_command(
     raise typer.Exit(1 if failed else 0)
 
 
-def _stored_table(path: Path, recipe: str | None, settings: list[str]) -> tuple[KernelTable, Recipe | None]:
+def _stored_table(
+    path: Path, recipe: str | None, settings: list[str], backend: str
+) -> tuple[KernelTable, Recipe | None]:
     """A table of kernels and the recipe that the user says it is of."""
     if settings and recipe is None:
         raise UserError("--set with --from needs --recipe: a table holds its recipe as it is")
-    return read_table(path, "--from"), recipe_called(recipe, settings) if recipe else None
+    table = read_table(path, "--from")
+    if backend not in (EAGER, table.backend):
+        raise UserError(f"--backend {backend}: the table in {path} is of {table.backend}; leave --backend out")
+    return table, recipe_called(recipe, settings) if recipe else None
 
 
 def _recorded_table(
@@ -351,6 +349,39 @@ def _show_kernels(
     console.print(f"written: {out or 'nothing; --out profile.json keeps the result'}", highlight=False, soft_wrap=True)
 
 
+def _profile_eagerly(
+    recipe: str | None,
+    settings: list[str],
+    data: str | None,
+    device: str,
+    steps: int,
+    out: Path | None,
+    against: Path | None,
+    as_json: bool,
+) -> None:
+    """`bench profile` of the eager step, which the host divides into parts."""
+    place, console = pick_device(device), notes_console(as_json)
+    made = recipe_called(recipe or default_recipe(place), settings)
+    if out is not None:
+        check_writable(out)
+        check_outputs(profile_paths(out), [data or made.data, recipe_file(recipe)])
+        matplotlib_pyplot()
+    other = None if against is None else read_profile(against)
+    result, trace = profile_step(made, load_data(data or made.data), place, steps)
+    if other is not None:
+        result["against"] = side_by_side(result, other)
+    if out is not None:
+        save_profile(result, trace, out)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    print_profile(console, result)
+    if other is not None:
+        print_side_by_side(console, result)
+    written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
+    console.print(f"written: {written}", highlight=False)
+
+
 @bench_app.command("profile")
 def profile_command(
     recipe: RecipeOption = None,
@@ -379,30 +410,11 @@ def profile_command(
         check_outputs([out], [stored, against, data, recipe_file(recipe)])
         other = None if against is None else read_table(against, "--against")
         if stored is not None:
-            table, made = _stored_table(stored, recipe, settings or [])
+            table, made = _stored_table(stored, recipe, settings or [], backend)
         else:
             table, made = _recorded_table(recipe, settings or [], data, device, backend, steps, out), None
         return _show_kernels(table, other, made, out, as_json)
-    place, console = pick_device(device), notes_console(as_json)
-    of_step = recipe_called(recipe or default_recipe(place), settings or ())
-    if out is not None:
-        check_writable(out)
-        check_outputs(profile_paths(out), [data or of_step.data, recipe_file(recipe)])
-        matplotlib_pyplot()
-    eager = None if against is None else read_profile(against)
-    result, trace = profile_step(of_step, load_data(data or of_step.data), place, steps)
-    if eager is not None:
-        result["against"] = side_by_side(result, eager)
-    if out is not None:
-        save_profile(result, trace, out)
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return None
-    print_profile(console, result)
-    if eager is not None:
-        print_side_by_side(console, result)
-    written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
-    return console.print(f"written: {written}", highlight=False)
+    return _profile_eagerly(recipe, settings or [], data, device, steps, out, against, as_json)
 
 
 @bench_app.command("versus")

@@ -5,11 +5,9 @@ and weighted by how often a run takes it. Every kernel belongs to a part; a part
 floor, the least that its bytes and FLOPs take at the ceilings measured in the same minute.
 """
 
-import dataclasses
 import json
-import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +18,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from speedyresnet.engine.backends import COMPILING, variant_of_step
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.record import environment
 from speedyresnet.engine.schedules import Plan
-from speedyresnet.engine.trainer import DTYPES, Trainer, fitting_plan, synchronize
+from speedyresnet.engine.trainer import DTYPES, fitting_plan
 
 from .kernel_parts import Assignment, Row, prepare_rows
 from .kernel_table import SCHEMA, KernelTable, Launch, Phase
 from .kernel_work import Slot, Work, evaluation_work, prepare_work, step_work
-from .roofline import Ceilings, measured_ceilings
-from .step_time import timed_round
-from .trace import GAPS, device_events, recorded_trace
+from .roofline import Ceilings
+from .trace import GAPS
 
-BACKENDS = ("graph", "capture", "compile")
-"""Those whose kernels are told apart by names and order, because nothing on the host enters a part."""
 _GAPS: Row = (GAPS, GAPS)
 _WHOLE: Row = ("not recorded by kernel", "evaluate")
-_ROUNDS = 5
 ASSUMED_CEILINGS = Ceilings(copies=((1 << 30, 3.0e12),), rates={"float16": 8.0e14, "float32": 8.0e14})
 """Of the H100 that the first tables come from; they do not hold its ceilings."""
 
@@ -66,144 +58,12 @@ class Total:
 Totals = dict[Row, Total]
 
 
-# -- recording
-
-
-def check_device(backend: str, device: torch.device) -> None:
-    """Raise UserError where the kernels of `backend` on `device` cannot be told apart."""
-    if backend not in BACKENDS:
-        raise UserError(f"--backend {backend}: bench profile takes eager, {', '.join(BACKENDS)}")
-    if device.type != "cuda":
-        raise UserError(f"--backend {backend}: its kernels are profiled on a CUDA GPU only; use --backend eager")
-
-
-def launches_of(events: Iterable[dict[str, Any]], calls: int) -> tuple[list[Launch], float]:
-    """The kernels of a call and the seconds in which at least one of them ran, means over `calls` but the first.
-
-    Args:
-        events: what the device did in all calls, of any stream; each call has to end before the next begins.
-        calls: at least two.
-
-    Returns:
-        Kernels in the order of the second call. Where streams overlap and order differs from call to call, the first
-        kernel of a name is averaged with the first of that name.
-
-    Raises:
-        UserError: the calls did not run the same kernels, or the profiler lost some.
-    """
-    ordered = sorted(events, key=lambda each: float(each["ts"]))
-    each_call, rest = divmod(len(ordered), calls)
-    parts = [ordered[start : start + each_call] for start in range(each_call, each_call * calls, each_call or 1)]
-    if rest or not parts or any(_names(part) != _names(parts[0]) for part in parts):
-        raise UserError("the profiler did not see the same kernels in every call: it lost some; try again")
-    durations = [_durations(part) for part in parts]
-    streams: dict[Any, int] = {}
-    seen, launches = Counter[str](), []
-    for event in parts[0]:
-        name = str(event["name"])
-        mean = statistics.fmean(by_name[name][seen[name]] for by_name in durations)
-        stream = streams.setdefault(event.get("args", {}).get("stream"), len(streams))
-        launches.append(Launch(name, 1.0, mean, stream))
-        seen[name] += 1
-    return launches, statistics.fmean(map(_busy_microseconds, parts)) / 1e6
-
-
-def _names(events: Sequence[dict[str, Any]]) -> Counter[str]:
-    return Counter(str(each["name"]) for each in events)
-
-
-def _durations(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for each in events:
-        found.setdefault(str(each["name"]), []).append(float(each["dur"]))
-    return found
-
-
-def _busy_microseconds(events: Sequence[dict[str, Any]]) -> float:
-    """Length of the union of `events`, which are sorted by their start."""
-    busy, end = 0.0, float("-inf")
-    for each in events:
-        start, stop = float(each["ts"]), float(each["ts"]) + float(each["dur"])
-        busy += max(stop - max(start, end), 0.0)
-        end = max(end, stop)
-    return busy
-
-
-def recorded_launches(call: Callable[[], object], device: torch.device, calls: int) -> tuple[list[Launch], float]:
-    """See `launches_of`; `call` is called once more, and waited for each time."""
-
-    def run() -> None:
-        for _ in range(calls + 1):
-            call()
-            synchronize(device)
-
-    return launches_of(device_events(recorded_trace(run, device)), calls + 1)
-
-
-def _recorded_step(trainer: Trainer, step: Callable[[], None], replays: int) -> tuple[list[Launch], float, float]:
-    """Kernels, busy seconds and seconds by the clock of one kind of step."""
-    calls = max(min(replays, trainer.plan.steps - 1), 1)
-    seconds = statistics.median(timed_round(trainer, calls, step)[0] for _ in range(_ROUNDS))
-    trainer.state.counter.zero_()
-    synchronize(trainer.device)
-    return *recorded_launches(step, trainer.device, calls), seconds
-
-
-def record_table(recipe: Recipe, pack: Pack, device: torch.device, backend: str, replays: int) -> KernelTable:
-    """Record the kernels of every kind of step, of prepare and of evaluate.
-
-    Args:
-        recipe: what to step.
-        pack: the data set.
-        device: a CUDA GPU.
-        backend: see `check_device`.
-        replays: steps of each kind that count.
-
-    Raises:
-        UserError: a recipe that does not fit the data, or a profiler that sees nothing of the GPU.
-    """
-    trainer = Trainer(recipe, pack, device, backend)
-    trainer.prepare(seed=0)
-    trainer.net.train()
-    ceilings = measured_ceilings(device, list(dict.fromkeys((trainer.dtype, torch.float32))))
-    variants = []
-    for variant, (step, steps) in zip(step_counts(recipe, trainer.plan), trainer.counted_steps, strict=True):
-        kernels, busy, seconds = _recorded_step(trainer, step, replays)
-        times = Phase(seconds=seconds, busy_seconds=busy, kernels=kernels, ordered=True)
-        variants.append(dataclasses.replace(times, steps=steps, variant=variant))
-    prepare = _recorded_phase(lambda: trainer.prepare(seed=1), device, replays)
-    trainer.evaluate()
-    evaluate = _recorded_phase(lambda: trainer.evaluate()[1], device, replays)
-    shapes = {f"{split}_images": list(getattr(pack, f"{split}_images").shape) for split in ("train", "test")}
-    return KernelTable(
-        backend=trainer.backend,
-        kernels=trainer.kernels,
-        variants=variants,
-        prepare=prepare,
-        evaluate=evaluate,
-        recipe=recipe,
-        dtype=str(trainer.dtype).removeprefix("torch."),
-        data={"name": pack.name, "sha256": pack.sha256} | shapes | {"classes": pack.num_classes},
-        device=str(device),
-        environment=environment(device),
-        ceilings=ceilings,
-    )
-
-
-def _recorded_phase(call: Callable[[], float], device: torch.device, calls: int) -> Phase:
-    """Of something that returns the seconds that it took."""
-    call()
-    seconds = statistics.median(call() for _ in range(_ROUNDS))
-    kernels, busy = recorded_launches(call, device, calls)
-    return Phase(seconds=seconds, busy_seconds=busy, kernels=kernels, ordered=True)
+# -- folding
 
 
 def step_counts(recipe: Recipe, plan: Plan) -> Counter[Any]:
     """How often a run takes each kind of step, in the order of their first."""
     return Counter(variant_of_step(recipe, plan, step) for step in range(plan.steps))
-
-
-# -- folding
 
 
 def _with_gaps(totals: Totals, phase: Phase) -> Totals:
@@ -321,20 +181,9 @@ def folded(table: KernelTable, recipe: Recipe | None = None, *, by_layer: bool =
     recipe = recipe or table.recipe
     if recipe is None:
         raise UserError("the table does not hold its recipe: give --recipe")
-    ceilings = table.ceilings or ASSUMED_CEILINGS
     name = table.dtype or ("float16" if recipe.dtype == "auto" else recipe.dtype)
-    pack, dtype = table.pack(), DTYPES[name]
-    by_variant = _steps_totals(table, recipe, dtype, ceilings, by_layer)
-    whole: Totals = {}
-    for phase, totals in zip(table.variants, by_variant, strict=True):
-        for row, total in totals.items():
-            whole.setdefault(row, Total()).add(total, phase.steps)
-    steps = sum(each.steps for each in table.variants)
-    parts = _parts(whole, steps)
-    evaluation = evaluation_work(recipe, pack, dtype)
-    evaluate = _network_totals(table.evaluate, evaluation, ceilings, table.backend, by_layer)
-    prepare = _prepare_totals(table.prepare, prepare_work(recipe, pack, dtype), ceilings)
-    kernels = sum(phase.steps * launch.microseconds for phase in table.variants for launch in phase.kernels) / 1e3
+    ceilings = table.ceilings or ASSUMED_CEILINGS
+    by_variant = _steps_totals(table, recipe, DTYPES[name], ceilings, by_layer)
     return {
         "schema": SCHEMA,
         "recipe": {"name": recipe.name, "hash": recipe.hash, "batch_size": recipe.batch_size},
@@ -346,6 +195,22 @@ def folded(table: KernelTable, recipe: Recipe | None = None, *, by_layer: bool =
         "kernels": table.kernels,
         "ceilings": asdict(ceilings) | {"assumed": table.ceilings is None},
         "ordered": table.ordered and by_layer,
+        **_run_result(table, by_variant),
+        **_other_results(table, recipe, DTYPES[name], ceilings, by_layer),
+        "table": table.to_dict(),
+    }
+
+
+def _run_result(table: KernelTable, by_variant: Sequence[Totals]) -> dict[str, Any]:
+    """All steps of a run together, and each kind."""
+    whole: Totals = {}
+    for phase, totals in zip(table.variants, by_variant, strict=True):
+        for row, total in totals.items():
+            whole.setdefault(row, Total()).add(total, phase.steps)
+    steps = sum(each.steps for each in table.variants)
+    parts = _parts(whole, steps)
+    kernels = sum(phase.steps * launch.microseconds for phase in table.variants for launch in phase.kernels) / 1e3
+    return {
         "steps": steps,
         "step_seconds": sum(each.steps * each.seconds for each in table.variants) / steps,
         "run": {
@@ -356,9 +221,20 @@ def folded(table: KernelTable, recipe: Recipe | None = None, *, by_layer: bool =
         },
         "variants": [_variant_result(*pair) for pair in zip(table.variants, by_variant, strict=True)],
         "parts": parts,
+    }
+
+
+def _other_results(
+    table: KernelTable, recipe: Recipe, dtype: torch.dtype, ceilings: Ceilings, by_layer: bool
+) -> dict[str, Any]:
+    """Prepare and evaluate."""
+    pack = table.pack()
+    prepare = _prepare_totals(table.prepare, prepare_work(recipe, pack, dtype), ceilings)
+    work = evaluation_work(recipe, pack, dtype)
+    evaluate = _network_totals(table.evaluate, work, ceilings, table.backend, by_layer)
+    return {
         "prepare": _phase_result(table.prepare.seconds, _parts(prepare)),
         "evaluate": _phase_result(table.evaluate.seconds, _parts(evaluate)),
-        "table": table.to_dict(),
     }
 
 

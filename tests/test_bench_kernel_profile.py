@@ -8,19 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from speedyresnet.bench import kernel_profile
+from speedyresnet.bench import kernel_recording
 from speedyresnet.bench.kernel_names import OWN_KERNELS, Kernel, kernel_of
 from speedyresnet.bench.kernel_parts import Assignment, prepare_rows
 from speedyresnet.bench.kernel_profile import (
     compared,
     folded,
-    launches_of,
     print_compared,
     print_kernel_profile,
-    record_table,
     save,
     step_counts,
 )
+from speedyresnet.bench.kernel_recording import launches_of, record_table
 from speedyresnet.bench.kernel_table import CIFAR10, KernelTable, Launch, Phase, read_table, table_from
 from speedyresnet.bench.kernel_work import Work, own_kernel_bytes, step_work
 from speedyresnet.bench.report import read_source
@@ -461,7 +460,7 @@ def test_a_table_is_recorded_from_what_the_profiler_sees(small_pack, monkeypatch
     """On a CPU, with a profiler that sees one kernel for every step, and two for all else."""
     made = recipe("airbench94", ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32",
                                  "evaluation.view=single_view", "net.whitening_images=64"])  # fmt: skip
-    monkeypatch.setattr(kernel_profile, "_ROUNDS", 1)
+    monkeypatch.setattr(kernel_recording, "_ROUNDS", 1)
     traces, calls = [], []
 
     def trace_of(run, device):
@@ -473,14 +472,14 @@ def test_a_table_is_recorded_from_what_the_profiler_sees(small_pack, monkeypatch
         events = [event(name, 10 * index, 1 + index) for index, name in enumerate(names * (count or 4))]
         return {"traceEvents": [*events, {"ph": "M", "name": "process_name"}]}
 
-    build = kernel_profile.Trainer.counted_steps.fget
+    build = kernel_recording.Trainer.counted_steps.fget
 
     def counted(self):
         return [(lambda step=step: (calls.append(1), step()), count) for step, count in build(self)]
 
-    monkeypatch.setattr(kernel_profile, "recorded_trace", trace_of)
-    monkeypatch.setattr(kernel_profile, "measured_ceilings", lambda *_: CEILINGS)
-    monkeypatch.setattr(kernel_profile.Trainer, "counted_steps", property(counted))
+    monkeypatch.setattr(kernel_recording, "recorded_trace", trace_of)
+    monkeypatch.setattr(kernel_recording, "measured_ceilings", lambda *_: CEILINGS)
+    monkeypatch.setattr(kernel_recording.Trainer, "counted_steps", property(counted))
     table = record_table(made, small_pack, CPU, "eager", 3)
     counts = step_counts(made, plan(made, len(small_pack.train_labels)))
     assert traces[: len(counts)] == [4] * len(counts)
@@ -529,6 +528,7 @@ def test_the_command_folds_a_stored_table(speedyresnet, tmp_path):
         (["--from", "none.json", "--recipe", "speedy"], "--from none.json: No such file or directory; make it with"),
         (["--from", EVIDENCE, "--recipe", "airbench94"], "takes no steps of the kind"),
         (["--from", EVIDENCE, "--recipe", "speedy", "--out", EVIDENCE], "it is read by the same command"),
+        (["--from", EVIDENCE, "--backend", "capture"], "is of graph; leave --backend out"),
         (["--backend", "torchscript"], "bench profile takes eager, graph, capture, compile"),
         (["--backend", "nonsense"], "unknown backend 'nonsense'"),
         (["--backend", "auto"], "bench profile takes eager, graph, capture, compile"),
