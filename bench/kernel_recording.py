@@ -16,7 +16,7 @@ from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, synchronize
+from speedyresnet.engine.trainer import Trainer, fitting_plan, synchronize
 
 from .kernel_profile import step_counts
 from .kernel_table import KernelTable, Launch, Phase
@@ -103,7 +103,7 @@ def recorded_launches(call: Callable[[], object], device: torch.device, calls: i
 
 def _recorded_step(trainer: Trainer, step: Callable[[], None], replays: int) -> tuple[list[Launch], float, float]:
     """Kernels, busy seconds and seconds by the clock of one kind of step."""
-    calls = max(min(replays, trainer.plan.steps - 1), 1)
+    calls = min(replays, trainer.plan.steps - 1)
     seconds = statistics.median(timed_round(trainer, calls, step)[0] for _ in range(_ROUNDS))
     trainer.state.counter.zero_()
     synchronize(trainer.device)
@@ -121,8 +121,10 @@ def record_table(recipe: Recipe, pack: Pack, device: torch.device, backend: str,
         replays: steps of each kind that count.
 
     Raises:
-        UserError: a recipe that does not fit the data, or a profiler that sees nothing of the GPU.
+        UserError: a recipe that does not fit the data or takes one step, or a profiler that sees nothing of the GPU.
     """
+    if fitting_plan(recipe, pack).steps < 2:
+        raise UserError("a run of one step cannot be profiled, since the first does not count: give more epochs")
     trainer = Trainer(recipe, pack, device, backend)
     trainer.prepare(seed=0)
     trainer.net.train()

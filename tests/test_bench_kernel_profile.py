@@ -492,6 +492,11 @@ def test_a_table_is_recorded_from_what_the_profiler_sees(small_pack, monkeypatch
     assert table_from(json.loads(json.dumps(folded(table)))).recipe == made
 
 
+def test_a_run_of_one_step_is_refused(small_pack):
+    with pytest.raises(UserError, match="one step cannot be profiled"):
+        record_table(recipe("airbench94", ["batch_size=640", "epochs=1"]), small_pack, CPU, "eager", 3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["capture", "graph"])
 def test_kernels_of_a_step_on_the_gpu_have_parts(small_pack, backend):
