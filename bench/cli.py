@@ -32,15 +32,18 @@ from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import check_outputs, check_writable, write_text
 from speedyresnet.engine.plots import matplotlib_pyplot
+from speedyresnet.engine.recipe import Recipe, recipe_file
 from speedyresnet.engine.recipe import group as group_called
 from speedyresnet.engine.recipe import recipe as recipe_called
-from speedyresnet.engine.recipe import recipe_file
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
 from .gpu_suite import run_gpu_suite, stages
+from .kernel_profile import compared, folded, print_compared, print_kernel_profile, save
+from .kernel_recording import check_device, record_table
+from .kernel_table import KernelTable, read_table
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
 from .peers import check_data, parse_peers
@@ -80,6 +83,9 @@ ValidationOption = Annotated[
 OperationOption = Annotated[
     list[str] | None, typer.Option("--operation", help="One of: " + ", ".join(OPERATIONS) + ". None: all.")
 ]
+
+EAGER = "eager"
+"""The backend whose step the host divides into parts."""
 
 bench_app = typer.Typer(help="Measure. Never falls back to other data than asked for.")
 app.add_typer(bench_app, name="bench")
@@ -303,24 +309,60 @@ def step_command(
     raise typer.Exit(1 if failed else 0)
 
 
-@bench_app.command("profile")
-def profile_command(
-    recipe: RecipeOption = None,
-    settings: SetOption = None,
-    data: DataOption = None,
-    device: DeviceOption = "auto",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="To record; the middle half of them counts.")] = 12,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="JSON file; the trace and two pictures are put beside it.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option("--against", help="A profile that --out stored; both are shown side by side.")
-    ] = None,
-    as_json: JsonOption = False,
+def _stored_table(
+    path: Path, recipe: str | None, settings: list[str], backend: str
+) -> tuple[KernelTable, Recipe | None]:
+    """A table of kernels and the recipe that the user says it is of."""
+    if settings and recipe is None:
+        raise UserError("--set with --from needs --recipe: a table holds its recipe as it is")
+    table = read_table(path, "--from")
+    if backend not in (EAGER, table.backend):
+        raise UserError(f"--backend {backend}: the table in {path} is of {table.backend}; leave --backend out")
+    return table, recipe_called(recipe, settings) if recipe else None
+
+
+def _recorded_table(
+    recipe: str | None, settings: list[str], data: str | None, device: str, backend: str, steps: int, out: Path | None
+) -> KernelTable:
+    """The kernels of a backend whose step nothing on the host divides."""
+    place = pick_device(device)
+    check_backend(backend, place)
+    check_device(backend, place)
+    made = recipe_called(recipe or default_recipe(place), settings)
+    check_outputs([out], [data or made.data, recipe_file(recipe)])
+    return record_table(made, load_data(data or made.data), place, backend, steps)
+
+
+def _show_kernels(
+    table: KernelTable, other: KernelTable | None, made: Recipe | None, out: Path | None, as_json: bool
 ) -> None:
-    """Where the time of a training step goes, part by part, beside the least it could take."""
+    """Fold a table, beside another if there is one; write and print what comes out."""
+    result = folded(table, made) if other is None else compared(table, other, made)
+    if out is not None:
+        save(result, out)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    console = notes_console(as_json)
+    print_kernel_profile(console, result)
+    if other is not None:
+        print_compared(console, result)
+    console.print(f"written: {out or 'nothing; --out profile.json keeps the result'}", highlight=False, soft_wrap=True)
+
+
+def _profile_eagerly(
+    recipe: str | None,
+    settings: list[str],
+    data: str | None,
+    device: str,
+    steps: int,
+    out: Path | None,
+    against: Path | None,
+    as_json: bool,
+) -> None:
+    """`bench profile` of the eager step, which the host divides into parts."""
     place, console = pick_device(device), notes_console(as_json)
-    made = recipe_called(recipe or default_recipe(place), settings or ())
+    made = recipe_called(recipe or default_recipe(place), settings)
     if out is not None:
         check_writable(out)
         check_outputs(profile_paths(out), [data or made.data, recipe_file(recipe)])
@@ -333,12 +375,47 @@ def profile_command(
         save_profile(result, trace, out)
     if as_json:
         print(json.dumps(result, indent=1))
-    else:
-        print_profile(console, result)
-        if other is not None:
-            print_side_by_side(console, result)
-        written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
-        console.print(f"written: {written}", highlight=False)
+        return
+    print_profile(console, result)
+    if other is not None:
+        print_side_by_side(console, result)
+    written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
+    console.print(f"written: {written}", highlight=False)
+
+
+@bench_app.command("profile")
+def profile_command(
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    backend: Annotated[
+        str, typer.Option("--backend", help="eager: by the code; graph, capture or compile: by kernels, on a GPU.")
+    ] = EAGER,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="To record, of each kind; eager: the middle half of them counts.")
+    ] = 12,
+    stored: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing: a table of kernels that --out stored.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file; eager: the trace and two pictures are put beside it.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A profile that --out stored; both are shown side by side.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where the time of a training step goes, part by part, beside the least it could take."""
+    if stored is not None or backend != EAGER:
+        check_outputs([out], [stored, against, data, recipe_file(recipe)])
+        other = None if against is None else read_table(against, "--against")
+        if stored is not None:
+            table, made = _stored_table(stored, recipe, settings or [], backend)
+        else:
+            table, made = _recorded_table(recipe, settings or [], data, device, backend, steps, out), None
+        return _show_kernels(table, other, made, out, as_json)
+    return _profile_eagerly(recipe, settings or [], data, device, steps, out, against, as_json)
 
 
 @bench_app.command("versus")

@@ -16,6 +16,7 @@ from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_history, plot_lines, series_colors, svg_picture
 from .compare import SCHEMA as COMPARISON_SCHEMA
+from .kernel_table import SCHEMA as KERNEL_PROFILE_SCHEMA
 from .measured import COLUMNS, RunGroup, measured_rows, run_groups, told
 from .profiling import SCHEMA as PROFILE_SCHEMA
 from .record import Clock
@@ -28,6 +29,8 @@ from .report_blocks import (
     benchmark_blocks,
     comparison_blocks,
     kernel_blocks,
+    kernel_profile_blocks,
+    kernel_table_blocks,
     profile_blocks,
     regress_blocks,
     remarks_in,
@@ -310,6 +313,21 @@ KINDS = (
         "A step, part by part",
         "Pale: measured. Dark: the floor, max(bytes / bandwidth, FLOPs / rate), ceilings measured in the same minute.",
         schema=PROFILE_SCHEMA,
+    ),
+    Kind(
+        "kernel profile",
+        frozenset({"parts", "step_seconds", "variants", "table"}),
+        kernel_profile_blocks,
+        "A run, kernel by kernel",
+        "The step that really runs. Pale: measured. Dark: the floor. First what is furthest above it in a whole run.",
+        schema=KERNEL_PROFILE_SCHEMA,
+    ),
+    Kind(
+        "table of a step's kernels",
+        frozenset({"variants", "prepare_kernels", "evaluate_seconds"}),
+        kernel_table_blocks,
+        "Kernels of a run",
+        "Stored without recipe and order; bench profile --recipe NAME --from FILE has the floors.",
     ),
     Kind(
         "kernel table",

@@ -12,6 +12,8 @@ from speedyresnet.engine.recipe import recipe_from_dict
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_clouds, series_colors, svg_picture
+from .kernel_profile import heading, run_milliseconds
+from .kernel_table import table_from
 from .measured import told
 from .pictures import computing, plot_roofline
 from .regress import conclusion, percent_text
@@ -120,6 +122,32 @@ def profile_blocks(name: str, documents: list[Document]) -> list[Block]:
         whole, alone = (f"{1e3 * each[key]:.2f} ms" for key in ("step_seconds", "unprofiled_step_seconds"))
         title = f"{_title(each)}, {each['backend']} {each['dtype']}: {whole} a step, {alone} without the profiler"
         blocks += timed_blocks(title, "ms", 3, each, each["parts"])
+    return blocks
+
+
+def kernel_profile_blocks(name: str, documents: list[Document]) -> list[Block]:
+    """The mean step of a run by groups and by parts, those first that could give back most."""
+    blocks: list[Block] = []
+    for each in documents:
+        times = f"{1e3 * each['step_seconds']:.2f} ms a step, mean of the {each['steps']} of a run"
+        title = f"{heading(each)}: {times}"
+        rows = [
+            [group["name"], f"{group['run_milliseconds']:.1f}", f"{group['recoverable_milliseconds']:.1f}"]
+            for group in each["run"]["groups"]
+        ]
+        blocks.append(Table(title, ("group",), ("ms a run", "above the floor, ms"), rows))
+        blocks += timed_blocks("Parts", "ms", 3, each, each["parts"])
+    return blocks
+
+
+def kernel_table_blocks(name: str, documents: list[Document]) -> list[Block]:
+    """The kernels of a run by groups; such a table does not tell its recipe, so there are no floors."""
+    blocks: list[Block] = []
+    for each in documents:
+        times, steps = run_milliseconds(table_from(each))
+        rows = [[part, f"{value:.1f}"] for part, value in sorted(times.items(), key=lambda pair: -pair[1])]
+        title = f"{name}, {each['backend']}: {sum(times.values()):.1f} ms of kernels in {steps} steps"
+        blocks.append(Table(title, ("group",), ("ms a run",), rows))
     return blocks
 
 

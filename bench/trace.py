@@ -68,6 +68,11 @@ def _device_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for each in events if each.get("cat") in _DEVICE_WORK]
 
 
+def device_events(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the streams of a GPU did: kernels, copies and fills."""
+    return _device_events(_timed_events(trace))
+
+
 @dataclass(slots=True)
 class Host:
     """Something that ran on a thread of the host: an operation, a range, or a call of the CUDA runtime."""

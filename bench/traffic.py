@@ -6,7 +6,7 @@ zeros around it (`forward_flops_per_image` follows the field's custom and counts
 the operations as they are have to do, not what a kernel that fuses them would.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +20,13 @@ from torch.utils.flop_counter import flop_registry
 
 from speedyresnet.engine.backends import Variant, make_step
 from speedyresnet.engine.data import Pack
+from speedyresnet.engine.evaluate import LabelledImages, device_scores
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
-from speedyresnet.kernels.augment import TRANSFORM_NAMES, transforms_from
+from speedyresnet.kernels.augment import TRANSFORM_NAMES, normalisation, transforms_from
 
 from .net_parts import parts_of_net
 from .roofline import Ceilings
@@ -43,6 +44,17 @@ class Operation:
     flops: int
     dtype: str
     """Of its first floating-point tensor; float32 where it has none."""
+    reads: tuple[int, ...] = ()
+    """Bytes of each tensor that it is given."""
+    writes: tuple[int, ...] = ()
+    """Bytes of each tensor that it makes."""
+    wanted: tuple[bool, ...] = ()
+    """Of the backward pass of a convolution: whether the gradients of input, weight and bias are wanted."""
+
+    @property
+    def has_own_kernel(self) -> bool:
+        """Whether no compiler can fuse it with its neighbours: it is a convolution, a product, or a kernel of ours."""
+        return self.name.startswith(("speedyresnet.", "convolution", "mm.", "bmm.", "addmm.", "baddbmm."))
 
 
 @dataclass(slots=True)
@@ -95,22 +107,30 @@ def _pooled_convolution_flops(pooled: Tensor, image: Tensor) -> int:
     return round(2 * 4 * 9 * image.shape[1] * pooled.numel() * share)
 
 
-def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Operation | None:
-    """What a call of an aten operation moves; none where it only makes a view or an empty tensor."""
-    name = str(function).removeprefix("aten.")
-    if function.is_view or name.startswith(("empty", "detach", "_unsafe_view", "new_empty")):
-        return None
-    inputs, results = _tensors((arguments, options)), _tensors(result)
-    written = [each for each in results if all(each is not other for other in inputs)]
+def _changed_tensors(function: Any, arguments: Sequence[Any]) -> list[Tensor]:
+    """The arguments of an aten operation that it changes in place."""
     changed: list[Tensor] = []
     for position, argument in enumerate(function._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write and position < len(arguments):
             changed += _tensors(arguments[position])
+    return changed
+
+
+def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Operation | None:
+    """What a call of an aten operation moves; none where it only makes a view or an empty tensor."""
+    name = str(function).removeprefix("aten.")
+    wanted: tuple[bool, ...] = ()
+    if function.is_view or name.startswith(("empty", "detach", "_unsafe_view", "new_empty")):
+        return None
+    inputs, results = _tensors((arguments, options)), _tensors(result)
+    written = [each for each in results if all(each is not other for other in inputs)]
+    changed = _changed_tensors(function, arguments)
     if name.startswith(_PICKS):
         inputs = inputs[1:] + written
     if name.startswith("convolution_backward"):  # an input gradient needs no input, a weight gradient no weight
         gradient, image, weight = inputs[:3]
-        wants_input, wants_weight = arguments[-1][:2]
+        wanted = tuple(arguments[-1])
+        wants_input, wants_weight = wanted[:2]
         inputs = [gradient, *([image] if wants_weight else []), *([weight] if wants_input else [])]
     if name.startswith(("speedyresnet.augment", "speedyresnet.stem")):  # read the windows of a batch, nothing else
         given = inputs[:1] if "backward" in name else []  # a gradient
@@ -128,7 +148,8 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
         flops = _pooled_convolution_flops(*((inputs[0], inputs[2]) if "backward" in name else (written[0], inputs[0])))
     floating = [each for each in inputs + written if each.is_floating_point()]
     dtype = str(floating[0].dtype).removeprefix("torch.") if floating else "float32"
-    return Operation(name, sum(map(tensor_bytes, inputs + written + changed)), flops, dtype)
+    reads, writes = (tuple(map(tensor_bytes, each)) for each in (inputs, written))
+    return Operation(name, sum((*reads, *writes, *map(tensor_bytes, changed))), flops, dtype, reads, writes, wanted)
 
 
 def _nodes_made() -> int:
@@ -136,8 +157,46 @@ def _nodes_made() -> int:
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
+class _Dataflow:
+    """Counts what each part would move if all its operations in one direction were one kernel.
+
+    Such a kernel reads once what others have made and writes once what others read; what it makes and uses itself
+    stays in registers. A tensor is known by its storage, whose number a later tensor may get.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = Counter[str]()
+        self._maker: dict[int, tuple[str, bool]] = {}
+        self._seen: defaultdict[int, set[tuple[Any, ...]]] = defaultdict(set)
+
+    def note(
+        self, kernel: tuple[str, bool], inputs: Sequence[Tensor], results: Sequence[Tensor], changed: Sequence[Tensor]
+    ) -> None:
+        """Count an operation of the part kernel[0], in its backward pass if kernel[1]."""
+        for tensor in inputs:
+            storage, size = tensor.untyped_storage()._cdata, tensor_bytes(tensor)
+            maker = self._maker.get(storage)
+            if maker != kernel:
+                self._count(kernel, storage, size, ("read", kernel, tensor.storage_offset()))
+                if maker is not None:
+                    self._count(maker, storage, size, ("written",))
+        for tensor in changed:
+            storage = tensor.untyped_storage()._cdata
+            if self._maker.get(storage) != kernel:
+                self._count(kernel, storage, tensor_bytes(tensor), ("changed", kernel))
+        given = {each.untyped_storage()._cdata for each in inputs}
+        for storage in {each.untyped_storage()._cdata for each in results} - given:
+            self._maker[storage] = kernel
+            self._seen.pop(storage, None)
+
+    def _count(self, kernel: tuple[str, bool], storage: int, size: int, access: tuple[Any, ...]) -> None:
+        if access not in self._seen[storage]:
+            self._seen[storage].add(access)
+            self.bytes[kernel[0]] += size
+
+
 class _Counter(TorchDispatchMode):
-    """Notes the operations of each part.
+    """Notes the operations of each part, in their order.
 
     A backward operation belongs to the part whose forward operation made its autograd node: nodes are numbered as
     they are made, so every part notes the numbers between its beginning and its end.
@@ -145,7 +204,8 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self.operations: list[tuple[str, Operation]] = []
+        self.dataflow = _Dataflow()
         self._open: list[str] = []
         self._nodes: list[tuple[int, int, str]] = []
 
@@ -174,8 +234,21 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         operation = _operation(func, args, kwargs or {}, result)
         if operation is not None:
-            self.traffic[self._current_part()].operations.append(operation)
+            part = self._current_part()
+            self.operations.append((part, operation))
+            kernel = f"{part}, {operation.name}" if operation.has_own_kernel else part
+            backward = torch._C._current_autograd_node() is not None
+            changed = _changed_tensors(func, args)
+            self.dataflow.note((kernel, backward), _tensors((args, kwargs)), _tensors(result), changed)
         return result
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """The operations by part."""
+        found: defaultdict[str, Traffic] = defaultdict(Traffic)
+        for part, operation in self.operations:
+            found[part].operations.append(operation)
+        return dict(found)
 
 
 def backward_part(forward: str) -> str:
@@ -188,13 +261,21 @@ def traffic_of(function: Callable[[], object]) -> Traffic:
     counter = _Counter()
     with counter:
         function()
-    return Traffic([operation for part in counter.traffic.values() for operation in part.operations])
+    return Traffic([operation for _, operation in counter.operations])
 
 
-def step_traffic(
-    recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None = None
-) -> dict[str, Traffic]:
-    """Traffic by part of one step of `recipe` on data like `pack`, with convolutions split as `net_parts` does."""
+@dataclass(frozen=True, slots=True)
+class OrderedWork:
+    """The operations of a step or of an evaluation, each with its part, in their order."""
+
+    operations: list[tuple[str, Operation]]
+    fused_bytes: dict[str, int]
+    """Bytes that the operations of a part would move as one kernel, those left out that have a kernel of their own."""
+
+
+def _counted_step(
+    recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None
+) -> _Counter:
     net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").train()
     images = torch.empty(pack.train_images.shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(len(pack.train_labels), dtype=torch.int64, device="meta")
@@ -203,4 +284,36 @@ def step_traffic(
     counter = _Counter()
     with listening(counter.part), parts_of_net(net, whitening_bias=variant.whitening_bias), counter:
         make_step(state, "eager", variant)()
-    return dict(counter.traffic)
+    return counter
+
+
+def step_traffic(
+    recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None = None
+) -> dict[str, Traffic]:
+    """Traffic by part of one step of `recipe` on data like `pack`, with convolutions split as `net_parts` does."""
+    return _counted_step(recipe, pack, dtype, variant, kernels).traffic
+
+
+def step_operations(
+    recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None = None
+) -> OrderedWork:
+    """What `step_traffic` counts, in the order of the step."""
+    counter = _counted_step(recipe, pack, dtype, variant, kernels)
+    return OrderedWork(counter.operations, dict(counter.dataflow.bytes))
+
+
+def evaluation_operations(recipe: Recipe, pack: Pack, dtype: torch.dtype) -> OrderedWork:
+    """The same of the final evaluation on the test images of data like `pack`."""
+    net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").eval()
+    scale, shift = normalisation(pack.mean, pack.std, torch.promote_types(dtype, torch.float32), torch.device("meta"))
+    data = LabelledImages(
+        images=torch.empty(pack.test_images.shape, dtype=torch.uint8, device="meta"),
+        labels=torch.empty(len(pack.test_labels), dtype=torch.int64, device="meta"),
+        scale=scale,
+        shift=shift,
+        dtype=dtype,
+    )
+    counter, settings = _Counter(), recipe.evaluation
+    with listening(counter.part), parts_of_net(net, whitening_bias=True), counter:
+        device_scores(net, data, view=settings.view, batch_size=settings.batch_size, share=settings.share)
+    return OrderedWork(counter.operations, dict(counter.dataflow.bytes))
