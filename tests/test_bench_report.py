@@ -378,7 +378,9 @@ def damaged(**changes):
         (json.dumps(COMPARISON | {"seeds": None}), "damaged comparison"),
         (json.dumps(SUITE | {"environment": "here"}), "damaged suite"),
         (json.dumps(TRIM | {"ladder": [{"name": "x"}]}), "damaged trim"),
-        (b"\xff\xfe\x00", "it is no text"),
+        (b"\xff\xfe\x00", "it is not text in UTF-8"),
+        (100_000 * "[", "nested too deeply"),
+        (damaged(seed="\ud800"), "is not Unicode"),
     ],
 )
 def test_a_file_that_is_no_result_is_named(content, words, tmp_path, monkeypatch, capsys):
