@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.json_files import json_lines, json_value, read_content
+from speedyresnet.engine.json_files import fault_in, json_lines, json_value, read_content
 from speedyresnet.engine.record import SCHEMA as RUN_SCHEMA
 from speedyresnet.engine.record import machine_name
 
@@ -112,12 +112,23 @@ def read_source(path: Path) -> Source:
     else:
         raise UserError(f"{path} is none of these: {', '.join(kind.name for kind in KINDS)}; leave it out")
     try:
-        environments = [dict(environment_of(each)) for each in documents]
-        return Source(path, kind, documents, kind.blocks(path.name, documents), environments)
+        environments = [_checked_environment(environment_of(each)) for each in documents]
+        source = Source(path, kind, documents, kind.blocks(path.name, documents), environments)
+        history_series([source])  # raises what is wrong with it now, when the file is known
+        return source
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} is a damaged {kind.name} ({type(error).__name__}: {error}); leave it out") from error
+
+
+def _checked_environment(environment: Document) -> Document:
+    """`environment` itself; ValueError where it is not made of names and plain values."""
+    fault = fault_in(environment, {"commit": str | None}, "environment")
+    nested = [key for key, value in environment.items() if isinstance(value, dict | list)] if fault is None else []
+    if fault or nested:
+        raise ValueError(fault or f"environment.{nested[0]} is not a plain value")
+    return dict(environment)
 
 
 def groups_of(sources: Sequence[Source]) -> list[RunGroup]:
