@@ -16,12 +16,30 @@ from typing import Any
 
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import locked, refusals_explained
+from speedyresnet.engine.json_files import Schema, fault_in, json_lines, read_content
 from speedyresnet.engine.record import SCHEMA, RunRecord
 
 BASE = "base"
 """The arm that all others are compared with, and the only one where nothing is compared."""
 _LINE_START = f'{{"schema": "{SCHEMA}"'.encode()
 """How every line of a pool begins."""
+_NUMBER = float | None
+_RUN: Schema = {
+    "schema": str,
+    "status": str,
+    "recipe": {"name": str, "hash": str, "evaluation": {"view": str}},
+    "data": {"name": str, "sha256": str},
+    "seed": int,
+    "device": str,
+    "backend": str,
+    "dtype": str,
+    "kernels": dict,
+    "environment": {"gpu": str | None, "torch": str},
+    "seconds": {"prepare": _NUMBER, "train": _NUMBER, "total": _NUMBER},
+    "accuracy": {"single_view": _NUMBER, "mirror": _NUMBER, "six_view": _NUMBER, "weights": str},
+    "pool": {"runs": int, "first_seed": int, "validation": int},
+}
+"""What is read of a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +83,30 @@ def read_pool(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    *lines, unfinished = path.read_bytes().split(b"\n")
+    *lines, unfinished = read_content(path).split(b"\n")
     if not (unfinished.startswith(_LINE_START) or _LINE_START.startswith(unfinished)):
         raise UserError(f"{path} is no pool of runs; give another --out")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            whole = record["schema"] == SCHEMA and type(record["seed"]) is int and len(_identity(record)) > 0
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            whole = False
-        if not whole:
-            raise UserError(f"{path}: line {number} is no run of a pool; give another --out")
-        records.append(record)
+    records = json_lines(path, lines, "it is no pool of runs; give another --out")
+    for number, record in enumerate(records, start=1):
+        fault = _fault_of_run(record)
+        if fault:
+            raise UserError(f"{path}: line {number} is no run of a pool: {fault}; give another --out")
     return records
+
+
+def _fault_of_run(record: Any) -> str | None:
+    """What keeps a line from being a run that ended; none where nothing does."""
+    fault = fault_in(record, _RUN)
+    if fault:
+        return fault
+    if record["schema"] != SCHEMA or record["status"] not in ("finished", "diverged"):
+        return f"its schema is {record['schema']!r} and its status {record['status']!r}"
+    variants = record["pool"].get("variants", [])
+    fault = fault_in(variants, [str], "pool.variants")
+    if fault is None and record.get("arm", None if variants else BASE) not in (BASE, *variants):
+        fault = f"its arm is {record.get('arm')!r}"
+    ended = {"seconds": dict.fromkeys(("prepare", "train", "evaluate", "total"), float)}
+    return fault or fault_in(record, ended | {"accuracy": {record["recipe"]["evaluation"]["view"]: float}})
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -115,15 +143,22 @@ def open_pool(path: Path, plan: PoolPlan, firsts: Mapping[str, RunRecord]) -> It
                 raise UserError(f"{path} is being written by another process; give another --out") from None
         records = read_pool(path)
         pool = {"pool": plan.to_dict()}
-        _check_runs(path, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
+        _check_runs(path, plan, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         yield Pool(path, plan, records, file)
 
 
-def _check_runs(path: Path, records: list[dict[str, Any]], wanted: Mapping[str, dict[str, Any]]) -> None:
-    """Raise UserError where a run is of another kind than is `wanted` of its arm."""
+def _check_runs(
+    path: Path, plan: PoolPlan, records: list[dict[str, Any]], wanted: Mapping[str, dict[str, Any]]
+) -> None:
+    """Raise UserError where a run is of another kind than is `wanted` of its arm, is not planned, or is there twice."""
+    open_runs = set(plan.ordered_runs())
     for record in records:
-        check_kind(path, "runs", _identity(record), wanted.get(record.get("arm", BASE), wanted[BASE]))
+        arm, seed = record.get("arm", BASE), record["seed"]
+        check_kind(path, "runs", _identity(record), wanted.get(arm, wanted[BASE]))
+        if (seed, arm) not in open_runs:
+            raise UserError(f"{path} holds seed {seed} of {arm} twice, or it is not planned; give another --out")
+        open_runs.remove((seed, arm))
 
 
 def check_kind(path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

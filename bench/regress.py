@@ -10,8 +10,8 @@ asked for. The noise floor is half the width of the change's 99 % interval: smal
 lets nobody tell, unless the whole interval lies beyond the effect.
 """
 
-import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.json_files import Schema, fault_in, read_json
 
 from .revisions import Samples, Sitting
 
@@ -36,6 +37,9 @@ _MOST_SAMPLES = 1000
 DRIFT = "measured one after the other: a drift of the machine between the two sittings cannot be excluded"
 _MACHINE = ("gpu", "power_limit_watts", "processor", "threads")
 """What has to be the same for times to be comparable."""
+_MACHINE_INFO = ("node", "machine", "system", "processor", "cpu.brand_raw", "cpu.count")
+"""The same, of what pytest-benchmark itself says about a machine."""
+_CANNOT_TELL = "cannot tell whether anything got slower"
 _NOT_MEASURED = {
     "only_in_base": "not compared, only base has",
     "only_in_head": "not compared, only head has",
@@ -156,8 +160,11 @@ def sitting_report(sitting: Sitting, effect: float) -> dict[str, Any]:
 def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
     """Two files of pytest-benchmark compared, as plain values.
 
+    Of files from two machines every verdict is "cannot tell", and `machines` says what tells the machines apart.
+
     Raises:
-        UserError: a file cannot be read, holds no data or nothing that the other holds, or they are of two machines.
+        UserError: a file cannot be read, holds no data or nothing that the other holds, or both are of `pytest bench`
+            and of two machines.
     """
     one, other = (_read_benchmarks(path) for path in (base, head))
     key = differing_key(one.environment, other.environment)
@@ -167,13 +174,15 @@ def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
     both = {name: Samples(values, other.data[name]) for name, values in one.data.items() if name in other.data}
     if not both:
         raise UserError(f"{base} and {head} have no case in common: measure the same ones")
+    rows, apart = list(_rows(both, separate_change, effect).values()), _machines_apart(one.machine, other.machine)
     return {
         "mode": "files",
         "warning": DRIFT,
         "effect": effect,
         "base": {"file": str(base)},
         "head": {"file": str(head)},
-        "cases": list(_rows(both, separate_change, effect).values()),
+        "machines": apart,
+        "cases": [row | {"verdict": "cannot tell"} for row in rows] if apart else rows,
         "only_in_base": [name for name in one.data if name not in both],
         "only_in_head": [name for name in other.data if name not in both],
         "left_out": [],
@@ -184,25 +193,54 @@ def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
 class _Benchmarks(NamedTuple):
     """What a file of pytest-benchmark holds."""
 
+    machine: dict[str, Any]
+    """pytest-benchmark's `machine_info`."""
     environment: dict[str, Any]
     """Empty where it is not one of `pytest bench`."""
     data: dict[str, list[float]]
     """Seconds, by case."""
 
 
+_BENCHMARK_FILE: Schema = {
+    "machine_info": dict | None,
+    "benchmarks": [{"name": str, "fullname": str | None, "stats": dict}],
+}
+
+
 def _read_benchmarks(path: Path) -> _Benchmarks:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        environment = found.get("machine_info", {}).get("speedyresnet", {})
-        data = {each.get("fullname", each["name"]): each["stats"].get("data") for each in found["benchmarks"]}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no file of pytest-benchmark; --benchmark-json writes one") from error
-    for name, values in data.items():
-        if not values or min(values) <= 0:
+    remedy = "it is no file of pytest-benchmark; --benchmark-json writes one"
+    found = read_json(path, remedy)
+    fault = fault_in(found, _BENCHMARK_FILE)
+    if fault:
+        raise UserError(f"{path}: {fault}; {remedy}")
+    machine = found.get("machine_info") or {}
+    environment = machine.get("speedyresnet") or {}
+    if not isinstance(environment, dict):
+        raise UserError(f"{path}: machine_info.speedyresnet is not an object; {remedy}")
+    cases = {each.get("fullname") or each["name"]: each["stats"].get("data") for each in found["benchmarks"]}
+    for name, values in cases.items():
+        if values is None or values == []:
             raise UserError(f"{path} has no data of {name}: save it with --benchmark-json or --benchmark-save-data")
-    return _Benchmarks(environment, data)
+        fault = fault_in(values, [float], f"stats.data of {name}")
+        if fault or min(values) <= 0:
+            raise UserError(f"{path}: {fault or f'stats.data of {name} is not above 0'}; measure it again")
+    return _Benchmarks(machine, environment, {name: list(map(float, values)) for name, values in cases.items()})
+
+
+def _machines_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
+    """What tells the machines of two files apart by their `machine_info`, in words; none where nothing does."""
+    for key in _MACHINE_INFO:
+        first, second = (reprlib.repr(_inner(machine, key)) for machine in (here, there))
+        if first != second:
+            return f"base was measured with {key} {first}, head with {second}: measure both on one machine"
+    return None
+
+
+def _inner(document: Any, key: str) -> Any:
+    """The value under a dotted key; none where there is none."""
+    for part in key.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
 
 
 def differing_key(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
@@ -237,6 +275,8 @@ def conclusion(result: dict[str, Any]) -> list[str]:
     if "warning" in result:
         lines.append(result["warning"])
     effect, rows = f"{100 * result['effect']:g} %", result["cases"]
+    if result.get("machines"):
+        return [*lines, result["machines"], _CANNOT_TELL]
     fickle = [row["name"] for row in rows if row["verdict"] == "cannot tell" and "again" in row]
     if fickle:
         lines.append(f"cannot tell, new processes did not show it again: {', '.join(fickle)}")
@@ -247,7 +287,7 @@ def conclusion(result: dict[str, Any]) -> list[str]:
     slower = [f"{row['name']} by {percent_text(row['change'], '.1f')} %" for row in slower_cases(result)]
     told = any(row["verdict"] != "cannot tell" for row in rows)
     last = f"slower: {', '.join(slower)}" if slower else f"nothing seen to be slower by {effect} or more"
-    return [*lines, last if told else "cannot tell whether anything got slower"]
+    return [*lines, last if told else _CANNOT_TELL]
 
 
 def slower_cases(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.json_files import fault_in, json_lines, json_value, read_content
 from speedyresnet.engine.record import SCHEMA as RUN_SCHEMA
 from speedyresnet.engine.record import machine_name
 
@@ -92,25 +92,14 @@ def documents_in(path: Path) -> list[Document]:
     Raises:
         UserError: it cannot be read, or holds anything else.
     """
+    content = read_content(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
-    try:
-        found = [json.loads(text)]
+        found = [json_value(content)]
     except ValueError:
-        found = [_line(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
+        found = json_lines(path, content.splitlines(), "finish a pool that was cut off with the same bench record")
     if not found or not all(isinstance(each, dict) for each in found):
         raise UserError(f"{path} holds no results; give files that a bench command, train --out or pytest has written")
     return found
-
-
-def _line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        remedy = "finish a pool that was cut off with the same bench record"
-        raise UserError(f"{path}: line {number} is no JSON document; {remedy}") from error
 
 
 def read_source(path: Path) -> Source:
@@ -126,12 +115,23 @@ def read_source(path: Path) -> Source:
     else:
         raise UserError(f"{path} is none of these: {', '.join(kind.name for kind in KINDS)}; leave it out")
     try:
-        environments = [dict(environment_of(each)) for each in documents]
-        return Source(path, kind, documents, kind.blocks(path.name, documents), environments)
+        environments = [_checked_environment(environment_of(each)) for each in documents]
+        source = Source(path, kind, documents, kind.blocks(path.name, documents), environments)
+        history_series([source])  # raises what is wrong with it now, when the file is known
+        return source
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} is a damaged {kind.name} ({type(error).__name__}: {error}); leave it out") from error
+
+
+def _checked_environment(environment: Document) -> Document:
+    """`environment` itself; ValueError where it is not made of names and plain values."""
+    fault = fault_in(environment, {"commit": str | None}, "environment")
+    nested = [key for key, value in environment.items() if isinstance(value, dict | list)] if fault is None else []
+    if fault or nested:
+        raise ValueError(fault or f"environment.{nested[0]} is not a plain value")
+    return dict(environment)
 
 
 def groups_of(sources: Sequence[Source]) -> list[RunGroup]:

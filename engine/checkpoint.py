@@ -15,16 +15,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
 
 from .data import Pack
 from .errors import UserError
-from .files import write_atomically
+from .json_files import json_value
 from .recipe import Recipe, checked_recipe, typed_value
 from .record import HistoryRow, RunRecord, finite_values
 from .step import TrainingState
-from .tensor_file import Header, read_tensors
+from .tensor_file import Header, read_tensors, save_tensors
 
 FORMAT = "speedyresnet.checkpoint/1"
 DEFAULT_MINUTES = 10.0
@@ -125,9 +124,9 @@ def _progress(path: Path, header: Header) -> Progress:
     if header.metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of a run (its format is {header.metadata.get('format')!r})")
     try:
-        progress: Progress = typed_value(json.loads(header.metadata["progress"]), Progress, "progress")
+        progress: Progress = typed_value(json_value(header.metadata["progress"]), Progress, "progress")
         checked_recipe(progress.recipe)
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged or of another version ({error}); begin the run again") from error
     return progress
 
@@ -178,7 +177,5 @@ class CheckpointFile:
             resumed_at_steps=tuple(record.resumed_at_steps),
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in state.changing_tensors().items()}
-        content = save(tensors, metadata)
-        write_atomically(self.path, lambda part: part.write_bytes(content))
+        save_tensors(self.path, state.changing_tensors(), metadata)
         self.wait()

@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
 
 from ..kernels.augment import normalisation
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
-from .files import write_atomically
+from .json_files import json_value
 from .nets import MAX_IMAGE_SIDE, SpeedyResNet, check_image_size, make_net
 from .recipe import VIEWS, Recipe, View, recipe_from_dict
-from .tensor_file import DTYPE_NAMES, Header, read_tensors
+from .tensor_file import DTYPE_NAMES, Header, read_tensors, save_tensors
 from .trainer import DTYPES
 
 FORMAT = "speedyresnet.model/1"
@@ -77,7 +76,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack, dtype: torch.dtype) -> None:
-    """Write weights and metadata to `path`, which appears whole or not at all."""
+    """Write weights and metadata to `path`, which appears whole or not at all; the same model gives the same bytes."""
     metadata = {
         "format": FORMAT,
         "recipe": json.dumps(dataclasses.asdict(recipe)),
@@ -87,9 +86,7 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
         "image_size": json.dumps(pack.image_size),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    content = save(tensors, metadata)  # its own writing of files tells no OSError
-    write_atomically(path, lambda part: part.write_bytes(content))
+    save_tensors(path, state, metadata)
 
 
 def read_model(path: str | Path) -> Model:
@@ -130,15 +127,15 @@ def _damaged(path: Path, reason: str) -> UserError:
 
 def _model_of(metadata: dict[str, str]) -> Model:
     """The model of `metadata` with its net on the meta device; raises ValueError and its like where they are wrong."""
-    recipe = recipe_from_dict(json.loads(metadata["recipe"]))
-    class_names, mean, std = (json.loads(metadata[key]) for key in ("class_names", "mean", "std"))
+    recipe = recipe_from_dict(json_value(metadata["recipe"]))
+    class_names, mean, std = (json_value(metadata[key]) for key in ("class_names", "mean", "std"))
     if not _is_list(class_names, _is_name) or len(set(class_names)) != len(class_names):
         raise ValueError("class_names is no list of different names")
     if not (_is_list(mean, _is_fraction) and _is_list(std, _is_fraction) and len(mean) == len(std)):
         raise ValueError("mean and std are not as many numbers from 0 to 1")
     dtype = DTYPES[metadata["dtype"]]
     # The first files of this format did without the size.
-    image_size = json.loads(metadata["image_size"]) if "image_size" in metadata else None
+    image_size = json_value(metadata["image_size"]) if "image_size" in metadata else None
     if image_size is not None and not (_is_list(image_size, _is_side) and len(image_size) == 2):
         raise ValueError(f"image_size is not two numbers of pixels from 1 to {MAX_IMAGE_SIDE}")
     return Model(

@@ -132,10 +132,11 @@ class SqueezeExcite(nn.Module):
 
 
 def global_max_pool(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C], the largest value of each channel.
+    """[N, C, H, W] -> [N, C], the largest value of each channel; the first of equal ones gets the gradient.
 
-    The gradient of x.amax((2, 3)) looks for the values that equal their maximum. In half precision torch.compile
-    compares a rounded maximum with values that it has not rounded, finds none, and divides by how many there are.
+    x.amax((2, 3)) would share it. Its gradient looks for the values that equal their maximum: in half precision
+    torch.compile compares a rounded maximum with values that it has not rounded, finds none, and divides by how many
+    there are.
     """
     return F.max_pool2d(x, x.shape[2:]).flatten(1)
 

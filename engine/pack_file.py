@@ -5,15 +5,14 @@ import os
 import reprlib
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import DTYPES, Pack, assemble, find_fault, little_endian
+from .data import DTYPES, Pack, assemble, find_fault
 from .errors import UserError
-from .files import write_atomically
-from .tensor_file import DTYPE_NAMES, Header, read_tensors
+from .json_files import json_value
+from .tensor_file import DTYPE_NAMES, Header, read_tensors, save_tensors
 
 FORMAT = "speedyresnet.pack/1"
 
@@ -23,26 +22,7 @@ def save_pack(pack: Pack, path: Path) -> None:
 
     Raises UserError where the file cannot be written.
     """
-    write_atomically(path, partial(_write_safetensors, pack))
-
-
-def _write_safetensors(pack: Pack, path: Path) -> None:
-    # Not safetensors' own writer, which puts metadata in another order each time.
-    header: dict[str, Any] = {"__metadata__": _metadata(pack)}
-    # The labels come first, because images can end at an odd byte.
-    keys = sorted(DTYPES, key=lambda key: key.endswith("images"))
-    end = 0
-    for key in keys:
-        tensor = getattr(pack, key)
-        start, end = end, end + tensor.nbytes
-        dtype = DTYPE_NAMES[tensor.dtype]
-        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for key in keys:
-            file.write(little_endian(getattr(pack, key).numpy()).data)
+    save_tensors(path, {key: getattr(pack, key) for key in DTYPES}, _metadata(pack))
 
 
 def _metadata(pack: Pack) -> dict[str, str]:
@@ -86,9 +66,9 @@ def _checked_metadata(path: Path, header: Header) -> dict[str, str]:
 def _verified(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pack:
     """The pack of a file's tensors, with everything that can be derived derived anew and compared."""
     try:
-        class_names, mean, std = (json.loads(metadata[key]) for key in ("class_names", "mean", "std"))
+        class_names, mean, std = (json_value(metadata[key]) for key in ("class_names", "mean", "std"))
         name, sha256 = metadata["name"], metadata["sha256"]
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise _refusal(path, f"has unreadable metadata ({error!r})") from error
     if not isinstance(class_names, list) or not all(isinstance(entry, str) for entry in class_names):
         raise _refusal(path, "has unreadable metadata (class_names is not a list of names)")

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "celu": functools.partial(F.celu, alpha=CELU_ALPHA),
 }
+ACTIVATION_CHOICES = ("none", *ACTIVATIONS)
 
 
 @triton.jit

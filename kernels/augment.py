@@ -21,12 +21,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
+from .checks import check_choice, check_integer, check_number
 from .language import INTERPRETED, next_power_of_two, tl, triton
 from .random import (
     below,
@@ -46,15 +47,21 @@ _WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM, _JITTER_STREAM = 
 _SHUFFLE_STREAM = 0  # of shuffles, which are drawn in another way than words
 
 
+PaddingMode = Literal["reflect", "zero"]
+Flip = Literal["none", "random", "alternating"]
+# Here, because torch.compile does not look into typing.
+_PADDING_MODES, _FLIPS = get_args(PaddingMode), get_args(Flip)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transforms:
-    """Which transforms are on; all sizes in pixels, 0 is off."""
+    """Which transforms are on; all sizes in pixels, 0 is off. ValueError for a value that there is not."""
 
     crop: int = 0
     """Side of the window; 0: the image's own height and width."""
     padding: int = 0
-    padding_mode: Literal["reflect", "zero"] = "reflect"
-    flip: Literal["none", "random", "alternating"] = "none"
+    padding_mode: PaddingMode = "reflect"
+    flip: Flip = "none"
     cutout: int = 0
     cutmix: int = 0
     brightness: float = 0.0
@@ -63,6 +70,14 @@ class Transforms:
     """Then it is multiplied with one from [1 - contrast, 1 + contrast)."""
     size: int = 0
     """The whole window is scaled down to this side, bilinearly and without antialiasing; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        check_choice("padding_mode", self.padding_mode, _PADDING_MODES)
+        check_choice("flip", self.flip, _FLIPS)
+        for name in ("crop", "padding", "cutout", "cutmix", "size"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("brightness", "contrast"):
+            check_number(name, getattr(self, name))
 
     def window(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what is cut out of images of `height` x `width` pixels."""
@@ -298,22 +313,45 @@ def augment_kernel(
 # -- launcher
 
 
-def check_augment(images: Tensor, labels: Tensor, scale: Tensor, transforms: Transforms, dtype: torch.dtype) -> None:
-    """Raise ValueError for what the kernel does not take."""
+def check_augment(
+    images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
+    transforms: Transforms, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, provider: str = "triton",
+) -> None:  # fmt: skip
+    """Raise ValueError for what `augmented_batch` does not take; its reference takes float64 too."""
+    check_choice("provider", provider, ("triton", "reference"))
+    wide = (torch.float64,) if provider == "reference" else ()
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
         raise ValueError(
             f"images have to be contiguous uint8 [N, H, W, C], not {images.dtype} {list(images.shape)} "
             f"with strides {list(images.stride())}"
         )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels have to be int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}")
-    if scale.dtype != torch.float32 or scale.shape != images.shape[3:]:
-        raise ValueError(f"scale has to be float32 [{images.shape[3]}], not {scale.dtype} {list(scale.shape)}")
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    integers, factors, channels = (torch.int64,), (torch.float32, *wide), images.shape[3]
+    for name, tensor, dtypes, length in (
+        ("labels", labels, integers, len(images)),
+        ("seed", seed, integers, 1),
+        ("counter", counter, integers, 1),
+        ("scale", scale, factors, channels),
+        ("shift", shift, factors, channels),
+    ):
+        if tensor.dtype not in dtypes or list(tensor.shape) != [length]:
+            raise ValueError(f"{name} has to be {dtypes[0]} [{length}], not {tensor.dtype} {list(tensor.shape)}")
+        if tensor.device != images.device:
+            raise ValueError(f"images are on {images.device}, {name} on {tensor.device}")
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, *wide):
         raise ValueError(f"dtype has to be float16, bfloat16 or float32, not {dtype}")
-    if images.device != labels.device or images.device != scale.device:
-        raise ValueError(f"images are on {images.device}, labels on {labels.device}, scale on {scale.device}")
+    check_batches(len(images), batch_size, steps_per_epoch)
     height, width = images.shape[1:3]
+    check_transforms(height, width, transforms)
+
+
+def check_batches(count: int, batch_size: int, steps_per_epoch: int = 1) -> None:
+    """Raise ValueError where `count` images do not make so many batches of that size."""
+    check_integer("batch_size", batch_size, 1, count)
+    check_integer("steps_per_epoch", steps_per_epoch, 1, count // batch_size)
+
+
+def check_transforms(height: int, width: int, transforms: Transforms) -> None:
+    """Raise ValueError for transforms that images of `height` x `width` pixels do not take."""
     if transforms.padding_mode == "reflect" and transforms.padding >= min(height, width):
         raise ValueError(f"padding {transforms.padding} cannot be reflected from images of {height} x {width}")
     window, room = transforms.window(height, width), 2 * transforms.padding
@@ -487,7 +525,12 @@ def normalisation(
         std: likewise; a channel that is constant over the whole data set has 0 and becomes 0.
         dtype: float32 or float64; computed in float64.
         device: of the result.
+
+    Raises:
+        ValueError: not as many numbers of both, or one that is not finite, or a negative `std`.
     """
+    if len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(0 <= each < math.inf for each in std):
+        raise ValueError(f"mean {mean} and std {std} have to be finite, one of each a channel, std 0 or more")
     center = torch.tensor(mean, dtype=torch.float64)
     spread = torch.tensor(std, dtype=torch.float64)
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -641,13 +684,14 @@ def augmented_batch(
         provider: `triton`, the kernel on a GPU; or `reference`, plain PyTorch.
 
     Raises:
-        ValueError: a dtype, shape or layout that the kernel does not take, or transforms that do not fit the images.
+        ValueError: a dtype, shape, layout or option that there is not, transforms that do not fit the images, or more
+            batches an epoch than the images make.
     """
+    check_augment(images, labels, seed, counter, scale, shift, transforms, batch_size, steps_per_epoch, dtype, provider)
     if provider == "reference":
         return augmented_batch_reference(
             images, labels, seed, counter, scale, shift, transforms, batch_size, steps_per_epoch, dtype
         )
-    check_augment(images, labels, scale, transforms, dtype)
     batch, batch_labels, pasted_labels = torch.ops.speedyresnet.augment(
         images, labels, seed, counter, scale, shift, batch_size, steps_per_epoch, dtype,
         *(getattr(transforms, name) for name in TRANSFORM_NAMES),
@@ -667,6 +711,9 @@ class Augmentation(nn.Module):
         std: likewise.
         seed: of order and augmentation.
         dtype: of the batches.
+
+    Raises:
+        ValueError: as `augmented_batch`.
     """
 
     images: Tensor
@@ -689,6 +736,7 @@ class Augmentation(nn.Module):
         dtype: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
+        check_batches(len(images), batch_size)
         self.batch_size, self.transforms, self.dtype = batch_size, transforms, dtype
         scale, shift = normalisation(mean, std, torch.float32, images.device)
         tensors = {"images": images, "labels": labels, "scale": scale, "shift": shift}
@@ -696,6 +744,10 @@ class Augmentation(nn.Module):
             tensors[name] = torch.tensor([value], dtype=torch.int64, device=images.device)
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=name in ("seed", "counter"))
+        check_augment(
+            self.images, self.labels, self.seed, self.counter, self.scale, self.shift, transforms, batch_size,
+            len(images) // batch_size, dtype,
+        )  # fmt: skip
 
     def forward(self) -> Batch:
         """The next batch."""

@@ -18,19 +18,22 @@ cancels where the mean is large.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, library, nn
+from torch import Tensor, library
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
+from .activations import ACTIVATION_CHOICES, ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
+from .checks import check_choice, check_integer, check_number
 from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
 from .resources import CompileCase
 
 ResidualPlace = Literal["none", "before_activation", "after_activation"]
+_RESIDUAL_PLACES = get_args(ResidualPlace)  # here, because torch.compile does not look into typing
 WARPS = 4
 _MOST_PROGRAMS = 512
 """Of the first stage for a block of channels: a few for each multiprocessor, few enough to combine quickly."""
@@ -593,10 +596,25 @@ def _check_layout(name: str, tensor: Tensor, x: Tensor) -> None:
         )
 
 
-def check_norm(
-    x: Tensor, vectors: dict[str, Tensor], residual: Tensor | None, place: str, activation: str, groups: int
-) -> None:
-    """Raise ValueError for what the kernels do not take."""
+def check_options(activation: str, groups: int, momentum: float, epsilon: float) -> None:
+    """Raise ValueError for an option of a norm that there is not."""
+    check_choice("activation", activation, ACTIVATION_CHOICES)
+    check_integer("groups", groups, 1)
+    check_number("momentum", momentum, 1)
+    check_number("epsilon", epsilon)
+
+
+def check_rows(images: int, pixels: int, groups: int) -> None:
+    """Raise ValueError where a channel has one value only, whose variance is no estimate; nn.BatchNorm2d refuses it."""
+    if images // groups * pixels < 2:
+        raise ValueError(
+            f"training needs more than one value per channel and group to normalise, and {images} images of {pixels} "
+            f"pixels in {groups} groups have one: give larger batches or images"
+        )
+
+
+def check_norm(x: Tensor, vectors: dict[str, Tensor], residual: Tensor | None, place: str, groups: int) -> None:
+    """Raise ValueError for tensors that the kernels do not take."""
     if x.dim() != 4 or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"x has to be float16, bfloat16 or float32 [N, C, H, W], not {x.dtype} {list(x.shape)}")
     if x.numel() == 0:
@@ -608,13 +626,12 @@ def check_norm(
                 f"{name} has to be float32 [{x.shape[1]}] on {x.device}, not {vector.dtype} {list(vector.shape)} "
                 f"on {vector.device}"
             )
+    check_choice("residual_place", place, _RESIDUAL_PLACES)
     if (residual is None) != (place == "none"):
         raise ValueError(f"residual_place is {place!r} but there is {'no' if residual is None else 'a'} residual")
     if residual is not None:
         _check_layout("residual", residual, x)
-    if activation != "none" and activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}: choose none, {', '.join(ACTIVATIONS)}")
-    if groups < 1 or x.shape[0] % groups:
+    if x.shape[0] % groups:
         raise ValueError(f"{x.shape[0]} images do not make {groups} equal groups")
 
 
@@ -651,28 +668,51 @@ def batch_norm_act(
         Like x.
 
     Raises:
-        ValueError: another layout, dtype, shape or device.
+        ValueError: another layout, dtype, shape or device, an option that there is not, or one value per channel and
+            group.
     """
+    check_options(activation, groups, momentum, epsilon)
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance}
-    check_norm(x, vectors, residual, residual_place, activation, groups)
+    check_norm(x, vectors, residual, residual_place, groups)
+    check_rows(x.shape[0], x.shape[2] * x.shape[3], groups)
+    check_rows(x.shape[0], x.shape[2] * x.shape[3], groups)
     result: Tensor = _BatchNormAct.apply(
         x, weight, bias, residual, running_mean, running_variance, activation, residual_place, momentum, epsilon, groups
     )
     return result
 
 
-class BatchNormAct2d(nn.BatchNorm2d):
+class BatchNormAct2d(_BatchNorm):
     """nn.BatchNorm2d with float32 parameters and statistics, fused with the activation and residual behind it.
+
+    It counts batches and averages statistics as nn.BatchNorm2d does, so `torch.optim.swa_utils.update_bn` works, and
+    `state_dict` has the same keys: either loads the other's. But it is not an nn.BatchNorm2d. Functions that take it
+    for one, such as `nn.SyncBatchNorm.convert_sync_batchnorm` and `torch.nn.utils.fusion.fuse_conv_bn_eval`, would drop
+    all that is fused with the norm; they get a TypeError instead. To convert or fuse, put plain modules in its place:
+
+        plain = nn.Sequential(nn.BatchNorm2d(64, eps=norm.epsilon, momentum=norm.momentum), nn.GELU())
+        plain[0].load_state_dict(norm.state_dict())
 
     Args:
         channels: C.
         activation: none, gelu, gelu_tanh, silu, relu or celu.
-        residual_place: where a residual given to `forward` is added.
+        residual_place: where a residual given to `forward` is added, before_activation or after_activation; with none
+            it is refused.
         groups: of ghost batch norm.
-        eps: as nn.BatchNorm2d.
-        momentum: likewise.
+        eps: added to the variance; the attribute is `epsilon`.
+        momentum: weight of a batch in the running statistics; None averages all batches since the last
+            `reset_running_stats` equally.
         freeze_weight: the scale stays 1.
+
+    Raises:
+        ValueError: an option that there is not.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    __constants__ = ["momentum", "num_features"]  # noqa: RUF012 - for torch.jit; without eps, which cannot be read
+    __jit_unused_properties__ = ["eps"]  # noqa: RUF012 - likewise
 
     def __init__(
         self,
@@ -682,26 +722,69 @@ class BatchNormAct2d(nn.BatchNorm2d):
         residual_place: ResidualPlace = "before_activation",
         groups: int = 1,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         freeze_weight: bool = False,
     ) -> None:
+        check_integer("channels", channels, 1)
+        check_options(activation, groups, 0.0 if momentum is None else momentum, eps)
+        check_choice("residual_place", residual_place, _RESIDUAL_PLACES)
         super().__init__(channels, eps=eps, momentum=momentum, dtype=torch.float32)
         self.activation, self.residual_place, self.groups = activation, residual_place, groups
         self.weight.requires_grad_(not freeze_weight)
 
+    @property
+    def eps(self) -> float:
+        """Raise TypeError: whoever reads it takes the module for a plain norm; `epsilon` is the value."""
+        raise TypeError(
+            f"{type(self).__name__} is no plain batch norm: to convert or fuse it as one would drop what is fused with "
+            f"it ({self.extra_repr()}). Put nn.BatchNorm2d with its state_dict and what follows it in its place first; "
+            f"the value of eps is .epsilon"
+        )
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.epsilon = value
+
+    def __dir__(self) -> list[str]:
+        """Without `eps`, so that what looks at all attributes, as torch.jit does, does not read it."""
+        return [name for name in super().__dir__() if name != "eps"]
+
+    def extra_repr(self) -> str:
+        """All options."""
+        return (
+            f"{self.num_features}, activation={self.activation!r}, residual_place={self.residual_place!r}, "
+            f"groups={self.groups}, epsilon={self.epsilon}, momentum={self.momentum}"
+        )
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, C, H, W] in channels_last -> the same; a running average of the statistics serves in evaluation."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        if residual is not None and self.residual_place == "none":
+            raise ValueError("residual_place is 'none' but there is a residual")
         place = "none" if residual is None else self.residual_place
         if not self.training:
-            u = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            u = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.epsilon)
             return with_activation(u, residual, self.activation, place)
-        return batch_norm_act(
-            x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
-            residual=residual, residual_place=place, momentum=float(self.momentum or 0.0), epsilon=self.eps,
-            groups=self.groups,
+        return self._counted(
+            lambda mean, variance, momentum: batch_norm_act(
+                x, self.weight, self.bias, mean, variance, activation=self.activation, residual=residual,
+                residual_place=place, momentum=momentum, epsilon=self.epsilon, groups=self.groups,
+            )
         )  # fmt: skip
+
+    def _counted(self, normalise: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
+        """What `normalise` makes of a batch, given the statistics that it moves and by how much; counts the batch."""
+        if self.momentum is not None:
+            y = normalise(self.running_mean, self.running_var, float(self.momentum))
+            self.num_batches_tracked.add_(1)
+            return y
+        # Only the device knows how many batches there were, and the kernels take a number: they leave the statistics of
+        # this batch in tensors of their own.
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = normalise(mean, variance, 1.0)
+        share = self.num_batches_tracked.add_(1).to(torch.float32).reciprocal()
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+        return y
 
 
 _HALF_TENSORS = ("x_ptr", "y_ptr", "residual_ptr", "gradient_ptr", "x_gradient_ptr", "residual_gradient_ptr")

@@ -39,6 +39,8 @@ from .batch_norm import (
     batch_norm_act_reference,
     channels_device,
     check_norm,
+    check_options,
+    check_rows,
     combined_statistics,
     gradient_sums,
     input_gradient_device,
@@ -350,12 +352,15 @@ def pool_batch_norm_act(
         [N, C, H // 2, W // 2] in channels_last, of the dtype of x.
 
     Raises:
-        ValueError: another layout, dtype, shape or device.
+        ValueError: another layout, dtype, shape or device, an option that there is not, or one pooled value per channel
+            and group.
     """
+    check_options(activation, groups, momentum, epsilon)
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance}
-    check_norm(x, vectors, None, "none", activation, groups)
+    check_norm(x, vectors, None, "none", groups)
     if min(x.shape[2:]) < 2:
         raise ValueError(f"x has to have at least 2 x 2 pixels to be pooled, not {list(x.shape[2:])}")
+    check_rows(x.shape[0], (x.shape[2] // 2) * (x.shape[3] // 2), groups)
     result: Tensor = _PoolBatchNormAct.apply(
         x, weight, bias, running_mean, running_variance, activation, momentum, epsilon, groups
     )
@@ -367,13 +372,15 @@ class PoolBatchNormAct2d(BatchNormAct2d):
 
     def forward(self, x: Tensor, residual: None = None) -> Tensor:  # type: ignore[override]
         """[N, C, H, W] in channels_last -> [N, C, H // 2, W // 2]."""
+        if residual is not None:
+            raise ValueError("PoolBatchNormAct2d takes no residual; use BatchNormAct2d behind the pooling")
         if not self.training:
             return super().forward(F.max_pool2d(x, 2))
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        return pool_batch_norm_act(
-            x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
-            momentum=float(self.momentum or 0.0), epsilon=self.eps, groups=self.groups,
+        return self._counted(
+            lambda mean, variance, momentum: pool_batch_norm_act(
+                x, self.weight, self.bias, mean, variance, activation=self.activation, momentum=momentum,
+                epsilon=self.epsilon, groups=self.groups,
+            )
         )  # fmt: skip
 
 

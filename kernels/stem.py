@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
-from .activations import ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
+from .activations import ACTIVATION_CHOICES, ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .augment import (
     CIFAR10,
     IMAGENETTE,
@@ -47,6 +47,7 @@ from .augment import (
     transforms_from,
     values_device,
 )
+from .checks import check_choice
 from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
 from .resources import CompileCase
 
@@ -376,8 +377,7 @@ def _check(images: Tensor, weight: Tensor, bias: Tensor | None, activation: str,
         raise ValueError(f"weight {list(weight.shape)} exceeds {MOST_TAPS} values a filter or {MOST_FILTERS} filters")
     if weight.shape[2] > min(transforms.result(*images.shape[1:3])):
         raise ValueError(f"filters of {weight.shape[2]} pixels exceed the augmented images")
-    if activation != "none" and activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}: choose none, {', '.join(ACTIVATIONS)}")
+    check_choice("activation", activation, ACTIVATION_CHOICES)
 
 
 def stem(
@@ -419,7 +419,7 @@ def stem(
     Raises:
         ValueError: a dtype, shape or layout that the kernel does not take.
     """
-    check_augment(images, labels, scale, transforms, dtype)
+    check_augment(images, labels, seed, counter, scale, shift, transforms, batch_size, steps_per_epoch, dtype)
     _check(images, weight, bias, activation, transforms)
     settings = batch_size, steps_per_epoch, dtype, activation, *(getattr(transforms, name) for name in TRANSFORM_NAMES)
     tensors = images, labels, seed, counter, scale, shift, weight
@@ -435,6 +435,9 @@ class StemAugmentation(Augmentation):
         bias: [F], trained; none: none.
         activation: none, gelu, gelu_tanh, silu, relu or celu.
         others: as `Augmentation`.
+
+    Raises:
+        ValueError: as `stem`.
     """
 
     weight: Tensor
@@ -444,7 +447,9 @@ class StemAugmentation(Augmentation):
     ) -> None:
         super().__init__(*others, **options)
         self.activation = activation
-        self.register_buffer("weight", weight.detach().contiguous(memory_format=torch.channels_last))
+        weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        _check(self.images, weight, bias, activation, self.transforms)
+        self.register_buffer("weight", weight)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     def forward(self) -> Batch:

@@ -169,6 +169,13 @@ def test_a_graph_with_the_operator_gives_the_same():
         ({"scale": lambda x: x[:2]}, r"float32 \[3\]"),
         ({"scale": lambda x: x.to("meta")}, "images are on"),
         ({"dtype": lambda _: torch.float64}, "float16, bfloat16 or float32"),
+        ({"shift": lambda x: x.double()}, r"shift has to be torch.float32 \[3\]"),
+        ({"seed": lambda x: x.int()}, r"seed has to be torch.int64 \[1\]"),
+        ({"counter": lambda x: x[0]}, r"counter has to be torch.int64 \[1\]"),
+        ({"batch_size": lambda _: 38}, "batch_size 38: give an integer from 1 to 37"),
+        ({"batch_size": lambda _: 0}, "batch_size 0"),
+        ({"steps_per_epoch": lambda _: 5}, "steps_per_epoch 5: give an integer from 1 to 4"),
+        ({"provider": lambda _: "kernel"}, "provider 'kernel': choose triton, reference"),
         ({"transforms": lambda _: Transforms(padding=8)}, "cannot be reflected"),
         ({"transforms": lambda _: Transforms(crop=13, padding=2)}, "exceeds images"),
         ({"transforms": lambda _: Transforms(cutout=9)}, "exceeds a window"),
@@ -181,10 +188,62 @@ def test_what_it_does_not_take_is_refused(change, message):
     arguments = {
         "images": images, "labels": labels, "seed": one(0), "counter": one(0), "scale": scale, "shift": shift,
         "transforms": Transforms(), "batch_size": 9, "steps_per_epoch": 4, "dtype": torch.float32,
+        "provider": "triton",
     }  # fmt: skip
     ((name, function),) = change.items()
+    changed = arguments | {name: function(arguments[name])}
     with pytest.raises(ValueError, match=message):
-        augmented_batch(**(arguments | {name: function(arguments[name])}))
+        augmented_batch(**changed)
+    wide = [value for value in changed.values() if torch.float64 in (value, getattr(value, "dtype", None))]
+    if not wide and name != "provider":
+        with pytest.raises(ValueError, match=message):
+            augmented_batch(**(changed | {"provider": "reference"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"padding_mode": "zeros"}, "padding_mode 'zeros': choose reflect, zero"),
+        ({"flip": "horizontal"}, "flip 'horizontal': choose none, random, alternating"),
+        ({"flip": True}, "flip True"),
+        ({"padding": -1}, "padding -1: give an integer at least 0"),
+        ({"crop": 2.0}, "crop 2.0"),
+        ({"cutout": True}, "cutout True"),
+        ({"cutmix": "3"}, "cutmix '3'"),
+        ({"size": None}, "size None"),
+        ({"brightness": -0.1}, "brightness -0.1: give a finite number of 0 or more"),
+        ({"contrast": float("inf")}, "contrast inf"),
+        ({"contrast": float("nan")}, "contrast nan"),
+    ],
+)
+def test_transforms_that_there_are_not_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Transforms(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 38}, "batch_size 38: give an integer from 1 to 37"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 9.0}, "batch_size 9.0"),
+        ({"transforms": Transforms(padding=8)}, "cannot be reflected"),
+        ({"dtype": torch.float64}, "float16, bfloat16 or float32"),
+        ({"mean": (0.5,)}, "one of each a channel"),
+        ({"mean": (0.5,), "std": (0.5,)}, r"scale has to be torch.float32 \[3\]"),
+        ({"std": (0.5, -0.5, 0.5)}, "std 0 or more"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "have to be finite"),
+        ({"labels": torch.arange(36)}, "labels has to be"),
+    ],
+)
+def test_a_module_is_refused_when_it_is_made(options, words):
+    images, labels, *_ = inputs()
+    arguments = {
+        "images": images, "labels": labels, "batch_size": 9, "transforms": Transforms(), "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        Augmentation(**(arguments | options))
 
 
 @pytest.mark.gpu

@@ -212,6 +212,12 @@ def test_a_graph_with_the_function_gives_the_same():
         ({"residual_place": lambda _: "none"}, "a residual"),
         ({"activation": lambda _: "tanh"}, "choose none, gelu"),
         ({"groups": lambda _: 3}, "3 equal groups"),
+        ({"groups": lambda _: 0}, "groups 0"),
+        ({"residual_place": lambda _: "after"}, "choose none, before_activation, after_activation"),
+        ({"momentum": lambda _: None}, "momentum None"),
+        ({"momentum": lambda _: -0.1}, "momentum -0.1"),
+        ({"epsilon": lambda _: -1.0}, "epsilon -1.0"),
+        ({"x": lambda x: x[:1, :, :1, :1], "residual": lambda r: r[:1, :, :1, :1]}, "more than one value per channel"),
     ],
 )
 def test_what_it_does_not_take_is_refused(change, message):
@@ -220,11 +226,11 @@ def test_what_it_does_not_take_is_refused(change, message):
         "x": channels_last(2, 8, 4, 3).detach(), "weight": weight, "bias": bias,
         "running_mean": torch.zeros(8, device=DEVICE), "running_variance": torch.ones(8, device=DEVICE),
         "activation": "gelu", "residual": channels_last(2, 8, 4, 3).detach(), "residual_place": "before_activation",
-        "groups": 1,
+        "groups": 1, "momentum": 0.1, "epsilon": 1e-5,
     }  # fmt: skip
-    ((name, function),) = change.items()
+    changed = {name: function(arguments[name]) for name, function in change.items()}
     with pytest.raises(ValueError, match=message):
-        batch_norm_act(**(arguments | {name: function(arguments[name])}))
+        batch_norm_act(**(arguments | changed))
 
 
 def test_the_module_is_batch_norm_and_activation_in_training_and_evaluation():

@@ -113,6 +113,30 @@ def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"status": "interrupted"}, "its status 'interrupted'"),
+        ({"schema": "speedyresnet.run/9"}, "its schema is"),
+        ({"seed": True}, "seed is not an integer"),
+        ({"seconds": {"prepare": 1.0, "train": 1.0, "evaluate": 1.0, "total": None}}, "seconds.total"),
+        ({"accuracy": {"weights": "live", "single_view": 0.9, "mirror": None, "six_view": None}}, "accuracy.six_view"),
+        ({"environment": []}, "environment is not an object"),
+        ({"pool": {"runs": 3}}, "pool.first_seed"),
+        ({"arm": "narrow"}, "its arm is 'narrow'"),
+        ({"seed": 7}, "seed 7 of base twice, or it is not planned"),
+        ({"seed": 0}, "seed 0 of base twice, or it is not planned"),
+    ],
+)
+def test_a_line_that_is_no_run_is_named_before_anything_runs(changes, words, pool, small_pack, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    first, second, *_ = map(json.loads, pool.splitlines())
+    path.write_text("".join(json.dumps(each) + "\n" for each in (first, second | changes)))
+    with pytest.raises(UserError, match=words):
+        record(small_pack, path)
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_targets_are_held_against_the_bounds(pool, tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(pool)

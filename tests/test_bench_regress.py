@@ -271,6 +271,72 @@ def test_files_that_cannot_be_compared_are_one_line(tmp_path, capsys, monkeypatc
         assert words in err
 
 
+@pytest.mark.parametrize(
+    "data", ["abc", ["a"], 5, [None, 1.0], [True], {"a": 1}, [[1.0]], [0.0], [-1.0], [10**400], [], None]
+)
+def test_data_that_are_no_times_are_one_line(data, tmp_path, capsys, monkeypatch):
+    good = benchmark_file(tmp_path / "good.json", {"pool": [1.0, 1.1]})
+    bad = benchmark_file(tmp_path / "bad.json", {"pool": data})
+    for files in ((good, bad), (bad, good)):
+        code, out, err = regress(capsys, monkeypatch, *files)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert str(bad) in err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        100_000 * "[",
+        "[]",
+        "null",
+        '{"benchmarks": [{}]}',
+        '{"benchmarks": [{"name": [], "stats": {}}]}',
+        '{"benchmarks": [{"name": "a", "stats": []}]}',
+        '{"benchmarks": {"name": 1}}',
+        '{"machine_info": [], "benchmarks": []}',
+        '{"machine_info": {"speedyresnet": 3}, "benchmarks": []}',
+    ],
+)
+def test_a_file_of_another_kind_is_one_line(content, tmp_path, capsys, monkeypatch):
+    good = benchmark_file(tmp_path / "good.json", {"pool": [1.0, 1.1]})
+    (tmp_path / "bad.json").write_text(content)
+    code, out, err = regress(capsys, monkeypatch, good, tmp_path / "bad.json")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert str(tmp_path / "bad.json") in err
+
+
+def plain_file(path, seconds, **machine):
+    """As pytest-benchmark writes it without this package."""
+    machine_info = {"node": "a", "machine": "x86_64", "cpu": {"brand_raw": "A", "count": 2}} | machine
+    cases = [{"name": "sum", "fullname": "test_it.py::sum", "stats": {"data": noisy(seconds, 0)}}]
+    path.write_text(json.dumps({"machine_info": machine_info, "benchmarks": cases}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("machine", "key"),
+    [
+        ({"node": "b"}, "node"),
+        ({"machine": "aarch64"}, "machine"),
+        ({"system": "Darwin"}, "system"),
+        ({"cpu": {"brand_raw": "B", "count": 2}}, "cpu.brand_raw"),
+        ({"cpu": {"brand_raw": "A", "count": 4}}, "cpu.count"),
+        ({"cpu": None}, "cpu.brand_raw"),
+    ],
+)
+def test_files_of_two_machines_cannot_tell(machine, key, tmp_path, capsys, monkeypatch):
+    base = plain_file(tmp_path / "a.json", 1.0)
+    same, other = plain_file(tmp_path / "b.json", 2.0), plain_file(tmp_path / "c.json", 2.0, **machine)
+    assert regress(capsys, monkeypatch, base, same)[0] == 1
+    code, out, _ = regress(capsys, monkeypatch, base, other)
+    assert code == 0
+    assert f"base was measured with {key} " in " ".join(out.split())
+    assert out.splitlines()[-1] == "cannot tell whether anything got slower"
+    assert "noise" not in out.splitlines()[-2]
+    _, out, _ = regress(capsys, monkeypatch, base, other, "--json")
+    assert [row["verdict"] for row in json.loads(out)["cases"]] == ["cannot tell"]
+
+
 def test_files_that_pytest_benchmark_wrote_are_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "test_it.py").write_text("def test_sum(benchmark):\n    benchmark(sum, range(1000))\n")
     words = ["-m", "pytest", "-q", "test_it.py", "--benchmark-max-time=0.1", "--benchmark-json=it.json"]

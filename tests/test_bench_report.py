@@ -391,10 +391,20 @@ def damaged(**changes):
         (damaged(recipe=records_of_pool()[0]["recipe"] | {"claim": "94 %"}), "damaged run record (TypeError"),
         (damaged(seconds=None), "damaged run record"),
         (damaged(history=[{"loss": "high", "epoch": 1}]), "damaged run record"),
+        (
+            damaged(environment=records_of_pool()[0]["environment"] | {"commit": [None]}),
+            "environment.commit is not text",
+        ),
+        (
+            damaged(environment=records_of_pool()[0]["environment"] | {"cuda": {"a": 1}}),
+            "environment.cuda is not a plain",
+        ),
         (json.dumps(COMPARISON | {"seeds": None}), "damaged comparison"),
         (json.dumps(SUITE | {"environment": "here"}), "damaged suite"),
         (json.dumps(TRIM | {"ladder": [{"name": "x"}]}), "damaged trim"),
-        (b"\xff\xfe\x00", "it is no text"),
+        (b"\xff\xfe\x00", "it is not text in UTF-8"),
+        (100_000 * "[", "nested too deeply"),
+        (damaged(seed="\ud800"), "is not Unicode"),
     ],
 )
 def test_a_file_that_is_no_result_is_named(content, words, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -187,6 +188,19 @@ def test_command_writes_what_it_says_and_the_example_classifies_without_this_pac
     assert metadata["output"] == {"dtype": "float32", "shape": ["N", 10], "meaning": "logits"}
     assert metadata["classes"] == list(small_pack.class_names)
     assert classified(out, tmp_path / "image.png") == expected_classes(model, tmp_path / "image.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_the_same_model_gives_the_same_bytes_in_every_process(file_format, model_file, tmp_path):
+    """Within one process torch.jit numbers the types of each trace on."""
+    command = [sys.executable, "-m", "speedyresnet.engine", "export", model_file("pocket"), "--format", file_format]
+    contents = []
+    for seed in (1, 2):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        subprocess.run([*command, "--out", tmp_path / f"{seed}"], env=environment, check=True, capture_output=True)
+        contents.append((tmp_path / f"{seed}").read_bytes())
+    assert contents[0] == contents[1]
 
 
 def classified(exported, picture):

@@ -431,3 +431,11 @@ def test_the_global_max_pool_has_a_gradient_where_it_is_compiled_with_what_is_be
     assert expected[1].is_contiguous(memory_format=torch.channels_last)
     for found, wanted in zip(torch.compile(pooled_and_gradient)(x), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_the_first_of_equal_maxima_gets_the_gradient_and_recipes_whose_original_shares_it_say_so():
+    x = torch.tensor([[[[3.0, 1.0], [3.0, 2.0]]]], requires_grad=True)
+    global_max_pool(x).sum().backward()
+    assert x.grad.flatten().tolist() == [1, 0, 0, 0]
+    for name in ("hlb-v0.3", "hlb-v0.3-long", "hlb-v0.4", "hlb-v0.7", "hlb-v0.7-long", "imagenette"):
+        assert any("equal maxima" in line for line in recipe(name).mended), name

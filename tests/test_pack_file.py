@@ -100,7 +100,7 @@ def rewrite(pack, path, metadata=None, **tensors):
         (lambda pack: {"metadata": {"class_names": "[1, 2, 3]"}}, "class_names is not a list of names"),
         (lambda pack: {"metadata": {"class_names": "[" * 100_000}}, "unreadable metadata"),
         (lambda pack: {"metadata": {"mean": "9" * 5000}}, "unreadable metadata"),
-        (lambda pack: {"metadata": {"mean": "[NaN, NaN, NaN]"}}, "does not match its checksum"),
+        (lambda pack: {"metadata": {"mean": "[NaN, NaN, NaN]"}}, "has unreadable metadata"),
         (lambda pack: {"metadata": {"name": "two\nlines"}}, "name is not printable"),
         (lambda pack: {"metadata": {"class_names": '["a", "b", "\\ud800"]'}}, "is not printable"),
         (lambda pack: {"metadata": {"format": "speedyresnet.pack/0"}}, "of format speedyresnet.pack/1"),

@@ -223,14 +223,16 @@ def test_a_graph_with_the_function_gives_the_same():
         ({"running_mean": lambda m: m.to("meta")}, "running_mean has to be"),
         ({"activation": lambda _: "tanh"}, "choose none, gelu"),
         ({"groups": lambda _: 3}, "3 equal groups"),
+        ({"groups": lambda _: 2}, "more than one value per channel"),
+        ({"momentum": lambda _: 2.0}, "momentum 2.0"),
     ],
 )
 def test_what_it_does_not_take_is_refused(change, message):
     weight, bias = vectors(8)
     arguments = {
-        "x": channels_last(2, 8, 4, 3).detach(), "weight": weight, "bias": bias,
+        "x": channels_last(2, 8, 3, 3).detach(), "weight": weight, "bias": bias,
         "running_mean": torch.zeros(8, device=DEVICE), "running_variance": torch.ones(8, device=DEVICE),
-        "activation": "gelu", "groups": 1,
+        "activation": "gelu", "groups": 1, "momentum": 0.1,
     }  # fmt: skip
     ((name, function),) = change.items()
     with pytest.raises(ValueError, match=message):

@@ -206,6 +206,7 @@ def test_a_graph_with_the_function_gives_the_same():
          "64 filters"),
         ({"bias": lambda b: b[:3]}, r"bias has to be \[24\]"),
         ({"activation": lambda _: "tanh"}, "choose none, gelu"),
+        ({"batch_size": lambda _: 10_000}, "batch_size 10000"),
         ({"transforms": lambda _: Transforms(crop=1)}, "exceed the augmented images"),
     ],
 )  # fmt: skip
@@ -217,6 +218,23 @@ def test_what_it_does_not_take_is_refused(change, message):
     changed = {name: function(arguments[name]) for name, function in change.items()}
     with pytest.raises(ValueError, match=message):
         stem(**(arguments | changed))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activation": "tanh"}, "choose none, gelu"),
+        ({"batch_size": 1000}, "batch_size 1000: give an integer from 1 to"),
+        ({"transforms": Transforms(crop=1)}, "exceed the augmented images"),
+        ({"bias": torch.zeros(3, device=DEVICE)}, r"bias has to be \[24\]"),
+    ],
+)
+def test_a_module_is_refused_when_it_is_made(options, words):
+    data = inputs()
+    arguments = {name: data[name] for name in ("images", "labels", "weight", "bias")}
+    arguments |= {"batch_size": 8, "transforms": Transforms(), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(ValueError, match=words):
+        StemAugmentation(**(arguments | options))
 
 
 def test_every_stem_of_the_shipped_recipes_is_compiled():

@@ -12,6 +12,7 @@ _MENDED = (
     "crops, and squares with an even side, reach all places; the original leaves out the last row and column",
     "whitening is by the covariance of all images; the original averages eigenvectors, whose signs are arbitrary",
     FLOAT32_BATCH_NORM,
+    "the first of equal maxima of a map gets the gradient; the original's amax shares it, and gives NaN if compiled",
 )
 _FLOAT32_LOSS = "the loss is that of float32 logits; the original casts them and drops the result"
 
