@@ -22,7 +22,8 @@ from PIL import Image
 
 from .errors import UserError
 from .files import locked
-from .image_folders import Images, Progress, Splits, read_image_folder, resized
+from .image_files import Images, resized
+from .image_folders import Progress, Splits, read_image_folder
 
 PROBE_SECONDS = 6.0
 STALL_SECONDS = 10.0
@@ -204,7 +205,7 @@ def _stall_limit(seconds: float) -> Iterator[None]:
 def _resize_all(images: Images, size: int, progress: Progress | None) -> Images:
     results = []
     for done, image in enumerate(images, start=1):
-        results.append(resized(Image.fromarray(image), size))
+        results.append(resized(Image.fromarray(image), (size, size)))
         if progress is not None and (done % 1000 == 0 or done == len(images)):
             progress(done, len(images), "resizing images")
     return np.stack(results)
