@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .downloads import DOWNLOADS, DownloadError, download
+from .downloads import DOWNLOADS, LOCK, DownloadError, download
 from .errors import UserError, note
 from .files import check_writable
 from .folder_layout import LAYOUT, Labels
@@ -290,11 +290,13 @@ def writable_pack_path(name: str) -> Path:
 
 
 def _downloaded(name: str, size: int | None, progress: Progress | None) -> Splits:
-    return download(name, _writable(cache_folder() / "downloads" / name).parent, size, progress)
+    return download(name, _writable(cache_folder() / "downloads" / LOCK).parent, size, progress)
 
 
 def _writable(path: Path) -> Path:
-    """A path in the cache. Raises UserError where it cannot be written."""
+    """The path of a file in the cache. Raises UserError where it cannot be written."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} in the cache is a folder where a file belongs; delete it")
     try:
         check_writable(path)
     except UserError as error:
