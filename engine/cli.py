@@ -264,13 +264,17 @@ def evaluate_command(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of a saved model on the test images of a data set (default: what its recipe is for)."""
+    """Accuracy of a saved model on the test images of a data set (default: what its recipe is for).
+
+    A folder needs no train split: test/CLASS/* or CLASS/* will do.
+    """
     place = pick_device(device)
     check_outputs([out], [model, data])
     loaded = read_model(model)
     source = data or loaded.recipe.data
     check_outputs([out], [source])
-    accuracy = evaluate_model(loaded, load_data(source), device=place)
+    with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
+        accuracy = evaluate_model(loaded, source, device=place, progress=progress)
     text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
     if out is not None:
         write_text(out, text + "\n")
