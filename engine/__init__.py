@@ -23,6 +23,7 @@ from .data import Pack, load_data
 from .errors import UserError
 from .evaluate import Accuracy
 from .export import export_model
+from .image_files import read_image
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
 from .recipe import (
@@ -63,6 +64,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "load_data",
+    "read_image",
     "read_model",
     "recipe",
     "save_model",

@@ -11,6 +11,7 @@ from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkp
 from .data import Pack, load_data
 from .errors import UserError
 from .evaluate import Accuracy
+from .image_folders import Progress
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
 from .recipe import Recipe, View, checked_recipe
@@ -109,17 +110,22 @@ def evaluate(
     *,
     device: str | torch.device = "auto",
     view: View | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Accuracy of a model (or the file it is in) on the test images of a pack (or what `load_data` takes).
 
+    Classes are matched by name. Images of another size than the model was trained on are resized to it, as
+    `speedyresnet data pack --size` does, and a warning says so.
+
     Args:
         model: what `read_model` gives, or a file that `TrainedRun.save` wrote.
-        data: a pack, or what `load_data` takes.
+        data: a pack, or what `load_data` takes; an image folder may have a test split only, or be CLASS/* itself.
         device: as for `train`.
         view: single_view, mirror or six_view; none takes what the model's recipe says.
+        progress: told how the reading of images goes.
 
     Raises:
-        UserError: a file that is no model, or data that does not fit it.
+        UserError: a file that is no model, or data that does not fit it, such as a class that it does not know.
 
     Examples:
         >>> from speedyresnet.engine import evaluate, load_data, read_model, recipe, train
@@ -138,5 +144,4 @@ def evaluate(
         (True, None)
     """
     loaded = model if isinstance(model, Model) else read_model(Path(model))
-    pack = data if isinstance(data, Pack) else load_data(data)
-    return loaded.evaluate(pack, pick_device(str(device)), view)
+    return loaded.evaluate(data, pick_device(str(device)), view, progress)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -28,11 +29,11 @@ from .api import train as train_run
 from .backends import AUTO, BACKENDS, LOG, check_backend, default_backend
 from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
 from .contact_sheet import check_picture, save_contact_sheet
-from .data import Pack, default_data, load_data, pack_name, pack_source, writable_pack_path
+from .data import Pack, default_data, load_data, pack_name, pack_source, skipped_told, writable_pack_path
 from .display import FileProgress, print_result, training_display
 from .doctor import examination, examination_text
 from .downloads import DOWNLOADS, Download
-from .errors import UserError, one_line
+from .errors import Note, UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import check_outputs, check_writable, write_text
 from .memory import estimated_peak_bytes
@@ -87,6 +88,7 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding of the output lacks are no failure
         sys.stdout.reconfigure(errors="backslashreplace")
+    show_notes()
     command = typer.main.get_command(application)
     add_debug_option(command)
     try:
@@ -152,6 +154,20 @@ def show_tracebacks() -> None:
     if not LOG.isEnabledFor(logging.DEBUG):
         LOG.addHandler(logging.StreamHandler())
         LOG.setLevel(logging.DEBUG)
+
+
+def show_notes() -> None:
+    """From now on print each `Note` as one line on standard error, in the manner of errors."""
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, Note):
+            print(f"speedyresnet: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *place, **more)
+
+    warnings.simplefilter("always", Note)
+    warnings.showwarning = show
 
 
 def _output_refused(error: OSError) -> int:
@@ -294,13 +310,17 @@ def evaluate_command(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of a saved model on the test images of a data set (default: what its recipe is for)."""
+    """Accuracy of a saved model on the test images of a data set (default: what its recipe is for).
+
+    A folder needs no train split: test/CLASS/* or CLASS/* will do.
+    """
     place = pick_device(device)
     check_outputs([out], [model, data])
     loaded = read_model(model)
     source = data or loaded.recipe.data
     check_outputs([out], [source])
-    accuracy = evaluate_model(loaded, load_data(source), device=place)
+    with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
+        accuracy = evaluate_model(loaded, source, device=place, progress=progress)
     text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
     if out is not None:
         write_text(out, text + "\n")
@@ -595,10 +615,12 @@ def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:
         "mean": list(pack.mean),
         "std": list(pack.std),
     }
+    if pack.skipped:
+        facts["skipped"] = dict(pack.skipped)
     if path is not None:
         facts["path"] = str(path)
     if as_json:
         print(json.dumps(facts, indent=1))
         return
     for key, value in facts.items():
-        print(f"{key:24s} {_setting(value)}")
+        print(f"{key:24s} {skipped_told(value) if key == 'skipped' else _setting(value)}")

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .data import Pack
 from .errors import UserError
 from .files import check_writable, write_atomically
-from .image_folders import IMAGE_SUFFIXES
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_CLASSES = 20
 IMAGES_PER_CLASS = 10
 TILE_PIXELS = 64
@@ -35,8 +35,8 @@ def save_contact_sheet(pack: Pack, path: Path) -> None:
 def _picture_format(path: Path) -> str:
     """Pillow's name of the format."""
     suffix = path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        raise UserError(f"cannot write {path} as a picture; give a name that ends in {', '.join(IMAGE_SUFFIXES)}")
+    if suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"cannot write {path} as a picture; give a name that ends in {', '.join(PICTURE_SUFFIXES)}")
     return Image.registered_extensions()[suffix]
 
 

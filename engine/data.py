@@ -10,19 +10,22 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .downloads import DOWNLOADS, DownloadError, download
-from .errors import UserError
+from .downloads import DOWNLOADS, LOCK, DownloadError, download
+from .errors import UserError, note
 from .files import check_writable
-from .image_folders import LAYOUT, Images, Labels, Progress, Splits, read_image_folder
+from .folder_layout import LAYOUT, Labels
+from .image_files import Images
+from .image_folders import Progress, Splits, read_image_folder
 from .nets import MAX_IMAGE_SIDE
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -51,6 +54,7 @@ class Pack:
         sha256: hexadecimal checksum of images, labels and class names; not of the name.
         mean, std: per channel, of the train images scaled to [0, 1]; std is the population's, and 0 where a
             channel is constant.
+        skipped: how many files of an image folder were left out, by reason; a pack file does not keep it.
 
     """
 
@@ -63,6 +67,7 @@ class Pack:
     sha256: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -90,10 +95,13 @@ def make_pack(
     train_labels: Labels,
     test_images: Images,
     test_labels: Labels,
+    skipped: Mapping[str, int] = MappingProxyType({}),
 ) -> Pack:
     """Put arrays from any source into canonical order and add checksum, mean and std.
 
-    Images are uint8 [N, H, W, C], labels integers [N]. Raises UserError when they do not fit together.
+    Images are uint8 [N, H, W, C], labels integers [N]; `skipped` is that of the pack.
+
+    Raises UserError when they do not fit together.
     """
     arrays: Arrays = {
         "train_images": np.asarray(train_images),
@@ -109,7 +117,7 @@ def make_pack(
         # A view with other strides, as torchvision's is, would keep them through the indexing.
         arrays[f"{split}_images"] = np.ascontiguousarray(images[order])
         arrays[f"{split}_labels"] = labels[order]
-    return assemble(name, class_names, arrays)
+    return assemble(name, class_names, arrays, skipped)
 
 
 def find_fault(arrays: Arrays, class_names: Sequence[str]) -> str | None:
@@ -140,7 +148,9 @@ def _canonical_order(images: Images, labels: Labels) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def assemble(name: str, class_names: Sequence[str], arrays: Arrays) -> Pack:
+def assemble(
+    name: str, class_names: Sequence[str], arrays: Arrays, skipped: Mapping[str, int] = MappingProxyType({})
+) -> Pack:
     """A pack of arrays that are already in canonical order and without fault."""
     mean, std = _mean_and_std(arrays["train_images"])
     return Pack(
@@ -150,6 +160,7 @@ def assemble(name: str, class_names: Sequence[str], arrays: Arrays) -> Pack:
         sha256=_checksum(class_names, arrays),
         mean=mean,
         std=std,
+        skipped=dict(skipped),
     )
 
 
@@ -232,6 +243,7 @@ def pack_source(
         raise UserError(f"--holdout {holdout} is no share of the images; give a number between 0 and 1, such as 0.1")
     chosen, folder = pack_name(source, name, size), _expanded(source)
     if os.path.isdir(folder) and source != SYNTHETIC:
+        _note_folder(source, folder)
         return make_pack(chosen, *read_image_folder(folder, size, holdout, progress))
     if holdout is not None:
         raise UserError(f"{source} has a test split; leave out --holdout")
@@ -278,11 +290,13 @@ def writable_pack_path(name: str) -> Path:
 
 
 def _downloaded(name: str, size: int | None, progress: Progress | None) -> Splits:
-    return download(name, _writable(cache_folder() / "downloads" / name).parent, size, progress)
+    return download(name, _writable(cache_folder() / "downloads" / LOCK).parent, size, progress)
 
 
 def _writable(path: Path) -> Path:
-    """A path in the cache. Raises UserError where it cannot be written."""
+    """The path of a file in the cache. Raises UserError where it cannot be written."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} in the cache is a folder where a file belongs; delete it")
     try:
         check_writable(path)
     except UserError as error:
@@ -313,7 +327,10 @@ def held_out(pack: Pack, count: int) -> Pack:
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
     """What `--data` names: "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, in this order.
 
-    What is downloaded is packed and cached. Raises UserError, and DownloadError where it cannot be had.
+    What is downloaded is packed and cached. A warning says which one was taken where a cached pack or a download has
+    the name of a folder, and which files of a folder were left out.
+
+    Raises UserError, and DownloadError where it cannot be had.
 
     Examples:
         >>> from speedyresnet.engine import load_data
@@ -338,14 +355,52 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
     if name == SYNTHETIC:
         return _drawn(None, 0, progress)
     if name in _cached_names():
+        _note_choice(name, path)
         return read_pack(pack_path(name))
-    if os.path.isdir(path):  # unlike pathlib's, it takes any text
-        return pack_source(str(path.absolute()), progress=progress)
+    if folder := image_folder(data):
+        pack = pack_source(str(folder.absolute()), progress=progress)
+        note_skipped(folder, pack.skipped)
+        return pack
     if os.path.exists(path):
         return read_pack(path)
     if name.lower() in DOWNLOADS:
         return _cached_download(name.lower(), progress)
     raise _unknown_data(name)
+
+
+def image_folder(data: str | Path) -> Path | None:
+    """The image folder that `load_data` takes for `data`; none where it takes something else."""
+    path = _expanded(data)
+    if str(data) == SYNTHETIC or str(data) in _cached_names() or not os.path.isdir(path):  # it takes any text
+        return None
+    _note_folder(str(data), path)
+    return path
+
+
+def _note_folder(name: str, path: Path) -> None:
+    """Tell the user where a folder hides a download of the same name."""
+    if name.lower() in DOWNLOADS:
+        note(f"{name} is taken from the folder {path.absolute()}, not from a download; for that run in another folder")
+
+
+def _note_choice(name: str, path: Path) -> None:
+    """Tell the user where a cached pack hides a folder or file of the same name, which may be newer."""
+    if os.path.exists(path):
+        note(
+            f"{name} is taken from the cached pack {pack_path(name)}, not from {path.absolute()}: "
+            f"for that give ./{name}, or pack it again with `speedyresnet data pack ./{name}`"
+        )
+
+
+def skipped_told(skipped: Mapping[str, int]) -> str:
+    """In words, how many files were left out for which reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+
+
+def note_skipped(folder: Path, skipped: Mapping[str, int]) -> None:
+    """Tell the user which files of an image folder were left out."""
+    if skipped:
+        note(f"left out of {folder}: {skipped_told(skipped)}")
 
 
 def _unknown_data(name: str) -> UserError:
@@ -360,6 +415,7 @@ def _cached_download(name: str, progress: Progress | None) -> Pack:
 
     path = pack_path(name)
     if path.exists():
+        _note_choice(name, _expanded(name))
         return read_pack(path)
     _writable(path)
     pack = make_pack(name, *_downloaded(name, None, progress))

@@ -5,6 +5,7 @@ A new one is an entry in DOWNLOADS.
 
 import contextlib
 import http.client
+import os
 import queue
 import socket
 import tempfile
@@ -22,10 +23,13 @@ from PIL import Image
 
 from .errors import UserError
 from .files import locked
-from .image_folders import Images, Progress, Splits, read_image_folder, resized
+from .image_files import Images, resized
+from .image_folders import Progress, Splits, read_image_folder
 
 PROBE_SECONDS = 6.0
 STALL_SECONDS = 10.0
+LOCK = ".lock"
+"""Name of the file that one process locks to download."""
 
 
 class DownloadError(UserError):
@@ -50,8 +54,8 @@ class Download(Protocol):
     def archive(self) -> tuple[str, str]:
         """Where the archive is, and its MD5."""
 
-    def is_unpacked(self, folder: Path) -> bool:
-        """Whether all that is needed lies in `folder`, so that the archive is not."""
+    def unpacked_files(self) -> list[tuple[str, str]]:
+        """Paths and MD5 of the files that make the archive needless; none where it always is needed."""
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
         """The images, `size` x `size`; the archive is downloaded into `folder` unless it is there."""
@@ -78,13 +82,11 @@ class Cifar:
         """Where the archive is, and its MD5."""
         return self._dataset().url, self._dataset().tgz_md5
 
-    def is_unpacked(self, folder: Path) -> bool:
-        """Whether all files of the archive lie in `folder`, whole."""
-        from torchvision.datasets.utils import check_integrity
-
+    def unpacked_files(self) -> list[tuple[str, str]]:
+        """Paths and MD5 of all files of the archive."""
         dataset = self._dataset()
         files = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
-        return all(check_integrity(folder / dataset.base_folder / file, md5) for file, md5 in files)
+        return [(f"{dataset.base_folder}/{name}", md5) for name, md5 in files]
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
         """Images, labels and class names as torchvision has them; of CIFAR-100 the 100 fine classes."""
@@ -109,9 +111,9 @@ class Imagenette:
         url, md5 = Dataset._ARCHIVES["160px"]
         return url, md5
 
-    def is_unpacked(self, folder: Path) -> bool:
-        """Never: it is unpacked anew for each pack."""
-        return False
+    def unpacked_files(self) -> list[tuple[str, str]]:
+        """None: it is unpacked anew for each pack."""
+        return []
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
         """Images squashed to squares; classes in the order of their WordNet numbers, under their first English name."""
@@ -147,7 +149,7 @@ def download(name: str, folder: Path, size: int | None = None, progress: Progres
         raise _download_error(name, folder, f"{urllib.parse.urlsplit(url).hostname} does not answer")
     try:
         # One process after the other: torchvision writes and unpacks in place.
-        with locked(folder / ".lock", wait=True), _stall_limit(STALL_SECONDS):
+        with locked(folder / LOCK, wait=True), _stall_limit(STALL_SECONDS):
             return source.read(folder, size or source.size, progress)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise _download_error(name, folder, str(error)) from error
@@ -157,16 +159,35 @@ def _is_downloaded(source: Download, folder: Path) -> bool:
     from torchvision.datasets.utils import check_integrity
 
     url, md5 = source.archive()
-    return source.is_unpacked(folder) or check_integrity(folder / Path(url).name, md5)
+    unpacked = source.unpacked_files()
+    if unpacked and all(check_integrity(folder / name, md5) for name, md5 in unpacked):
+        return True
+    return bool(check_integrity(folder / Path(url).name, md5))
 
 
 def _download_error(name: str, folder: Path, fault: str) -> DownloadError:
     source = DOWNLOADS[name]
+    if (damaged := _damaged(source, folder)) is not None:
+        fault += f", and {damaged} is damaged: delete it"
     one_line = " ".join(fault.split())
     remedy = f"pack an image folder instead: `speedyresnet data pack FOLDER --name {name}`"
     return DownloadError(
         f"cannot download {source.title} ({one_line}); put {source.archive()[0]} into {folder}, or {remedy}"
     )
+
+
+def _damaged(source: Download, folder: Path) -> Path | None:
+    """The archive, or a file or folder unpacked from it, that is there and is not what it should be."""
+    from torchvision.datasets.utils import check_integrity
+
+    url, archive_md5 = source.archive()
+    for name, md5 in [(Path(url).name, archive_md5), *source.unpacked_files()]:
+        path = folder / name
+        if os.path.lexists(path.parent) and not os.path.isdir(path.parent):
+            return path.parent
+        if os.path.lexists(path) and not check_integrity(path, md5):
+            return path
+    return None
 
 
 def is_reachable(url: str, seconds: float) -> bool:
@@ -204,7 +225,7 @@ def _stall_limit(seconds: float) -> Iterator[None]:
 def _resize_all(images: Images, size: int, progress: Progress | None) -> Images:
     results = []
     for done, image in enumerate(images, start=1):
-        results.append(resized(Image.fromarray(image), size))
+        results.append(resized(Image.fromarray(image), (size, size)))
         if progress is not None and (done % 1000 == 0 or done == len(images)):
             progress(done, len(images), "resizing images")
     return np.stack(results)

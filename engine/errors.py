@@ -1,4 +1,9 @@
-"""The one exception for mistakes in what the user gave; the command line prints it as one line and exits with 2."""
+"""Mistakes in what the user gave, and notes about it. The command line prints either as one line.
+
+After a mistake it exits with 2.
+"""
+
+import warnings
 
 
 def one_line(text: str) -> str:
@@ -11,3 +16,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class Note(UserWarning):
+    """What the user should know about their input, though it is no mistake."""
+
+
+def note(message: str) -> None:
+    """Tell the user something of one line: on standard error in the command line, in Python as a warning."""
+    warnings.warn(one_line(message), Note, stacklevel=3)

@@ -17,6 +17,8 @@ from ..kernels.augment import normalisation
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
+from .evaluation_data import Wanted, evaluation_data
+from .image_folders import Progress
 from .json_files import json_value
 from .nets import MAX_IMAGE_SIDE, SpeedyResNet, check_image_size, make_net
 from .recipe import VIEWS, Recipe, View, recipe_from_dict
@@ -39,40 +41,35 @@ class Model:
     image_size: tuple[int, int] | None = None
     """Height and width of the images it was trained on; none where the file does not tell."""
 
-    def evaluate(self, pack: Pack, device: torch.device, view: View | None = None) -> Accuracy:
-        """Accuracy on the test images of `pack`, with the views of the recipe or those asked for.
+    def evaluate(
+        self,
+        data: Pack | str | Path,
+        device: torch.device,
+        view: View | None = None,
+        progress: Progress | None = None,
+    ) -> Accuracy:
+        """Accuracy on the test images of `data`, with the views of the recipe or those asked for.
+
+        Images and labels are those of `evaluation_data`; `progress` is told how the reading of a folder goes.
 
         Raises:
-            UserError: the pack has other classes or channels or too small images, or there is no such view.
+            UserError: what `evaluation_data` refuses, too small images, or no such view.
         """
-        if pack.class_names != self.class_names:
-            raise UserError(
-                f"the model knows {len(self.class_names)} classes ({_listed(self.class_names)}), "
-                f"the data {pack.name} has {pack.num_classes} ({_listed(pack.class_names)}); give other --data"
-            )
-        if pack.channels != len(self.mean):
-            raise UserError(
-                f"the model takes images of {len(self.mean)} channels, the data {pack.name} has {pack.channels}; "
-                f"give other --data"
-            )
         if view is not None and view not in VIEWS:
             raise UserError(f"unknown view {view!r}: choose {', '.join(VIEWS)}")
-        check_image_size(self.recipe.net, *pack.image_size)
+        wanted = Wanted(class_names=self.class_names, channels=len(self.mean), image_size=self.image_size)
+        images, labels = evaluation_data(data, wanted, progress)
+        check_image_size(self.recipe.net, images.shape[1], images.shape[2])
         scale, shift = normalisation(self.mean, self.std, torch.promote_types(self.dtype, torch.float32), device)
         settings = self.recipe.evaluation
-        data = LabelledImages(
-            images=pack.test_images.to(device), labels=pack.test_labels.to(device), scale=scale, shift=shift,
-            dtype=self.dtype,
-        )  # fmt: skip
+        labelled = LabelledImages(
+            images=images.to(device), labels=labels.to(device), scale=scale, shift=shift, dtype=self.dtype
+        )
         found = device_scores(
-            forward_of(self.net.to(device).eval()), data, view=view or settings.view, batch_size=settings.batch_size,
-            share=settings.share,
+            forward_of(self.net.to(device).eval()), labelled, view=view or settings.view,
+            batch_size=settings.batch_size, share=settings.share,
         )  # fmt: skip
-        return Accuracy(weights=settings.weights, **read_scores(found, len(data.labels)).accuracy)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return Accuracy(weights=settings.weights, **read_scores(found, len(labels)).accuracy)
 
 
 def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack, dtype: torch.dtype) -> None:

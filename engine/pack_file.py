@@ -41,6 +41,8 @@ def read_pack(path: Path) -> Pack:
 
     Raises UserError when the file is missing, damaged or not a pack.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder where a data pack belongs; delete it, or give another name")
     if not os.path.isfile(path):
         raise UserError(f"no data pack at {path}; make one with `speedyresnet data pack`")
     try:

@@ -1,15 +1,16 @@
 """What is in the picture? `python classify.py MODEL_FILE IMAGE`, with a file that `speedyresnet export` wrote.
 
-Needs PyTorch, NumPy and Pillow only. FILE.pt2 is read as --format pt2, any other name as --format torchscript.
+The exported net needs PyTorch only; of SpeedyResNet this takes `read_image`, which decodes the picture exactly as those
+that the net was trained on. FILE.pt2 is read as --format pt2, any other name as --format torchscript.
 """
 
 import json
 import sys
 import warnings
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+
+from speedyresnet.engine import read_image
 
 warnings.filterwarnings("ignore", module="torch")  # both loaders warn of PyTorch's own future and insides
 
@@ -22,10 +23,8 @@ else:
 metadata = json.loads(files["speedyresnet.json"])
 
 channels, height, width = metadata["input"]["shape"][1:]
-image = ImageOps.exif_transpose(Image.open(image_file)).convert("L" if channels == 1 else "RGB")
-image = image.resize((width, height), Image.Resampling.BILINEAR)
-pixels = torch.from_numpy(np.array(image)).reshape(1, height, width, channels)
-pixels = pixels.permute(0, 3, 1, 2) / 255  # float32 [1, C, H, W] in [0, 1]
+image = read_image(image_file, channels=channels, size=(height, width))  # uint8 [H, W, C]
+pixels = torch.tensor(image).permute(2, 0, 1)[None] / 255  # float32 [1, C, H, W] in [0, 1]
 
 with torch.no_grad():
     probabilities = net(pixels).softmax(1)[0]

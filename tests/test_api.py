@@ -59,7 +59,7 @@ def test_every_public_name_is_documented_and_stays():
     assert set(engine.__all__) >= {
         "Accuracy", "Augmentation", "Averaging", "Claim", "Evaluation", "Loss", "Model", "Net", "Optimizer", "Pack",
         "Recipe", "RunRecord", "Schedule", "SpeedyResNet", "TrainedRun", "UserError", "evaluate", "export_model",
-        "load_data", "read_model", "recipe", "save_model", "train", "with_settings",
+        "load_data", "read_image", "read_model", "recipe", "save_model", "train", "with_settings",
     }  # fmt: skip
     assert all(inspect.getdoc(getattr(engine, name)) for name in engine.__all__)
 

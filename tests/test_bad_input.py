@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     """Packs, a model and what is neither."""
     folder = tmp_path_factory.mktemp("input")
     pack = write_pack(folder / "pack.safetensors")
-    write_pack(folder / "nine.safetensors", CLASSES[:9])
+    write_pack(folder / "others.safetensors", (*CLASSES[:8], "y", "z"))
     write_pack(folder / "grey.safetensors", channels=1)
     write_pack(folder / "tiny.safetensors", size=6)
     made = recipe("pocket", ["width_multiplier=0.01", "dtype=float32"])
@@ -180,9 +180,9 @@ ROWS = [
     ("evaluate foreign.safetensors", "foreign.safetensors is not a SpeedyResNet model"),
     ("evaluate pack.safetensors", "pack.safetensors is not a SpeedyResNet model"),
     ("evaluate model.safetensors --data nowhere", "nowhere"),
-    ("evaluate model.safetensors --data nine.safetensors", "has 9 (a, b, c, ...); give other --data"),
+    ("evaluate model.safetensors --data others.safetensors", "the data small has others (y, z); give other --data"),
+    ("evaluate model.safetensors --data empty", "empty has no class folders"),
     ("evaluate model.safetensors --data grey.safetensors", "channels, the data small has 1; give other --data"),
-    ("evaluate model.safetensors --data tiny.safetensors", "too small for 3 groups"),
     ("export model.safetensors --format onnx --out new", "choose torchscript or pt2"),
     ("export model.safetensors --format pt2 --out new --size 5", "too small for 3 groups"),
     ("export model.safetensors --format pt2 --out new --size 999999", "--size"),

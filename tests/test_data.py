@@ -1,4 +1,6 @@
+import json
 import os
+import warnings
 from hashlib import sha256
 
 import numpy as np
@@ -8,8 +10,8 @@ from data_checks import CLASSES, assert_is_remedy, assert_same_pack, random_arra
 from torch import nn
 
 from speedyresnet.engine import data, synthetic
-from speedyresnet.engine.data import load_data, make_pack, pack_path, pack_source
-from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.data import default_data, load_data, make_pack, pack_path, pack_source
+from speedyresnet.engine.errors import Note, UserError
 from speedyresnet.engine.files import write_atomically
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.synthetic import make_synthetic
@@ -171,10 +173,38 @@ def test_a_cached_name_wins_over_a_folder_and_a_folder_over_the_download(pack, t
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "cifar10")
     from_folder = pack_source("./cifar10")
-    assert load_data("cifar10").sha256 == pack_source("cifar10").sha256 == from_folder.sha256 != pack.sha256
+    with pytest.warns(Note):
+        assert load_data("cifar10").sha256 == pack_source("cifar10").sha256 == from_folder.sha256 != pack.sha256
     save_pack(pack, pack_path("cifar10"))
-    assert load_data("cifar10").sha256 == pack.sha256
+    with pytest.warns(Note):
+        assert load_data("cifar10").sha256 == pack.sha256
     assert load_data("./cifar10").sha256 == from_folder.sha256
+
+
+def test_which_of_two_things_of_one_name_was_taken_is_told(pack, tmp_path, monkeypatch, speedyresnet):
+    monkeypatch.setattr(data, "download", lambda *_, **__: pytest.fail("downloads"))
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "cifar10")
+    for load in (load_data, pack_source):
+        with pytest.warns(Note, match=rf"cifar10 is taken from the folder {tmp_path / 'cifar10'}, not from a download"):
+            load("cifar10")
+    save_pack(pack, pack_path("cifar10"))
+    told = (
+        rf"cifar10 is taken from the cached pack {pack_path('cifar10')}, not from {tmp_path / 'cifar10'}: for that give"
+    )
+    for load in (load_data, lambda name: default_data(name, None, pytest.fail)):
+        with pytest.warns(Note, match=told):
+            assert load("cifar10").sha256 == pack.sha256
+    done = speedyresnet("data", "info", "cifar10", "--json")
+    assert (done.returncode, json.loads(done.stdout)["sha256"]) == (0, pack.sha256)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"speedyresnet: {told}")
+    assert line.endswith(" give ./cifar10, or pack it again with `speedyresnet data pack ./cifar10`")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_data("./cifar10")
+        monkeypatch.chdir(tmp_path.parent)
+        load_data("cifar10")
 
 
 def test_unknown_data_names_the_nearest(pack):

@@ -3,11 +3,13 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import socket
 import tarfile
 import threading
 import time
 from hashlib import md5
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from data_checks import assert_is_remedy, assert_same_pack
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, Imagenette
 
-from speedyresnet.engine import downloads, synthetic
+from speedyresnet.engine import data, downloads, synthetic
 from speedyresnet.engine.data import default_data, load_data, pack_path, pack_source
 from speedyresnet.engine.downloads import DownloadError, is_reachable
 from speedyresnet.engine.errors import UserError
@@ -241,19 +243,83 @@ def test_downloaded_cifar10_needs_no_network(cache, small_cifar10, closed_port, 
     assert len(load_data("cifar10").train_images) == 20
 
 
-def test_half_an_archive_does_not_pass_for_a_download(cache, small_cifar10, closed_port):
-    (cache / "downloads").mkdir(parents=True)
-    (cache / "downloads" / CIFAR10.filename).write_bytes(small_cifar10[0][:500])
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 does not answer"):
-        load_data("cifar10")
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenette"])
+@pytest.mark.parametrize("content", [b"", b"half an archive", None])
+def test_a_damaged_archive_is_called_so(cache, closed_port, name, content):
+    url, _ = downloads.DOWNLOADS[name].archive()
+    archive = cache / "downloads" / Path(url).name
+    archive.parent.mkdir(parents=True)
+    archive.mkdir() if content is None else archive.write_bytes(content)
+    with pytest.raises(DownloadError) as error:
+        load_data(name)
+    assert_is_remedy(error, f"(127.0.0.1 does not answer, and {archive} is damaged: delete it); put {url} into")
 
 
-def test_wrong_download_is_refused(web_server, small_cifar10):
-    web_server.content = small_cifar10[0][:-1] + b"?"
+@pytest.mark.parametrize("damage", ["cut", "folder", "file"])
+def test_a_damaged_file_of_an_unpacked_archive_is_called_so(cache, small_cifar10, closed_port, damage):
+    folder = cache / "downloads" / CIFAR10.base_folder
+    folder.parent.mkdir(parents=True)
+    with tarfile.open(fileobj=io.BytesIO(small_cifar10[0])) as opened:
+        opened.extractall(folder.parent, filter="data")
+    damaged = folder / "data_batch_3"
+    if damage == "cut":
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    elif damage == "folder":
+        damaged.unlink()
+        damaged.mkdir()
+    else:
+        shutil.rmtree(folder)
+        folder.write_text("no folder")
+        damaged = folder
     with pytest.raises(DownloadError) as error:
         load_data("cifar10")
-    assert_is_remedy(error, "cannot download CIFAR-10", "speedyresnet data pack FOLDER --name cifar10")
+    assert_is_remedy(error, f"(127.0.0.1 does not answer, and {damaged} is damaged: delete it)")
+
+
+def test_an_archive_mends_what_was_unpacked_from_it(cache, small_cifar10, closed_port):
+    folder = cache / "downloads"
+    (folder / CIFAR10.base_folder).mkdir(parents=True)
+    (folder / CIFAR10.filename).write_bytes(small_cifar10[0])
+    (folder / CIFAR10.base_folder / "data_batch_3").write_text("damaged")
+    assert len(load_data("cifar10").train_images) == 20
+
+
+@pytest.mark.parametrize("content", [b"?", b""])
+def test_wrong_download_is_refused(web_server, small_cifar10, cache, content):
+    web_server.content = small_cifar10[0][:-1] + content
+    with pytest.raises(DownloadError) as error:
+        load_data("cifar10")
+    archive = cache / "downloads" / CIFAR10.filename
+    assert_is_remedy(error, "cannot download CIFAR-10", f"{archive} is damaged: delete it", "FOLDER --name cifar10")
     assert not pack_path("cifar10").exists()
+
+
+def test_a_damaged_archive_is_downloaded_again(web_server, small_cifar10, cache):
+    web_server.content = small_cifar10[0]
+    (cache / "downloads").mkdir(parents=True)
+    (cache / "downloads" / CIFAR10.filename).write_bytes(small_cifar10[0][:500])
+    assert len(load_data("cifar10").train_images) == 20
+
+
+@pytest.mark.parametrize("name", downloads.DOWNLOADS)
+def test_a_folder_called_as_the_data_is_not_in_the_way(cache, closed_port, name):
+    (cache / "downloads" / name).mkdir(parents=True)
+    for load in (load_data, pack_source):
+        with pytest.raises(DownloadError, match="does not answer"):
+            load(name)
+
+
+@pytest.mark.parametrize("place", ["downloads/.lock", "packs/cifar10.safetensors"])
+def test_a_folder_where_a_file_belongs_is_to_be_deleted(cache, small_cifar10, place, monkeypatch, speedyresnet):
+    monkeypatch.setattr(data, "download", lambda *_, **__: pytest.fail("downloads"))
+    (cache / place).mkdir(parents=True)
+    for arguments in (["data", "pack", "cifar10"], ["data", "info", "cifar10"]):
+        done = speedyresnet(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert f"{cache / place} " in line
+        assert "is a folder where a " in line
+        assert "belongs; delete it" in line
 
 
 def test_stalled_download_fails_and_restores_the_time_limit(web_server, monkeypatch):

@@ -1,12 +1,14 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import UserError, export_model, read_model, train
+from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.evaluate import view_logits
 from speedyresnet.engine.export import FORMATS, folded_net
 from speedyresnet.engine.init import reset_parameters
@@ -172,7 +175,7 @@ def test_images_need_not_be_square(file_format, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_command_writes_what_it_says_and_the_example_classifies_without_this_package(
+def test_command_writes_what_it_says_and_the_example_classifies_as_in_training(
     file_format, model_file, tmp_path, small_pack, speedyresnet
 ):
     model, out = model_file("hlb-v0.7"), tmp_path / "nets" / f"net.{file_format}"
@@ -187,7 +190,32 @@ def test_command_writes_what_it_says_and_the_example_classifies_without_this_pac
     assert metadata["input"]["shape"] == ["N", 3, 32, 32]
     assert metadata["output"] == {"dtype": "float32", "shape": ["N", 10], "meaning": "logits"}
     assert metadata["classes"] == list(small_pack.class_names)
-    assert classified(out, tmp_path / "image.png") == expected_classes(model, tmp_path / "image.png")
+    picture = tmp_path / f"{file_format}.png"
+    draw(picture, wide=file_format == "pt2")
+    assert classified(out, picture) == expected_classes(model, picture)
+    assert_runs_alone(out)
+
+
+def draw(path, *, wide):
+    """A picture that other decoders read in another way: 16-bit grey, or transparent bars above another colour."""
+    image = Image.effect_mandelbrot((50, 40), (-1.5, -1.2, 0.8, 1.2), 30)
+    if wide:
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    else:
+        image = image.convert("RGBA")
+        image.paste((200, 30, 90, 255), (5, 8, 30, 33))
+        image.paste((0, 0, 0, 0), (10, 0, 20, 40))
+    image.save(path)
+
+
+def assert_runs_alone(exported):
+    """In a process where neither this package nor Triton is."""
+    load = "torch.export.load(sys.argv[1]).module()" if exported.suffix == ".pt2" else "torch.jit.load(sys.argv[1])"
+    code = "import sys; sys.modules.update(dict.fromkeys(['speedyresnet', 'triton'])); import torch; "
+    code += f"print(tuple({load}(torch.zeros(3, 3, 32, 32)).shape))"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(exported)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "(3, 10)\n"
 
 
 @pytest.mark.slow
@@ -204,11 +232,8 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(file_format, model
 
 
 def classified(exported, picture):
-    """What the example prints for a picture drawn here, in a process where neither this package nor Triton is."""
-    image = Image.effect_mandelbrot((50, 40), (-1.5, -1.2, 0.8, 1.2), 30).convert("RGB")
-    image.paste((200, 30, 90), (5, 8, 30, 33))
-    image.save(picture)
-    blocked = "import runpy, sys; sys.modules.update(dict.fromkeys(['speedyresnet', 'triton'])); "
+    """What the example prints for a picture, in a process where Triton is not."""
+    blocked = "import runpy, sys; sys.modules['triton'] = None; "
     blocked += "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", blocked, str(EXAMPLE), str(exported), str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -217,9 +242,14 @@ def classified(exported, picture):
 
 
 def expected_classes(model_file, picture):
-    model = read_model(model_file)
-    image = Image.open(picture).resize((32, 32), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, 32, 32, 3)
+    """What the model says of the picture once it is packed, in colours."""
+    model, folder = read_model(model_file), picture.parent / f"{picture.stem} folder"
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / part).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(folder / part / "0.png")
+    shutil.copy(picture, folder / "test" / "b" / "0.png")
+    pack = pack_source(str(folder), size=32)
+    pixels = pack.test_images[pack.test_labels == 1]
     best = evaluated(model, pixels).softmax(1)[0].topk(3)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [(model.class_names[index], pytest.approx(value, abs=1e-4)) for index, value in pairs]

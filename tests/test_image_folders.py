@@ -1,15 +1,19 @@
+import json
+import os
+import re
 import shutil
+import socket
 from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
-from data_checks import assert_is_remedy, assert_same_pack, write_folder, write_images
+from data_checks import CLASSES, assert_is_remedy, assert_same_pack, write_folder, write_images
 from PIL import Image
 
 from speedyresnet.engine import image_folders
 from speedyresnet.engine.data import load_data, pack_source
-from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.errors import Note, UserError
 from speedyresnet.engine.pack_file import save_pack
 
 
@@ -114,10 +118,174 @@ def test_links_and_nested_folders_are_followed_and_hidden_ones_are_not(tmp_path)
     (bees / "images").mkdir()
     (bees / "images" / "more").symlink_to(tmp_path / "elsewhere" / "more")
     (bees / "0.png").rename(bees / "images" / "more" / "0.PNG")
-    (bees / "images" / "loop").symlink_to(bees)
+    (bees / "images" / "again").symlink_to(bees / "images" / "more")
     (bees / ".thumbnails").mkdir()
     (bees / ".thumbnails" / "1.png").write_text("no image")
     assert_same_pack(pack_source(str(folder), name="same"), plain)
+
+
+# --- Links
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cow/all", ".."),
+        ("train/cow/root", "{root}"),
+        ("train/cow/above", "{root}/.."),
+        ("train/cow/deeper/loop", "{root}/train/cow"),
+        ("train/dog", "."),
+        ("test/dog", "{root}"),
+        ("train/cow/pair/other/back", "{root}/../pair"),
+    ],
+)
+def test_links_to_a_folder_above_are_refused(link, target, tmp_path):
+    folder = write_folder(tmp_path / "beasts", (*CLASSES, "dog") if "dog" in link else CLASSES)
+    path = folder / link
+    if "dog" in link:
+        shutil.rmtree(path)
+    if "pair" in link:  # two folders elsewhere, each with a link to the other
+        write_images(tmp_path / "pair" / "other", np.ones((1, 8, 8, 3), dtype=np.uint8), ["0.png"])
+        (folder / "train" / "cow" / "pair").symlink_to(tmp_path / "pair")
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target.format(root=folder))
+    for read in (pack_source, load_data):
+        with pytest.raises(UserError) as error:
+            read(str(folder))
+        assert_is_remedy(error, f"{path} is a link to ", "a folder above itself", "; take the link away")
+
+
+def test_a_split_that_is_a_link_to_the_whole_is_refused(tmp_path):
+    folder = write_single_folder(tmp_path / "beasts", {"ant": 2, "bee": 2})
+    (folder / "train").symlink_to(".")
+    with pytest.raises(UserError, match=r"beasts/train is a link to .*, a folder above itself"):
+        pack_source(str(folder), holdout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cow/more", "test/cow"),  # test images to train on
+        ("test/cow/more", "train/cow"),
+        ("train/cow/more", "train/ant"),  # ants that are called cows
+        ("train/cow/9.png", "train/ant/0.png"),
+        ("test/cow/9.png", "train/cow/0.png"),
+        ("test", "train"),
+        ("train/dog", "train/cow"),
+    ],
+)
+def test_no_image_belongs_to_two_classes_or_splits(link, target, tmp_path):
+    folder = write_folder(tmp_path / "beasts", (*CLASSES, "dog") if "dog" in link else CLASSES)
+    if link in ("test", "train/dog"):
+        shutil.rmtree(folder / link)
+    (folder / link).symlink_to(folder / target)
+    with pytest.raises(UserError) as error:
+        pack_source(str(folder))
+    assert_is_remedy(error, "is, through a link, the same file as one in", "take the link away")
+
+
+def test_links_that_lead_nowhere_are_no_images(tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    for name, target in (("circle", "circle"), ("gone", "nowhere")):
+        (folder / "train" / "ant" / name).symlink_to(target)
+    assert pack_source(str(folder)).skipped == {"without suffix": 2}
+    (folder / "train" / "ant" / "circle.png").symlink_to("circle.png")
+    with pytest.raises(UserError, match=r"cannot read image .*circle\.png"):
+        pack_source(str(folder))
+
+
+# --- What is left out
+
+
+def test_what_is_left_out_is_counted(tmp_path, speedyresnet):
+    folder = write_folder(tmp_path / "beasts")
+    plain = pack_source(str(folder), name="beasts")
+    assert plain.skipped == {}
+    ants = folder / "train" / "ant"
+    for name in ("notes.txt", "more.TXT", "raw.heic", "README", ".DS_Store"):
+        (ants / name).write_text("no image")
+    (folder / "test" / "cow" / "deep").mkdir()
+    os.mkfifo(folder / "test" / "cow" / "deep" / "pipe.png")
+    (folder / "test" / "cow" / "device.jpg").symlink_to("/dev/null")
+    shutil.copy(ants / "0.png", folder / "train" / "lost.png")
+    (folder / "train" / "labels.csv").write_text("no image")
+    skipped = {".txt": 2, ".heic": 1, "without suffix": 1, "hidden": 1, "no regular file": 2, ".csv": 1}
+    skipped |= {"outside class folders": 1}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "train" / "bee" / "s.png"))
+        skipped["no regular file"] += 1
+        pack = pack_source(str(folder), name="beasts")
+        assert pack.skipped == skipped
+        assert_same_pack(pack, plain)
+        packed = json.loads(speedyresnet("data", "pack", folder, "--json").stdout)
+        assert (packed["skipped"], packed["train_images"]) == (skipped, 9)
+        told = "1 .csv, 1 .heic, 2 .txt, 1 hidden, 3 no regular file, 1 outside class folders, 1 without suffix"
+        assert ["skipped", told] in [
+            line.split(maxsplit=1) for line in speedyresnet("data", "pack", folder).stdout.splitlines()
+        ]
+        with pytest.warns(Note, match=f"left out of {folder}: {re.escape(told)}"):
+            load_data(folder)
+
+
+def test_every_suffix_that_can_be_read_is(tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    for suffix in ("tif", "TIFF", "ppm", "pgm", "pbm", "pnm", "jfif", "gif", "bmp"):
+        {"pgm": image.convert("L"), "pbm": image.convert("1")}.get(suffix, image).save(
+            folder / "train" / "ant" / f"x.{suffix}"
+        )
+    pack = pack_source(str(folder))
+    assert (len(pack.train_labels), pack.skipped) == (9 + 9, {})
+
+
+# --- Splits
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("TRAIN", "VAL"), ("training", "testing"), ("train", "valid"), ("Training", "Validation"),
+     ("seg_train", "seg_test"), ("seg_train/seg_train", "seg_test/seg_test"), ("train/Train", "test")],
+)  # fmt: skip
+def test_splits_have_many_names(train, test, tmp_path):
+    plain = pack_source(str(write_folder(tmp_path / "beasts")), name="same")
+    for old, new in (("train", train), ("test", test)):
+        (tmp_path / "other" / new).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "beasts" / old).rename(tmp_path / "other" / new)
+    assert_same_pack(pack_source(str(tmp_path / "other"), name="same"), plain)
+    with pytest.raises(UserError, match="has a test split"):
+        pack_source(str(tmp_path / "other"), holdout=0.5)
+
+
+def test_of_validation_and_test_the_test_split_is_taken_and_told(tmp_path, speedyresnet):
+    folder = write_folder(tmp_path / "beasts")
+    plain = pack_source(str(folder), name="same")
+    write_images(folder / "Valid" / "ant", np.zeros((1, 8, 8, 3), dtype=np.uint8), ["0.png"])
+    with pytest.warns(Note, match="beasts/test is taken as the test split of .*beasts/Valid is not used"):
+        assert_same_pack(pack_source(str(folder), name="same"), plain)
+    done = speedyresnet("data", "pack", folder, "--json")
+    assert (done.returncode, json.loads(done.stdout)["test_images"]) == (0, 6)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("speedyresnet: ")
+    assert line.endswith("Valid is not used")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    shutil.copytree(folder / "test", folder / "Testing")
+    with pytest.raises(UserError, match="has Testing and test, two test splits; keep one"):
+        pack_source(str(folder))
+
+
+@pytest.mark.parametrize("names", [("my_train", "my_test"), ("train2017", "val2017"), ("trainset", "Evaluation")])
+@pytest.mark.parametrize("holdout", [None, 0.5])
+def test_splits_under_other_names_do_not_become_classes(names, holdout, tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    for old, new in zip(("train", "test"), names, strict=True):
+        (folder / old).rename(folder / new)
+    with pytest.raises(UserError) as error:
+        pack_source(str(folder), holdout=holdout)
+    assert_is_remedy(error, "look like splits, not classes; call them train and test")
+    assert "--holdout" not in str(error.value)
 
 
 # --- Holding out

@@ -155,9 +155,16 @@ def test_real_images_train(real_pack):
 
 def test_a_model_refuses_data_with_other_classes(small_pack, tiny_run, tmp_path):
     tiny_run.save(tmp_path / "model.safetensors")
-    names = tuple(reversed(small_pack.class_names))
-    with pytest.raises(UserError, match="the model knows 10 classes"):
+    names = (*small_pack.class_names[1:], "cow")
+    with pytest.raises(UserError, match=r"the model knows 10 classes \(.*\), the data synthetic has others \(cow\)"):
         evaluate(tmp_path / "model.safetensors", dataclasses.replace(small_pack, class_names=names))
+
+
+def test_a_model_takes_its_classes_in_any_order(small_pack, tiny_run, tmp_path):
+    tiny_run.save(tmp_path / "model.safetensors")
+    names, labels = tuple(reversed(small_pack.class_names)), 9 - small_pack.test_labels
+    other = dataclasses.replace(small_pack, class_names=names, test_labels=labels)
+    assert evaluate(tmp_path / "model.safetensors", other, device="cpu") == tiny_run.record.accuracy
 
 
 def test_what_is_no_model_is_refused(tmp_path):
