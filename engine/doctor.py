@@ -110,7 +110,7 @@ def examination_text(facts: dict[str, Any]) -> str:
         "system": f"{found['platform']}, Python {found['python']}",
         "processor": f"{found['processor']}, {found['threads']} threads",
         "torch": f"{found['torch']}, torchvision {found['torchvision']}",
-        "triton": found["triton"] if AVAILABLE else None,
+        "triton": ", ".join(filter(None, (found["triton"], found["ptxas"]))) if AVAILABLE else None,
         "CUDA": found["cuda"],
         "GPU": gpu,
         "driver": found["driver"] and found["driver"] + (f", power limit {power:.0f} W" if power else ""),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..kernels.resources import ptxas_version
 from .evaluate import Accuracy
 from .files import write_atomically
 from .recipe import Recipe
@@ -167,6 +168,14 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     return {"gpu": properties.name, "driver": driver or None, "power_limit_watts": watts}
 
 
+def _ptxas(device: torch.device) -> str | None:
+    """The assembler with which Triton compiles kernels for an NVIDIA GPU, which faults of machine code depend on."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return ptxas_version(10 * major + minor)
+
+
 def version_of(package: str) -> str | None:
     """Version of an installed package; none where it is missing."""
     try:
@@ -199,6 +208,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version_of("torchvision"),
         "triton": version_of("triton"),
+        "ptxas": _ptxas(device),
         "cuda": torch.version.cuda,
         "cudnn": cudnn and cudnn.version(),
         "cudnn_allow_tf32": cudnn and cudnn.allow_tf32,

@@ -246,6 +246,15 @@ def _rests_device(x_ptr, places, row, column, exists, DOWN: tl.constexpr, across
 
 
 @triton.jit
+def _with_rests_device(sums, upper, lower, x_ptr, places, row, column, exists, across, S: tl.constexpr):
+    """`sums`, grown by the products of both rows of a window's gradients with the rests."""
+    for down in tl.static_range(2):
+        rests = _rests_device(x_ptr, places, row, column, exists, down, across, S)
+        sums = tl.dot(lower if down else upper, rests, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
 def _with_product_device(sums, INDEX: tl.constexpr, gradient, factors):
     """Three sums, of which number INDEX has grown by gradient times factors."""
     grown = ()
@@ -295,10 +304,13 @@ def convolution_pool_gradient_kernel(
             gradient = gradient.to(tl.float32)
         upper = tl.trans(tl.where(winner == across, gradient, 0.0))
         lower = tl.trans(tl.where(winner == across + 2, gradient, 0.0))
-        # First, or registers spill.
-        for down in tl.static_range(2):
-            rests = _rests_device(x_ptr + start, places, row, column, exists, down, across, S)
-            rest_sums = tl.dot(lower if down else upper, rests, rest_sums, input_precision="ieee")
+        # The products of the narrower tile come first. For 24 channels those are the rests; behind the others,
+        # registers spill. For 8 and 16 channels they are the main values: ptxas 12.8.93, which Triton 3.6 brings,
+        # takes operands of narrower products behind wider ones from uniform registers that nothing has set.
+        if S.block_rest < S.main_values:
+            rest_sums = _with_rests_device(
+                rest_sums, upper, lower, x_ptr + start, places, row, column, exists, across, S
+            )
         for index in tl.static_range(4):
             seen = _row_exists_device(row, exists, index, S)
             first = x_ptr + start + index * S.width * S.channels
@@ -307,6 +319,10 @@ def convolution_pool_gradient_kernel(
                 sums = _with_product_device(sums, index, upper, factors)
             if index > 0:
                 sums = _with_product_device(sums, index - 1, lower, factors)
+        if S.block_rest >= S.main_values:
+            rest_sums = _with_rests_device(
+                rest_sums, upper, lower, x_ptr + start, places, row, column, exists, across, S
+            )
     _store_sums_device(sums_ptr + tl.program_id(0).to(tl.int64) * (9 * S.filters * S.channels), sums, rest_sums, S)
 
 
@@ -489,25 +505,27 @@ def convolution_pool(x: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def shape_in_words(shape: tuple[int, ...], filters: int) -> str:
-    """A float16 tensor of [N, C, H, W] and the filters it is convolved with."""
-    return f"{'x'.join(map(str, shape))}, float16, {filters} filters"
+def shape_in_words(shape: tuple[int, ...], filters: int, dtype: torch.dtype = torch.float16) -> str:
+    """A tensor of [N, C, H, W] and the filters it is convolved with."""
+    return f"{'x'.join(map(str, shape))}, {str(dtype).removeprefix('torch.')}, {filters} filters"
 
 
 _TYPES = {"winners_ptr": "*u8", "sums_ptr": "*fp32", "ROWS": "i32"}
 
 
-def _compile_cases(shape: tuple[int, int, int, int], filters: int) -> list[CompileCase]:
+def _compile_cases(
+    shape: tuple[int, int, int, int], filters: int, dtype: torch.dtype = torch.float16
+) -> list[CompileCase]:
     """Both kernels for what `shape_in_words` says."""
-    x = torch.empty(shape, dtype=torch.float16, device="meta")
-    cut = _cut(x, filters)
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    cut, pointer = _cut(x, filters), "*bf16" if dtype == torch.bfloat16 else "*fp16"
     constants = {"TILES_EACH": cut.each, "S": cut.constants}
     moved, weights = 2 * x.numel() + 3 * cut.rows * filters, 9 * shape[1] * filters
     return [
         CompileCase(
-            shape=shape_in_words(shape, filters), function=function,
+            shape=shape_in_words(shape, filters, dtype), function=function,
             arguments={
-                name: _TYPES.get(name, "*fp16") for name in getattr(function, "arg_names", []) if name not in constants
+                name: _TYPES.get(name, pointer) for name in getattr(function, "arg_names", []) if name not in constants
             },
             constants=constants, warps=WARPS, bytes=moved + own, flops=8 * cut.rows * weights, wide_loads=True,
             hopper_only=True,
@@ -528,7 +546,14 @@ _SHIPPED = {
     32: [(256, 24, 31, 31)],
 }  # fmt: skip
 """[N, C, H, W] of what the recipes convolve first, by their filters."""
+_REACHABLE = [
+    ((1024, channels, 31, 31), 64, dtype)
+    for channels in (8, 16, 24) for dtype in (torch.float16, torch.bfloat16) if (channels, dtype) != (24, torch.float16)
+]  # fmt: skip
+"""What no recipe launches, but settings and other nets can: other channels are multiplied in tiles of other sizes."""
 COMPILE_CASES = [
-    case for filters, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, filters)
-    if AVAILABLE
+    case for given in (
+        *((shape, filters) for filters, shapes in _SHIPPED.items() for shape in shapes), *_REACHABLE
+    )
+    for case in _compile_cases(*given) if AVAILABLE
 ]  # fmt: skip

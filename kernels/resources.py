@@ -1,7 +1,8 @@
 """What every kernel costs on every target, found by compiling it: no GPU is needed.
 
 Registers, spills, shared memory and wide loads are a regression check for machines without a GPU. They depend on the
-compiler, so the committed budget (resources.json) is kept by Triton's minor version.
+compiler, so the committed budget (resources.json) is kept by Triton's minor version. `machine_code` looks for faults of
+the compiler in the same machine code.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .language import AVAILABLE, INTERPRETED, triton
+from .machine_code import unset_registers
 
 KERNEL_FILES = ("augment", "batch_norm", "convolution_pool", "pool_batch_norm", "stem")
 TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
@@ -82,6 +84,8 @@ class Resources:
     vector_loads: int
     """Loads of 16 bytes from global memory in the code."""
     vector_stores: int
+    unset_registers: list[str] = field(default_factory=list)
+    """Registers that the code reads before anything has written them, each with the address; on NVIDIA only."""
     bytes: int
     flops: int
     floor_seconds: float | None
@@ -149,6 +153,36 @@ def _nvidia_tool(name: str, code: bytes, *options: str) -> str:
         return subprocess.run([str(tool), *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
+def ptxas_version(capability: int) -> str | None:
+    """Name and version of the ptxas with which Triton compiles for an NVIDIA GPU, for example `ptxas 12.8.93`.
+
+    Triton brings two, and takes others where TRITON_PTXAS_PATH or TRITON_PTXAS_BLACKWELL_PATH say so.
+
+    Args:
+        capability: compute capability as one number, such as 90.
+
+    Returns:
+        None where there is no Triton, or it finds no ptxas.
+    """
+    if not AVAILABLE:
+        return None
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    try:
+        path = get_ptxas(capability).path
+    except RuntimeError:  # how Triton says that it finds none
+        return None
+    return _tool_version(path)
+
+
+@functools.cache
+def _tool_version(path: str) -> str | None:
+    """Name and version of one of NVIDIA's compilers; none where it tells no version."""
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"\bV(\d+(?:\.\d+)*)", told)
+    return f"{Path(path).name} {version[1]}" if version else None
+
+
 def _usage(registers: int, spills: int, wide: list[str]) -> dict[str, Any]:
     """`wide` are the operations of 16 bytes in the code: `ld` or `load`, `st` or `store`."""
     loads = sum(name in ("ld", "load") for name in wide)
@@ -156,10 +190,11 @@ def _usage(registers: int, spills: int, wide: list[str]) -> dict[str, Any]:
 
 
 def _nvidia_usage(asm: dict[str, Any]) -> dict[str, Any]:
-    usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage")
+    usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage", "--dump-sass")
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     wide = re.findall(r"\b(ld|st)\.global[.\w:]*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bf]16)", asm["ptx"])
-    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide)
+    unset = {"unset_registers": [str(each) for each in unset_registers(usage)]}
+    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide) | unset
 
 
 def _amd_usage(asm: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +272,8 @@ def problems(row: Resources, case: CompileCase, limits: dict[str, dict[str, int]
         found.append(f"spills {row.spills} bytes")
     if case.wide_loads and row.target.startswith("sm_") and not row.vector_loads:
         found.append("no loads of 16 bytes")
+    if row.unset_registers:
+        found.append(f"reads registers before they are written: {', '.join(row.unset_registers)}")
     if limits is None:
         return found
     limit = limits.get(budget_key(row))

@@ -504,7 +504,7 @@ def gpu_state(make_state):
 @pytest.mark.parametrize(("plain", "captured"), [("eager", "capture"), ("compile", "graph")])
 @pytest.mark.parametrize("provider", ["reference", "triton"])
 def test_a_replayed_graph_is_the_step_that_was_captured(make_state, plain, captured, provider):
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         states = [gpu_state(make_state) for _ in range(2)]
         for state, backend in zip(states, (plain, captured), strict=True):
             state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))

@@ -190,7 +190,14 @@ def test_every_convolution_of_the_shipped_recipes_that_it_takes_is_compiled():
             group.register_forward_pre_hook(note)
         for side in {32, *filter(None, made.augmentation.sizes)}:
             net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
-    assert needed == {case.shape for case in COMPILE_CASES}
+    shipped = {shape_in_words(shape, filters) for filters, shapes in kernels._SHIPPED.items() for shape in shapes}
+    assert needed == shipped
+    compiled = {case.shape for case in COMPILE_CASES}
+    others = {
+        shape_in_words((1024, channels, 31, 31), 64, dtype)
+        for channels in (8, 16, 24) for dtype in (torch.float16, torch.bfloat16)
+    }  # fmt: skip
+    assert compiled == shipped | others
 
 
 @pytest.mark.gpu

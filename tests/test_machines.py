@@ -14,6 +14,7 @@ from speedyresnet.bench.cli import main
 from speedyresnet.engine import doctor, recipe
 from speedyresnet.engine.doctor import examination, examination_text
 from speedyresnet.engine.pack_file import save_pack
+from speedyresnet.kernels.language import AVAILABLE
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
 TESTS = Path(__file__).parent
@@ -129,12 +130,14 @@ def test_doctor_names_a_cache_that_cannot_be_used(monkeypatch, tmp_path):
 
 def test_doctor_tells_a_gpu_and_asks_for_nothing_where_all_is_there(monkeypatch):
     found = examined()["environment"] | {"gpu": "NVIDIA H200", "driver": "570.1", "power_limit_watts": 700.0}
+    found |= {"triton": "3.6.0", "ptxas": "ptxas 12.8.93"}
     monkeypatch.setattr(doctor, "environment", lambda _: found | {"cuda": "13.2"})
     monkeypatch.setattr(doctor, "cpp_compiler", lambda: "/usr/bin/c++")
     facts = examined()
     text = examination_text(facts | {"gpu_bytes": 150_000_000_000})
     assert "NVIDIA H200, 150.0 GB" in text
     assert "570.1, power limit 700 W" in text
+    assert ("3.6.0, ptxas 12.8.93" in text) == AVAILABLE
     assert set(facts["missing"]) <= {"triton"}  # the one thing that is truly asked of this machine
     monkeypatch.setattr(doctor, "environment", lambda _: found | {"driver": None})
     assert "nvidia-smi" in examined()["missing"]["driver"]

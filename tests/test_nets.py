@@ -221,7 +221,7 @@ def test_only_a_learned_scale_moves(scale, make_state):
         ("net.pool=after_norm", {"pool_batch_norm_act", "convolution_pool"}),
         ("net.pool=none", {"pool_batch_norm_act", "convolution_pool"}),
         ("net.first_kernel=1", {"convolution_pool"}),
-        ("kernels=auto", {"convolution_pool"} if torch.cuda.is_available() else set(REFERENCE_KERNELS)),
+        ("kernels=auto", set() if torch.cuda.is_available() else set(REFERENCE_KERNELS)),
         ("net.batch_norm_precision=native", {"batch_norm_act", "pool_batch_norm_act"}),
         ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act", "convolution_pool"}),
         ("net.whitening_kernel=0", {"stem"}),
@@ -238,19 +238,31 @@ def test_what_the_kernels_do_not_take_is_left_to_pytorch(setting, reference):
 
 
 @pytest.mark.parametrize(
-    ("kernels", "dtype", "capability", "provider"),
+    ("settings", "dtype", "capability", "channels", "provider"),
     [
-        ("triton", torch.float16, (9, 0), "triton"),
-        ("auto", torch.float16, (9, 0), "reference"),
-        ("triton", torch.float32, (9, 0), "reference"),
-        ("triton", torch.float16, (8, 0), "reference"),
+        (["kernels=auto"], torch.float16, (9, 0), 3, "triton"),
+        (["kernels=auto"], torch.bfloat16, (9, 0), 3, "triton"),
+        (["kernels=auto"], torch.float32, (9, 0), 3, "reference"),
+        (["kernels=auto"], torch.float16, (8, 0), 3, "reference"),
+        (["kernels=auto"], torch.float16, (10, 0), 3, "reference"),
+        (["kernels=auto"], torch.float16, (12, 0), 3, "reference"),
+        (["kernels=auto"], torch.float16, (9, 0), 1, "reference"),  # 8 channels
+        (["kernels=auto", "net.whitening_kernel=1"], torch.float16, (9, 0), 3, "reference"),  # 6
+        (["kernels=auto", "net.whitening_sign_pairs=false"], torch.float16, (9, 0), 3, "reference"),  # 12
+        (["kernels=auto", "net.project_width=24"], torch.float16, (9, 0), 3, "reference"),  # learned, so want gradients
+        (["kernels=reference"], torch.float16, (9, 0), 3, "reference"),
+        (["kernels=triton"], torch.float16, (9, 0), 3, "triton"),
+        (["kernels=triton"], torch.float16, (9, 0), 1, "triton"),
+        (["kernels=triton"], torch.float32, (9, 0), 3, "reference"),
+        (["kernels=triton"], torch.float16, (8, 0), 3, "reference"),
     ],
 )
-def test_the_convolution_with_pooling_is_for_hopper_and_asked_for(monkeypatch, kernels, dtype, capability, provider):
+def test_the_convolution_with_pooling_is_for_hopper(monkeypatch, settings, dtype, capability, channels, provider):
+    """`auto` takes it where it has been measured: 24 channels in half precision on compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    found = pick_kernels(recipe("airbench94", [f"kernels={kernels}"]), torch.device("cuda"), dtype)
+    found = pick_kernels(recipe("airbench94", settings), torch.device("cuda"), dtype, channels=channels)
     assert found["convolution_pool"] == provider
-    assert found["pool_batch_norm_act"] == "triton"
+    assert (found["pool_batch_norm_act"] == "triton") == ("kernels=reference" not in settings)
 
 
 def test_the_convolution_with_pooling_is_for_inputs_that_want_no_gradient(monkeypatch):

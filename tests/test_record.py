@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 
 from speedyresnet.engine import nets, recipe, record
 from speedyresnet.engine.nets import forward_flops_per_image
+from speedyresnet.kernels.language import AVAILABLE
+
+if AVAILABLE:
+    from triton.backends import nvidia
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -27,7 +32,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho "580.65.06, 700.00"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    properties = SimpleNamespace(name="NVIDIA H200", uuid="5c5ea0a9")
+    properties = SimpleNamespace(name="NVIDIA H200", uuid="5c5ea0a9", major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return calls
 
@@ -41,8 +46,12 @@ def test_the_gpu_is_asked_once_a_process(nvidia_smi):
 
 
 def test_a_driver_that_does_not_answer_ends_no_run(nvidia_smi, monkeypatch):
-    def hang(command, timeout, **options):
-        raise subprocess.TimeoutExpired(command, timeout)
+    run = subprocess.run
+
+    def hang(command, *arguments, **options):
+        if command[0] == "nvidia-smi":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return run(command, *arguments, **options)
 
     monkeypatch.setattr(subprocess, "run", hang)
     found = record.environment(GPU)
@@ -55,6 +64,32 @@ def test_what_cudnn_may_do_is_recorded_of_a_gpu(nvidia_smi):
     assert (found["cudnn_benchmark"], found["cudnn_allow_tf32"]) == (True, False)
     here = record.environment(CPU)
     assert (here["cudnn_benchmark"], here["cudnn_allow_tf32"]) == (None, None)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs Triton")
+@pytest.mark.parametrize(
+    ("capability", "variable"), [((8, 9), "TRITON_PTXAS_PATH"), ((10, 0), "TRITON_PTXAS_BLACKWELL_PATH")]
+)
+def test_the_ptxas_that_compiles_for_the_gpu_is_recorded(nvidia_smi, tmp_path, monkeypatch, capability, variable):
+    """The one that Triton takes; as with Triton, a variable that names no working ptxas changes nothing."""
+    for name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    own = "ptxas-blackwell" if capability == (10, 0) else "ptxas"
+    tool = Path(nvidia.__file__).parent / "bin" / own
+    told = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+    brought = record.environment(GPU)["ptxas"]
+    assert brought.startswith(f"{own} 1")
+    assert brought.removeprefix(f"{own} ") in told
+    monkeypatch.setenv(variable, str(tmp_path / "nothing"))
+    assert record.environment(GPU)["ptxas"] == brought
+    mine = tmp_path / "my-ptxas"
+    mine.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.1, V99.1.7'\n")
+    mine.chmod(0o755)
+    monkeypatch.setenv(variable, str(mine))
+    assert record.environment(GPU)["ptxas"] == "my-ptxas 99.1.7"
+    assert record.environment(CPU)["ptxas"] is None
 
 
 def git(folder, *words):

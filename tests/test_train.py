@@ -413,7 +413,7 @@ def test_unusable_devices_are_refused(device, message):
 def test_a_gpu_is_made_ready(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with torch.backends.cudnn.flags(benchmark=False):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
         assert pick_device(name) == torch.device("cuda")
         assert torch.backends.cudnn.benchmark
 
