@@ -351,8 +351,14 @@ def versus_command(
     runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each starts every script and ours once.")] = 3,
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, callback=finite, help="Seconds a process.")] = 600.0,
+    compile_seconds: Annotated[
+        float,
+        typer.Option("--compile-seconds", min=1.0, callback=finite, help="For each to compile, in a run of its own."),
+    ] = 900.0,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
-    work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Keep scripts, data, output and what they compiled in this folder.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file; goes on where it ended.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -368,7 +374,7 @@ def versus_command(
     check_data(pack)
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
     options += ["--device", str(place), "--backend", backend]
-    sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout)
+    sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout, compile_seconds)
     with nullcontext(work) if work else TemporaryDirectory() as folder:
         hold = smoke_sitting if smoke else hold_sitting
         result = hold(sitting, Path(folder).absolute(), out, console)

@@ -222,6 +222,7 @@ ROWS = [
     ("bench versus --peer x", "give NAME=PATH"),
     ("bench versus --peer hlb=~nobody-of-that-name/x", "no ~nobody-of-that-name/x"),
     ("bench versus --peer hlb=. --timeout inf", "--timeout"),
+    ("bench versus --peer hlb=. --compile-seconds inf", "--compile-seconds"),
     ("bench gpu-suite --out new --minutes inf", "--minutes"),
     pytest.param("train --device cuda", "--device cuda: PyTorch finds no CUDA GPU here", marks=NO_GPU),
     pytest.param("evaluate model.safetensors --device cuda:0", "finds no CUDA GPU here", marks=NO_GPU),
