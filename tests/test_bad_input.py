@@ -167,7 +167,8 @@ ROWS = [
     ("data pack synthetic --size 0", "--size"),
     ("data pack synthetic --size 99999999", "--size"),
     ("data pack synthetic --name Upper", "is no pack name"),
-    ("bench gpu-suite --out new --data nowhere", "nowhere"),
+    ("bench gpu-suite --out new --images nowhere", "no sheets there"),
+    ("bench gpu-suite --out new --only nothing", "correctness, record"),
     ("bench profile --data nowhere", "nowhere"),
     ("bench step --data nowhere", "nowhere"),
     # models
