@@ -62,6 +62,12 @@ _OUTPUT_CHARACTERS = 2000
 """Of each command in the summary; the archive has all."""
 _SMALL_SETTINGS = ("batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32")
 _SMALL_VALUES = {"--backend": "eager", "--runs": "2", "--rounds": "2", "--validation": "100"}
+_SMALL_WORDS = {
+    "step": ("--backend", "eager"),
+    "kernels": ("--provider", "reference", "--rounds", "2"),
+    "versus": ("--smoke",),
+}
+"""By the command of `bench`: what keeps it from compiling for minutes, or from running scripts to their end."""
 _NOT_SMALL = ("--target", "--seconds", "-n")
 """Options that a rehearsal leaves out: it reaches no target, and one machine has few cores."""
 
@@ -192,9 +198,8 @@ def _made_small(words: Sequence[str]) -> list[str]:
         found.append(_SMALL_VALUES.get(before, word.replace("kernels=triton", "kernels=auto")))
     if found[0] == "pytest":
         return [*found, "--collect-only"]
-    if "versus" in found:
-        return [*found, "--smoke"]
-    return [*found, *(word for each in _SMALL_SETTINGS for word in ("--set", each))]
+    settings = [word for each in _SMALL_SETTINGS for word in ("--set", each)]
+    return [*found, *_SMALL_WORDS.get(found[2], ()), *settings]
 
 
 def command_of(text: str, site: Site, files: Path, log: Any = None) -> Command:

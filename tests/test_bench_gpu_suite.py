@@ -476,7 +476,10 @@ def test_the_end_from_outside_keeps_the_results(tmp_path):
 def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     peer = tmp_path / "airbench94_muon.py"
     peer.write_text(TRAINS)
-    entries = [entry for entry in QUEUE if not entry.places & (PEERS.keys() - {"airbench94_muon"})]
+    left_out = PEERS.keys() - {"airbench94_muon"}
+    entries = [entry for entry in QUEUE if not entry.places & left_out]
+    claims = [entry for entry in entries if entry.name.startswith("claim-")][1:-1]  # all alike but for the recipe,
+    entries = [entry for entry in entries if entry not in claims]  # and tests/test_every_recipe.py trains each
     if not PROFILES_BACKENDS:
         entries = [entry for entry in entries if entry.name != "profile"]
     words = [word for entry in entries for word in ("--only", entry.name)]
