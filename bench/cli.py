@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -40,7 +41,8 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
-from .gpu_suite import run_gpu_suite, stages
+from .gpu_queue import by_value
+from .gpu_suite import failures, listed, make_site, print_list, run_queue
 from .kernel_profile import compared, folded, print_compared, print_kernel_profile, save
 from .kernel_recording import check_device, record_table
 from .kernel_table import KernelTable, read_table
@@ -429,8 +431,14 @@ def versus_command(
     runs: Annotated[int, typer.Option("--runs", min=1, help="A process.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each starts every script and ours once.")] = 3,
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, callback=finite, help="Seconds a process.")] = 600.0,
+    compile_seconds: Annotated[
+        float,
+        typer.Option("--compile-seconds", min=1.0, callback=finite, help="For each to compile, in a run of its own."),
+    ] = 900.0,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see whether the scripts start, on the CPU.")] = False,
-    work: Annotated[Path | None, typer.Option("--work", help="Keep scripts, data and output in this folder.")] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Keep scripts, data, output and what they compiled in this folder.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file; goes on where it ended.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -446,7 +454,7 @@ def versus_command(
     check_data(pack)
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
     options += ["--device", str(place), "--backend", backend]
-    sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout)
+    sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout, compile_seconds)
     with nullcontext(work) if work else TemporaryDirectory() as folder:
         hold = smoke_sitting if smoke else hold_sitting
         result = hold(sitting, Path(folder).absolute(), out, console)
@@ -550,40 +558,41 @@ def report_command(
 @bench_app.command("gpu-suite")
 def gpu_suite_command(
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the results, a dozen files or more; goes on where it ended.")
-    ],
+        Path, typer.Option("--out", help="Folder for the archive and summary of the results; goes on where it ended.")
+    ] = Path("gpu-results"),
     minutes: Annotated[float, typer.Option("--minutes", min=0.0, callback=finite, help="Of this call.")] = 9.0,
-    recipe: Annotated[str, typer.Option("--recipe", help="A name, or my_file.py:function.")] = "airbench94",
-    settings: SetOption = None,
-    data: DataOption = None,
     device: DeviceOption = "auto",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Full runs of the recipe.")] = 20,
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Folder with a part of CIFAR-10 as sheets; parts add up.")
+    ] = None,
     peers: Annotated[list[str] | None, typer.Option("--peer", help="NAME=PATH, as for versus.")] = None,
-    names: Annotated[list[str] | None, typer.Option("--part", help="Only that, such as record. None: all.")] = None,
+    names: Annotated[list[str] | None, typer.Option("--only", help="Only that entry. None: all.")] = None,
+    shown: Annotated[bool, typer.Option("--list", help="Only show the queue and how its entries ended.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """All of it on a GPU over several calls, the most valuable first: tests, steps, runs, kernels, peers, the record.
+    """Run the questions that wait for a GPU, the most valuable first; on a CPU, rehearse them in small.
 
-    Again with the same --out it goes on: a part that ended, well or with a target missed, is not repeated unless its
-    file is removed. Exit code 1: a part crashed.
+    Again with the same --out it goes on: what ended, well or with a target missed, is not repeated. Exit code 1: an
+    entry failed.
     """
-    check_writable(out / "suite.json")
-    place = pick_device(device)
-    parse_peers(list(peers or ()))
-    source = data or recipe_called(recipe, settings or ()).data
-    parts = stages(recipe, settings or (), source, str(place), runs, peers or ())
+    entries, console = by_value(), notes_console(as_json)
     for name in names or ():
-        if name not in (known := [part.name for part in parts]):
-            raise UserError(f"--part {name}: there are {', '.join(map(repr, known))}")
-    pack = load_data(source)
-    if peers:
-        check_data(pack)
-    asked = {"--recipe": recipe, "--set": settings or [], "--data": source, "--device": str(place), "--runs": runs}
-    chosen = [part for part in parts if not names or part.name in names]
-    results = run_gpu_suite(chosen, asked | {"--peer": peers or []}, place, minutes, out)
-    crashed = [each for each in results if each.exit_code not in (0, 1, None)]
-    for each in crashed:
-        print(f"{each.name}: {each.output.strip().splitlines()[-1] if each.output.strip() else 'printed nothing'}")
-    raise typer.Exit(1 if crashed else 0)
+        if name not in (known := [entry.name for entry in entries]):
+            raise UserError(f"--only {name}: there are {', '.join(known)}")
+    chosen = [entry for entry in entries if not names or entry.name in names]
+    failed = list[str]()
+    if not shown:
+        check_writable(out / "suite.json")
+        parse_peers(list(peers or ()))
+        site = make_site(pick_device(device), images or (), peers or ())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends it from outside keeps the results too
+        failed = failures(run_queue(entries, chosen, site, minutes, out, console), entries)
+    rows = listed(chosen, out)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif shown:
+        print_list(console, rows)
+    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> None:

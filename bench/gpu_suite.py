@@ -1,39 +1,50 @@
-"""Everything worth knowing of a machine, from first contact to the claims, in calls of a few minutes that go on.
+"""`bench gpu-suite`: runs the queue of questions for a GPU, the most valuable first, in calls of a few minutes.
 
-Every part is a process of its own, so that one which crashes or hangs takes nothing else with it, and which is ended
-when its time is over. It writes a few small files straight into the folder of the results, where a later call goes on:
-a part that came to its end is not repeated, one whose command goes on from its own file does so.
+Every command is a process of its own, so that one which crashes or hangs takes nothing else with it. Only commands of
+an entry whose commands run together have neighbours; nothing else runs beside what is timed. What is kept is one
+archive and a summary, written after each entry, from which a later call goes on, also on another machine: an entry that
+came to its end is not repeated, and one whose command goes on from its own file does so.
 """
 
+import contextlib
+import functools
 import json
-import subprocess
+import os
+import shlex
+import shutil
 import sys
-import tempfile
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
+import numpy as np
 import torch
+from rich.console import Console
 
+from speedyresnet.engine.data import cache_folder, make_pack, pack_path
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_text
+from speedyresnet.engine.files import locked, write_atomically, write_text
+from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.record import environment
+from speedyresnet.engine.synthetic import make_synthetic
 
+from .gpu_queue import Entry
+from .peers import PEERS
 from .pool import check_kind
-from .processes import exit_code_within
+from .processes import Command, exit_codes_within
+from .sheets import CIFAR10_IMAGES, add_sheets, check_cifar10, count_images, pack_sheets
 
-FASTEST = "speedy"
-"""The recipe that the record is for."""
-CUTS = "speedy-cuts"
-"""The group of what it might do without."""
-SAME_AS_AIRBENCH = "airbench94-muon"
-"""The recipe with the mathematics of the peer airbench94_muon."""
+ARCHIVE = "results.tar.gz"
+"""All files of all entries, and the summary."""
+SUMMARY = "suite.json"
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _CRASHED = 3
-_COMMAND = (
+_OURS = (
     "-c",
     f"""\
 import sys, traceback
@@ -44,197 +55,409 @@ except Exception:
     traceback.print_exc()
     sys.exit({_CRASHED})  # Python's own 1 is a target that was missed
 """,
-    "bench",
 )
-_RUNS = 200
-"""Of the record."""
-_PROCESS_SECONDS = 300
-"""Given to a script of others; within the share of a part against them, so that one that hangs is seen to."""
 _GRACE_SECONDS = 5.0
-"""On top of a part's time, mostly not taken."""
-_OUTPUT_CHARACTERS = 6000
+"""On top of an entry's time, mostly not taken."""
+_OUTPUT_CHARACTERS = 2000
+"""Of each command in the summary; the archive has all."""
+_SMALL_SETTINGS = ("batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32")
+_SMALL_VALUES = {"--backend": "eager", "--runs": "2", "--rounds": "2", "--validation": "100"}
+_SMALL_WORDS = {
+    "step": ("--backend", "eager"),
+    "kernels": ("--provider", "reference", "--rounds", "2"),
+    "versus": ("--smoke",),
+}
+"""By the command of `bench`: what keeps it from compiling for minutes, or from running scripts to their end."""
+_NOT_SMALL = ("--target", "--seconds", "-n")
+"""Options that a rehearsal leaves out: it reaches no target, and one machine has few cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the queue is run."""
+
+    device: torch.device
+    values: Mapping[str, str]
+    """What the names in braces stand for; those that are missing have none yet."""
+    notes: tuple[str, ...] = ()
+    """How to get what is missing."""
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether all is made small, because this is no GPU."""
+        return self.device.type == "cpu"
+
+    def missing(self, entry: Entry) -> list[str]:
+        """What an entry waits for."""
+        return sorted(entry.places - {"out"} - self.values.keys())
+
+    def least_seconds(self, entry: Entry) -> float:
+        """With less it does not begin."""
+        return 1.0 if self.rehearses else entry.least or entry.seconds
+
+    def limit(self, entry: Entry, left: float) -> float:
+        """Seconds after which it is ended, of those that are left."""
+        return left if self.rehearses or entry.least else min(left, 2 * entry.seconds + 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One part of the suite."""
+class EntryResult:
+    """How an entry ended, the last time that it ran."""
 
     name: str
-    arguments: tuple[str, ...]
-    """For Python; `{}` stands for the folder of the results."""
-    share: float
-    """Of a call's time at most, what earlier parts left over comes on top; with half of it at least it begins."""
-    files: tuple[str, ...] = ()
-    """What it leaves there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageResult:
-    """How a part ended, the last time that it ran."""
-
-    name: str
-    exit_code: int | None
-    """None: its time was over."""
+    exit_codes: list[int | None]
+    """Of its commands; none: it was ended when the time was over."""
     seconds: float
-    output: str
-    """The end of what it printed."""
+    outputs: list[str]
+    """The ends of what the commands printed."""
     environment: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two: all went well, a check or target failed, the time was over, or it crashed."""
+        if any(code not in (0, 1, None) for code in self.exit_codes):
+            return "crashed"
+        return "cut off" if None in self.exit_codes else "failed" if 1 in self.exit_codes else "done"
 
     @property
     def ended(self) -> bool:
         """Whether it came to its end; a target that was missed is a result."""
-        return self.exit_code in (0, 1)
+        return self.verdict in ("done", "failed")
 
 
-def stages(
-    recipe: str, settings: Sequence[str], data: str, device: str, runs: int, peers: Sequence[str]
-) -> list[Stage]:
-    """The parts in the order of their value.
+# --- What the commands are given
+
+
+def work_folder() -> Path:
+    """Where packs, sheets and what peers compiled are kept for later calls on the same machine."""
+    return cache_folder() / "gpu-suite"
+
+
+def make_site(device: torch.device, images: Sequence[Path], peers: Sequence[str]) -> Site:
+    """A place to run the queue, with the packs it needs; on a CPU all of them are the same small one.
 
     Args:
-        recipe: for all parts up to the kernels.
-        settings: of `recipe`; on a CPU, where all parts are to be small, also of the record.
-        data: a name or a path.
-        device: on a CPU, runs are few and the scripts of others are only started.
-        runs: of `recipe`; on a CPU also of the record.
+        device: the GPU, or the CPU to rehearse.
+        images: folders with a part of CIFAR-10 each, see `sheets`.
         peers: NAME=PATH.
-    """
-    small, on, changed = device == "cpu", ("--device", device), [word for each in settings for word in ("--set", each)]
-    chosen, of_data = ("--recipe", recipe, *on, *changed), ("--data", data)
-    ours = ("--provider", "triton", "--provider", "reference")
-    found = [
-        _stage("steps, eager", 0.1, "steps-eager.json", "step", *chosen, *of_data, "--backend", "eager"),
-        _stage("runs", 0.25, "runs.jsonl", "record", *chosen, *of_data, "--runs", str(runs)),
-        _stage("profile", 0.1, "profile.json", "profile", *chosen, *of_data),
-        _stage("kernels", 0.15, "kernels.json", "kernels", *chosen, *ours),
-        _stage("steps of all backends", 0.3, "steps.json", "step", *chosen, *of_data),
-    ]
-    if (folder := _CHECKOUT / "tests").is_dir():  # an installed wheel has none
-        measuring = sorted(map(str, folder.glob("test_bench_*.py")))  # what else runs would disturb them
-        others = [word for file in measuring for word in ("--ignore", file)]
-        found.insert(0, _tests("tests", 0.2, "gpu", "-n", "4", "--dist", "loadfile", *others, str(folder)))
-        found.append(_tests("tests of measuring", 0.2, "gpu", *measuring))
-        if not small:  # a CPU has them in every run of the tests
-            kernels = sorted(map(str, folder.glob("test_*_kernel.py")))
-            found.insert(3, _tests("tests of the kernels", 0.2, "not slow", "-n", "8", *kernels))
-    if not small:
-        found += [
-            _stage(f"steps of {name}", 0.3, f"steps-{name}.json", "step", "--recipe", name, *on, *of_data)
-            for name in (SAME_AS_AIRBENCH, FASTEST)
-        ]
-        every = ("--recipe", FASTEST, "--set", "kernels=triton", "--backend", "graph")  # also those auto leaves out
-        found.append(_stage("steps with every kernel", 0.2, "steps-triton.json", "step", *every, *on, *of_data))
-        found.append(_stage("kernels of all providers", 0.25, "kernels-all.json", "kernels", *chosen))
-    of_all = (*on, *of_data)
-    of_record = (*of_all, *changed * small, "--runs", str(runs if small else _RUNS))
-    tried = changed if small else ("--validation", "5000", "--backend", "capture")
-    cuts = _stage("cuts", 0.4, "cuts.jsonl", "compare", "--group", CUTS, *of_all, *tried, "--runs", str(runs))
-    return [*found, *_claims(peers, (*of_all, *["--smoke"] * small), of_record), cuts]
-
-
-def _tests(name: str, share: float, marker: str, *words: str) -> Stage:
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker, *words)
-    return Stage(name=name, share=share, arguments=arguments)
-
-
-def _stage(name: str, share: float, file: str, *words: str) -> Stage:
-    return Stage(name=name, share=share, files=(file,), arguments=(*_COMMAND, *words, "--out", f"{{}}/{file}"))
-
-
-def _claims(peers: Sequence[str], of_versus: Sequence[str], of_record: Sequence[str]) -> list[Stage]:
-    """The parts that claims rest on, in the order of their value; all go on, so that they may be cut off anywhere."""
-
-    def against(some: Sequence[str], name: str, recipe: str, runs: int, rounds: int) -> Stage:
-        plan = ("--runs", str(runs), "--rounds", str(rounds), "--timeout", str(_PROCESS_SECONDS))
-        given = (*of_versus, "--recipe", recipe, *plan, *(word for each in some for word in ("--peer", each)))
-        return _stage(name, 0.65, f"{name.replace(' ', '-')}.json", "versus", *given)
-
-    target = ("--target", "94", "--seconds", "6", "--clock", "total")
-    found = [_stage("record", 0.4, "record.jsonl", "record", *of_record, "--recipe", FASTEST, *target)]
-    if same := [each for each in peers if each.startswith("airbench94_muon=")]:
-        found.insert(0, against(same, "same mathematics", SAME_AS_AIRBENCH, 20, 5))
-    if peers:
-        found.insert(0, against(peers, "yardstick", FASTEST, 10, 2))
-    return found
-
-
-def earlier_results(out: Path, asked: dict[str, Any]) -> list[StageResult]:
-    """How the parts ended that `out` has from earlier calls, the latest last; none where there were none.
-
-    Args:
-        out: folder of the results.
-        asked: what must not change from call to call, by its option.
 
     Raises:
-        UserError: `out` is of something else.
+        UserError: images that are not CIFAR-10.
     """
-    path = out / "suite.json"
+    work, values, notes = work_folder(), dict[str, str](), []
+    values["work"] = str(work)
+    if (_CHECKOUT / "tests").is_dir():  # an installed wheel has none
+        values["tests"] = str(_CHECKOUT / "tests")
+    values |= {each.partition("=")[0]: each for each in peers}
+    for part in images:
+        add_sheets(part, work / "sheets")
+    if device.type == "cpu":
+        small = work / "small.safetensors"
+        save_pack(make_synthetic(train_images=640, test_images=200), small)
+        return Site(device, values | dict.fromkeys(("noise", "synthetic", "cifar10", "imagenette"), str(small)))
+    values |= {"synthetic": "synthetic", "noise": str(_noise_pack(work))}
+    notes += _packed_sheets(work / "sheets")
+    values |= {name: name for name in ("cifar10", "imagenette") if pack_path(name).exists()}
+    return Site(device, values, tuple(notes))
+
+
+def _noise_pack(work: Path) -> Path:
+    """A file of a pack of CIFAR-10's shape that is noise."""
+    path, generator = work / "noise.safetensors", np.random.default_rng(0)
+    if not path.exists():
+        counts, names = CIFAR10_IMAGES.values(), [str(number) for number in range(10)]
+        train, test = (generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for count in counts)
+        train_labels, test_labels = (generator.integers(0, 10, count) for count in counts)
+        save_pack(make_pack("noise", names, train, train_labels, test, test_labels), path)
+    return path
+
+
+def _packed_sheets(sheets: Path) -> list[str]:
+    """Put the pack `cifar10` into the cache if all of it is in `sheets` and it is not there; say what is missing."""
+    if (path := pack_path("cifar10")).exists():
+        check_cifar10(read_pack(path), path)
+        return []
+    counts = count_images(sheets)
+    if counts != CIFAR10_IMAGES:
+        here = " and ".join(f"{counts[split]} of {count} {split}" for split, count in CIFAR10_IMAGES.items())
+        remedy = "give the others with --images FOLDER, or make the pack with `speedyresnet data pack cifar10`"
+        return [f"cifar10: {here} images are here; {remedy}"]
+    save_pack(pack_sheets(sheets), path)
+    return []
+
+
+# --- Commands
+
+
+def _made_small(words: Sequence[str]) -> list[str]:
+    """The words of a command that takes seconds on a CPU: short runs of narrow nets, tests only collected."""
+    found = list[str]()
+    for before, word in zip(["", *words], words, strict=False):
+        if word in _NOT_SMALL or before in _NOT_SMALL:
+            continue
+        found.append(_SMALL_VALUES.get(before, word.replace("kernels=triton", "kernels=auto")))
+    if found[0] == "pytest":
+        return [*found, "--collect-only"]
+    settings = [word for each in _SMALL_SETTINGS for word in ("--set", each)]
+    return [*found, *_SMALL_WORDS.get(found[2], ()), *settings]
+
+
+def command_of(text: str, site: Site, files: Path, log: Any = None) -> Command:
+    """The process of a command of the queue, which prints into `log`.
+
+    Args:
+        text: see `gpu_queue`.
+        site: where it runs.
+        files: the folder that `{out}` stands for.
+        log: an open file, or none.
+    """
+    values = {**site.values, "out": str(files)}
+    words = [functools.reduce(_with_value, values.items(), word) for word in shlex.split(text)]
+    variables = {"PYTHONUNBUFFERED": "1"}  # what a process printed is there when it is killed
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        variables[name] = value
+    words = _made_small(words) if site.rehearses else words
+    program, *given = (found for word in words for found in _expanded(word))
+    if program == "pytest":
+        python = ["-m", "pytest", *given]
+    else:
+        start = _OURS if program == "speedyresnet" else ()
+        python = [*start, *given, "--device", str(site.device)]
+    return Command([sys.executable, *python], {"env": os.environ | variables, "stdout": log, "stderr": STDOUT})
+
+
+def _with_value(word: str, value: tuple[str, str]) -> str:
+    return word.replace(f"{{{value[0]}}}", value[1])
+
+
+def _expanded(word: str) -> list[str]:
+    """The files that a pattern stands for, as a shell has it; other words as they are."""
+    path = Path(word)
+    return sorted(map(str, path.parent.glob(path.name))) if "*" in word and path.is_absolute() else [word]
+
+
+def run_entry(entry: Entry, limit: float, site: Site, files: Path, about: dict[str, Any]) -> EntryResult:
+    """Run the commands of an entry for at most `limit` seconds; `about` is the environment.
+
+    What they print goes to NAME-NUMBER.log in `files`. Of commands one after the other, none follows one that did not
+    come to its end.
+    """
+    started, codes = time.monotonic(), list[int | None]()
+    paths = [files / f"{entry.name}-{number}.log" for number in range(1, len(entry.commands) + 1)]
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(path.open("wb")) for path in paths]
+        commands = [command_of(text, site, files, log) for text, log in zip(entry.commands, logs, strict=True)]
+        for group in [commands] if entry.together else [[command] for command in commands]:
+            left = limit - (time.monotonic() - started)
+            codes += exit_codes_within(left, group, grace=_GRACE_SECONDS)
+            if any(code not in (0, 1) for code in codes):
+                break
+    outputs = [path.read_text(errors="replace")[-_OUTPUT_CHARACTERS:] for path in paths]
+    spent = time.monotonic() - started
+    return EntryResult(name=entry.name, exit_codes=codes, seconds=spent, outputs=outputs, environment=about)
+
+
+# --- Results
+
+
+@contextlib.contextmanager
+def unpacked_results(out: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of the results in `out`, which is there only within; it is packed at the end, after Ctrl-C too.
+
+    A folder that a killed call left behind has all that the archive has, and more.
+
+    Args:
+        out: where the results are kept.
+        asked: see `read_results`.
+
+    Raises:
+        UserError: `out` is of something else, and stays as it is.
+    """
+    files, part = out / "unpacked", out / "unpacked.part"
+    if not files.exists():
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        if (out / ARCHIVE).exists():
+            _unpack(out / ARCHIVE, part)
+        elif (out / SUMMARY).exists():
+            shutil.copyfile(out / SUMMARY, part / SUMMARY)
+        part.rename(files)
+    read_results(files / SUMMARY, asked)
+    try:
+        yield files
+    finally:
+        keep_results(files, out)
+        shutil.rmtree(files)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} is no archive of bench gpu-suite ({error}); give another --out") from None
+
+
+def keep_results(files: Path, out: Path) -> None:
+    """Write the archive and the summary of the results in `files` to `out`, each at once or not at all."""
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(files, ".")
+
+    write_atomically(out / ARCHIVE, write)
+    if (files / SUMMARY).exists():
+        write_text(out / SUMMARY, (files / SUMMARY).read_text(encoding="utf-8"))
+
+
+def read_results(path: Path, asked: Mapping[str, Any] | None = None) -> list[EntryResult]:
+    """How entries ended by the summary `path`; none where there is none.
+
+    Args:
+        path: of the summary.
+        asked: what must not change from call to call, by its option; none: anything will do.
+
+    Raises:
+        UserError: it is of something else.
+    """
     if not path.exists():
         return []
     try:
         found = json.loads(path.read_bytes())
-        earlier, results = dict(found["asked"]), [StageResult(**each) for each in found["parts"]]
+        fields = EntryResult.__dataclass_fields__
+        results = [EntryResult(**{key: each[key] for key in fields}) for each in found["entries"]]
+        earlier = dict(found["asked"])
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{path} is no result of bench gpu-suite; give another --out") from None
-    check_kind(path, "parts", earlier, asked)
+    check_kind(path, "entries", earlier, earlier if asked is None else asked)
     return results
 
 
-def waiting_stages(parts: Sequence[Stage], results: Sequence[StageResult], out: Path) -> list[Stage]:
-    """Those of `parts` that are to run: never begun, cut off, crashed, or without their files.
-
-    What has waited longest is first, so that nothing that fails in every call can keep the others from their turn.
-    """
-    begun = [each.name for each in results]
-    ended = {each.name for each in results if each.ended}
-    waiting = [
-        each for each in parts if each.name not in ended or not all((out / name).exists() for name in each.files)
-    ]
-    return sorted(waiting, key=lambda each: begun.index(each.name) + 1 if each.name in begun else 0)
+def _write_summary(
+    path: Path, asked: Mapping[str, Any], entries: Sequence[Entry], results: Sequence[EntryResult]
+) -> None:
+    """Write how entries ended, each with its question and prediction as far as they are still asked."""
+    known = {entry.name: {"question": entry.question, "prediction": entry.prediction} for entry in entries}
+    rows = [{"verdict": each.verdict} | known.get(each.name, {}) | asdict(each) for each in results]
+    write_text(path, json.dumps({"asked": dict(asked), "entries": rows}, indent=1) + "\n")
 
 
-def run_stage(stage: Stage, seconds: float, out: Path, about: dict[str, Any]) -> StageResult:
-    """Run a part, whose files go to `out`, for at most `seconds`; `about` is the environment."""
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        command = [sys.executable, *(word.replace("{}", str(out)) for word in stage.arguments)]
-        code = exit_code_within(seconds, command, grace=_GRACE_SECONDS, stdout=output, stderr=subprocess.STDOUT)
-        output.seek(0)
-        text = output.read().decode(errors="replace")[-_OUTPUT_CHARACTERS:]
-    spent = time.monotonic() - started
-    return StageResult(name=stage.name, exit_code=code, seconds=spent, output=text, environment=about)
+def waiting_entries(entries: Sequence[Entry], results: Sequence[EntryResult], files: Path) -> list[Entry]:
+    """Those that have not come to their end or have lost their files, in their order; those that crashed are last."""
+    found = {each.name: each for each in results}
+
+    def ended(entry: Entry) -> bool:
+        files_are_there = all((files / name).exists() for name in entry.files)
+        return entry.name in found and found[entry.name].ended and files_are_there
+
+    def failed_before(entry: Entry) -> bool:
+        return entry.name in found and not (found[entry.name].verdict == "cut off" and entry.least)
+
+    return sorted((entry for entry in entries if not ended(entry)), key=failed_before)
 
 
-def run_gpu_suite(
-    parts: Sequence[Stage], asked: dict[str, Any], device: torch.device, minutes: float, out: Path
-) -> list[StageResult]:
-    """Run what is waiting of `parts` for `minutes` altogether, and keep in `out` how each ended.
+# --- The run
 
-    Shares are of the minutes, or more where those of all that is waiting do not fill them.
+
+def run_queue(
+    entries: Sequence[Entry], chosen: Sequence[Entry], site: Site, minutes: float, out: Path, console: Console
+) -> list[EntryResult]:
+    """Run what is waiting of the `chosen` entries for `minutes` altogether, and keep in `out` how each ended.
+
+    An entry begins only if its expected seconds are left, or `least` of them where it goes on by itself.
 
     Returns:
-        How each part ended that was begun.
+        How each entry ended that was begun.
 
     Raises:
-        UserError: `out` is of something else than was `asked`.
+        UserError: `out` is of something else, or another suite runs on this machine.
     """
-    began, whole = time.monotonic(), 60 * minutes
-    results, about = earlier_results(out, asked), environment(device)
-    waiting = waiting_stages(parts, results, out)
-    out.mkdir(parents=True, exist_ok=True)
-    allowed, ran = 0.0, []
-    for stage in waiting:
-        allowed = min(allowed + whole * stage.share / min(1.0, sum(each.share for each in waiting)), whole)
-        left = allowed - (time.monotonic() - began)
-        if left < whole * stage.share / 2:
-            continue
-        ran.append(run_stage(stage, left, out, about))
-        results = [*(each for each in results if each.name != stage.name), ran[-1]]
-        saved = {"asked": asked, "environment": about, "minutes": minutes, "parts": [asdict(each) for each in results]}
-        write_text(out / "suite.json", json.dumps(saved, indent=1) + "\n")
-        ended = "cut off" if ran[-1].exit_code is None else f"exit code {ran[-1].exit_code}"
-        print(f"{stage.name}: {ended} after {ran[-1].seconds:.0f} s", flush=True)
-    waiting = waiting_stages(parts, results, out)
-    names = ", ".join(each.name for each in waiting)
-    print(f"to go on with, by the same command: {names}" if waiting else f"all {len(parts)} parts have ended")
+    deadline, asked = time.monotonic() + 60 * minutes, {"--device": site.device.type}
+    ran, about = list[EntryResult](), environment(site.device)
+    with _alone(), unpacked_results(out.absolute(), asked) as files:
+        results = read_results(files / SUMMARY, asked)
+        for entry in waiting_entries(chosen, results, files):
+            left = deadline - time.monotonic()
+            if site.missing(entry) or left < site.least_seconds(entry):
+                continue
+            console.print(f"{entry.name}: about {entry.seconds:.0f} s; {left:.0f} s are left")
+            ran.append(run_entry(entry, site.limit(entry, left), site, files, about))
+            results = [*(each for each in results if each.name != entry.name), ran[-1]]
+            _write_summary(files / SUMMARY, asked, entries, results)
+            keep_results(files, out)
+            _print_result(ran[-1], console)
+        _print_waiting(waiting_entries(chosen, results, files), site, console)
     return ran
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Raise UserError where another suite runs: the timings of both would mean nothing."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work_folder() / "lock", wait=False))
+        except BlockingIOError:
+            raise UserError("another bench gpu-suite runs on this machine; wait until it has ended") from None
+        yield
+
+
+def _print_result(result: EntryResult, console: Console) -> None:
+    console.print(f"{result.name}: {result.verdict} after {result.seconds:.0f} s")
+    if result.verdict != "done":
+        for code, output in zip(result.exit_codes, result.outputs, strict=False):
+            last = output.strip().splitlines()[-1:] or ["printed nothing"]
+            console.print(f"  {'ended' if code is None else f'exit code {code}'}: {last[0]}")
+
+
+def _print_waiting(waiting: Sequence[Entry], site: Site, console: Console) -> None:
+    for entry in waiting:
+        missing = site.missing(entry)
+        reason = f"needs {', '.join(missing)}" if missing else f"needs {site.least_seconds(entry):.0f} s"
+        console.print(f"waits: {entry.name}, {reason}")
+    for note in site.notes:
+        console.print(note)
+    absent = {name for entry in waiting for name in site.missing(entry)} & PEERS.keys()
+    if absent:
+        console.print(f"give --peer NAME=PATH for {', '.join(sorted(absent))}")
+    console.print("the same command goes on" if waiting else "all have ended")
+
+
+def failures(ran: Sequence[EntryResult], entries: Sequence[Entry]) -> list[str]:
+    """Names of the entries that failed; being cut off is no failure of one that goes on."""
+    goes_on = {entry.name for entry in entries if entry.least}
+    return [
+        each.name for each in ran if each.verdict != "done" and not (each.verdict == "cut off" and each.name in goes_on)
+    ]
+
+
+# --- The list
+
+
+def listed(entries: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
+    """What there is to ask, with what `out` knows of each, as plain values.
+
+    Raises:
+        UserError: `out` is of something else.
+    """
+    verdicts = {each.name: each.verdict for each in read_results(out / SUMMARY)}
+    return [
+        asdict(entry)
+        | {"files": list(entry.files), "needs": sorted(entry.places - {"out", "work"})}
+        | {"state": verdicts.get(entry.name, "waits")}
+        for entry in entries
+    ]
+
+
+def print_list(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """The queue, an entry in a few lines."""
+    for row in rows:
+        console.print(
+            f"{row['value']:3d}  {row['name']}: {row['state']}; about {row['seconds']:.0f} s", highlight=False
+        )
+        console.print(f"     {row['question']}", highlight=False)
+        console.print(f"     Prediction: {row['prediction']}", highlight=False)
+        for command in row["commands"]:
+            console.print(f"     $ {command}", highlight=False)
+    waiting = [row["seconds"] for row in rows if row["state"] not in ("done", "failed")]
+    console.print(f"{len(waiting)} of {len(rows)} wait, about {sum(waiting) / 60:.0f} minutes", highlight=False)

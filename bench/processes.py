@@ -4,38 +4,66 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 
-def exit_code_within(seconds: float, command: Sequence[str], *, grace: float = 0.0, **options: Any) -> int | None:
-    """Run `command` for at most `seconds`; its exit code, or none where it had to be ended.
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program and its arguments, with options of subprocess.Popen."""
 
-    Whatever it started, such as a compiler's workers, is ended with it: it would disturb the next measurement.
+    words: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def exit_code_within(seconds: float, words: Sequence[str], *, grace: float = 0.0, **options: Any) -> int | None:
+    """Run one command; see `exit_codes_within`."""
+    return exit_codes_within(seconds, [Command(words, options)], grace=grace)[0]
+
+
+def exit_codes_within(seconds: float, commands: Sequence[Command], *, grace: float = 0.0) -> list[int | None]:
+    """Run `commands` side by side for at most `seconds`; their exit codes, none for those that had to be ended.
+
+    Whatever they started, such as a compiler's workers, is ended with them: it would disturb the next measurement.
 
     Args:
         seconds: of wall-clock time.
-        command: a program and its arguments.
-        grace: seconds that it has after Ctrl-C, before it is killed, to end what leads a session of its own.
-        options: of subprocess.Popen.
+        commands: what to run.
+        grace: seconds that they have after Ctrl-C, before they are killed, to end what leads a session of its own.
     """
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    deadline, processes = time.monotonic() + seconds, list["subprocess.Popen[Any]"]()
     try:
-        return process.wait(timeout=seconds)
+        for each in commands:
+            options = {"stdin": subprocess.DEVNULL, "start_new_session": True, **each.options}
+            processes.append(subprocess.Popen(each.words, **options))
+        return [_code_before(deadline, process) for process in processes]
+    finally:  # after Ctrl-C too
+        _interrupt(processes, grace)
+        for process in processes:
+            end_session(process)
+
+
+def _code_before(deadline: float, process: "subprocess.Popen[Any]") -> int | None:
+    try:
+        return process.wait(timeout=max(deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         return None
-    finally:  # after Ctrl-C too
-        if grace and process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=grace)
-        end_session(process)
+
+
+def _interrupt(processes: Sequence["subprocess.Popen[Any]"], grace: float) -> None:
+    """Send Ctrl-C to those that still run, and wait for them for `grace` seconds altogether."""
+    running = [process for process in processes if grace and process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + grace
+    for process in running:
+        _code_before(deadline, process)
 
 
 def end_session(process: "subprocess.Popen[Any]") -> None:
     """Kill a process that leads a session of its own, and whatever it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all of it has ended
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # all of it has ended
-        return
-    process.wait()
+        process.wait()

@@ -5,6 +5,9 @@ machine state and are not independent, while a peer's process and ours of one ro
 the machine cancels in their ratio. Intervals are therefore over rounds, and the order of a round is the reverse of the
 one before. A sitting that was cut off goes on with the process that had not ended; the rest of its round then has
 neighbours of another time, which can only make the interval wider.
+
+Before its first round each contestant does one run that does not count, so that compiling has a time limit of its own
+and no measured process compiles. What it compiled stays beside it in the working folder, for later rounds and calls.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +49,13 @@ OUR_CLOCKS = {
 }
 OUR_COMMAND = ["-c", "from speedyresnet.bench.cli import main; main()", "bench", "record"]
 LAST_LINES = 20
+"""Kept of what a process printed that did not end well."""
+SHOWN_LINES = 5
+"""Of them, shown at once."""
+WARM_UP = -1
+"""In place of the number of a round."""
+COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "compiled/inductor", "TRITON_CACHE_DIR": "compiled/triton"}
+"""Environment variables of compilers, and the folders in that of a contestant that they name."""
 SMOKE_IMAGES = {"train": 6000, "test": 2500}
 """So few are enough for a first step of all peers: three of their largest batches, and one test batch of hlb."""
 
@@ -70,6 +80,11 @@ class Contestant:
     """How many runs a process must report."""
     environment: dict[str, str] = field(default_factory=dict)
 
+    def output_files(self, number: int) -> tuple[Path, Path]:
+        """Where the process of a round, or WARM_UP, writes its standard output and standard error."""
+        stem = "warm-up" if number == WARM_UP else f"round-{number}"
+        return self.folder / f"{stem}.out", self.folder / f"{stem}.err"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -85,19 +100,22 @@ class Outcome:
     """None: it ended well and reported all its runs."""
     last_lines: list[str]
     """Of its standard error, where there is an error."""
+    last_output: list[str] = field(default_factory=list)
+    """The last lines of its standard output, where there is an error."""
 
 
 def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
     """Run a contestant's process of round `number`, for at most `timeout` seconds; whatever it does is an outcome."""
-    out, err = (contestant.folder / f"round-{number}.{stream}" for stream in ("out", "err"))
+    out, err = contestant.output_files(number)
     command = [sys.executable, "-u", *contestant.words(number)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         started = time.perf_counter()
-        variables = os.environ | contestant.environment
+        caches = {name: str(contestant.folder / folder) for name, folder in COMPILER_CACHES.items()}
+        variables = os.environ | caches | contestant.environment
         streams: dict[str, Any] = {"stdout": stdout, "stderr": stderr}
         code = exit_code_within(timeout, command, cwd=contestant.starts_in, env=variables, **streams)
         wall_seconds = time.perf_counter() - started
-    lines = [line for line in err.read_text(errors="replace").splitlines() if line.strip()]
+    printed, lines = printed_lines(out), printed_lines(err)
     measures = contestant.read(number, out.read_text(errors="replace"))
     error = _error(code, lines, {len(values) for values in measures.values()}, contestant.runs, timeout)
     return Outcome(
@@ -108,7 +126,14 @@ def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
         measures=measures,
         error=error,
         last_lines=lines[-LAST_LINES:] if error else [],
+        last_output=printed[-LAST_LINES:] if error else [],
     )
+
+
+def printed_lines(path: Path) -> list[str]:
+    """The lines of what a process has printed into `path`, without empty ones; none before it has begun."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _error(code: int | None, lines: list[str], counts: set[int], runs: int, timeout: float) -> str | None:
@@ -120,10 +145,9 @@ def _error(code: int | None, lines: list[str], counts: set[int], runs: int, time
     return f"{lines[-1].strip()} ({reason})" if lines else reason
 
 
-def peer_contestant(name: str, script: Path, pack: Pack, device: torch.device, folder: Path, runs: int) -> Contestant:
-    """A peer installed in `folder`, with its data from `pack`."""
+def peer_contestant(name: str, script: Path, folder: Path, runs: int) -> Contestant:
+    """A peer that is installed in `folder` with its data."""
     peer = PEERS[name]
-    peer.write_data(pack, folder, device)
 
     def read(_number: int, text: str) -> Measures:
         found = peer.read_runs(text)
@@ -133,25 +157,26 @@ def peer_contestant(name: str, script: Path, pack: Pack, device: torch.device, f
         name=name,
         folder=folder,
         starts_in=folder,
-        words=lambda number: start_words(name, script, runs, seed=number * runs),
+        words=lambda number: start_words(name, script, runs, seed=max(number, 0) * runs),
         read=read,
         runs=runs,
     )
 
 
-def our_contestant(options: Sequence[str], pack: Pack, folder: Path, runs: int) -> Contestant:
-    """`bench record` with `options` (recipe, device, backend) on `pack`; other seeds in each round."""
-    data = folder / "pack.safetensors"
-    save_pack(pack, data)
+def our_contestant(options: Sequence[str], data: Path, folder: Path, runs: int) -> Contestant:
+    """`bench record` with `options` (recipe, device, backend) on the pack file `data`; other seeds in each round."""
+
+    def pool(number: int) -> Path:
+        return folder / ("warm-up.jsonl" if number == WARM_UP else f"round-{number}.jsonl")
 
     def words(number: int) -> list[str]:
-        out = folder / f"round-{number}.jsonl"
-        out.unlink(missing_ok=True)  # a pool that is there already would be taken as done
-        own = ["--data", str(data), "--runs", str(runs), "--seed", str(number * runs), "--out", str(out)]
+        pool(number).unlink(missing_ok=True)  # a pool that is there already would be taken as done
+        seed = max(number, 0) * runs
+        own = ["--data", str(data), "--runs", str(runs), "--seed", str(seed), "--out", str(pool(number))]
         return [*OUR_COMMAND, *options, *own]
 
     def read(number: int, _text: str) -> Measures:
-        records = read_pool(folder / f"round-{number}.jsonl")
+        records = read_pool(pool(number))
         clocks = {clock: [clock_seconds(record, clock) for record in records] for clock in CLOCKS}
         views = {view: [record["accuracy"][view] for record in records] for view in VIEWS}
         return clocks | {view: values for view, values in views.items() if None not in values}
@@ -160,7 +185,7 @@ def our_contestant(options: Sequence[str], pack: Pack, folder: Path, runs: int) 
     return Contestant(name=OURS, folder=folder, starts_in=Path.cwd(), words=words, read=read, runs=runs)
 
 
-def round_order(contestants: Sequence[Contestant], number: int) -> list[Contestant]:
+def round_order(contestants: Sequence[str], number: int) -> list[str]:
     """Who runs when in a round: the reverse of the round before."""
     return list(contestants if number % 2 == 0 else reversed(contestants))
 
@@ -181,6 +206,8 @@ class Sitting:
     rounds: int
     timeout: float
     """Seconds a process."""
+    compile_seconds: float
+    """Time limit of the first process of a contestant, which compiles and does one run that does not count."""
 
 
 def facts(sitting: Sitting) -> dict[str, Any]:
@@ -209,75 +236,177 @@ def _identity(found: dict[str, Any]) -> dict[str, Any]:
     } | {f"--peer {name}": found["scripts"].get(name) for name in PEERS}
 
 
-def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> list[Outcome]:
-    """The outcomes that `out` holds of the sitting `known`, which was cut off; none where there is no such file.
+def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> tuple[list[Outcome], list[Outcome]]:
+    """The outcomes of rounds and of warm-ups that `out` holds of the sitting `known`; none where there is no such file.
 
     Raises:
         UserError: it holds something else, or another sitting.
     """
     if out is None or not out.exists():
-        return []
+        return [], []
     try:
         found = json.loads(out.read_bytes())
         identity, outcomes = _identity(found), [Outcome(**each) for each in found["processes"]]
+        warm_ups = [Outcome(**each) for each in found.get("warm_ups", ())]
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{out} is no sitting of bench versus; give another --out") from None
     check_kind(out, "a sitting", identity, _identity(known))
-    return outcomes
+    return outcomes, warm_ups
+
+
+@dataclass(slots=True, kw_only=True)
+class Course:
+    """How a sitting goes: where it is held, and what of it has ended."""
+
+    sitting: Sitting
+    known: dict[str, Any]
+    """See `facts`."""
+    work: Path
+    out: Path | None
+    console: Console
+    outcomes: list[Outcome]
+    """Of the rounds' processes that have ended."""
+    warm_ups: dict[str, Outcome]
+    """The last process of each contestant that was to compile."""
+    changes: dict[str, str] = field(default_factory=dict)
+    """In the peers' scripts."""
+    interrupted: dict[str, Any] | None = None
+    """What the process had printed that Ctrl-C ended."""
+
+    def write_data(self) -> None:
+        """Give every contestant the data it looks for."""
+        sitting = self.sitting
+        for name in sitting.scripts:
+            PEERS[name].write_data(sitting.pack, self.work / name, sitting.device)
+        if sitting.device.type == "cuda":
+            torch.cuda.empty_cache()  # hlb's data were made there
+        save_pack(sitting.pack, self._our_data)
+
+    @property
+    def _our_data(self) -> Path:
+        return self.work / OURS / "pack.safetensors"
+
+    def contestant(self, name: str, runs: int) -> Contestant:
+        """The contestant called `name`, set to `runs` a process."""
+        folder, sitting = self.work / name, self.sitting
+        if name == OURS:
+            return our_contestant(sitting.options, self._our_data, folder, runs)
+        self.changes[name] = install(name, sitting.scripts[name], folder, runs)
+        return peer_contestant(name, sitting.scripts[name], folder, runs)
+
+    def run(self, contestant: Contestant, number: int, limit: float) -> Outcome:
+        """Run a process for at most `limit` seconds; what it has printed is kept when Ctrl-C ends it."""
+        try:
+            outcome = run_process(contestant, number, limit)
+        except KeyboardInterrupt:
+            output, errors = (printed_lines(path)[-LAST_LINES:] for path in contestant.output_files(number))
+            self.interrupted = {"name": contestant.name, "round": number, "last_output": output, "last_lines": errors}
+            self.save()
+            raise
+        _print_outcome(self.console, outcome)
+        return outcome
+
+    def warm_up(self, name: str) -> bool:
+        """Whether a contestant has compiled: here by an earlier call, or else by a process that does one run now."""
+        mark, by = self.work / name / "compiled" / "by.json", json.dumps(self._compiled_by(name))
+        if mark.exists() and mark.read_text() == by:
+            return True
+        outcome = self.run(self.contestant(name, 1), WARM_UP, self.sitting.compile_seconds)
+        self.warm_ups[name] = outcome
+        if outcome.error is None:
+            write_text(mark, by)
+        self.contestant(name, self.sitting.runs)
+        self.save()
+        return outcome.error is None
+
+    def _compiled_by(self, name: str) -> dict[str, Any]:
+        """What compiled code depends on."""
+        about = self.known["environment"]
+        ours = [self.known["recipe"]["hash"], *self.known["options"], about["commit"]]
+        code = ours if name == OURS else self.known["scripts"][name]
+        return {"code": code} | {key: about[key] for key in ("gpu", "torch", "triton")}
+
+    def take_turn(self, name: str, number: int) -> None:
+        """Run the process of a contestant in a round."""
+        contestant = self.contestant(name, self.sitting.runs)
+        self.outcomes.append(self.run(contestant, number, self.sitting.timeout))
+        self.save()
+
+    def save(self) -> None:
+        """Write the result so far to `out`."""
+        if self.out is not None:
+            write_text(self.out, json.dumps(report(self), indent=1) + "\n")
 
 
 def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
     """Hold a sitting in the folder `work`; its result, which is also written to `out` after every process.
 
-    It goes on where `out` ends: a process that has ended there, well or not, is not started again.
+    It goes on where `out` ends: a process that has ended there, well or not, is not started again. A contestant that
+    does not compile in time is left out, and goes on compiling in the next call.
 
     Raises:
         UserError: a script that is not the known one, or an `out` that holds something else.
     """
     known = facts(sitting)
-    outcomes = earlier_outcomes(out, known)
-    runs, changes = sitting.runs, {}
-    for name, script in sitting.scripts.items():
-        changes[name] = install(name, script, work / name, runs)
-        console.print(f"{name}: changed {changes[name]}", highlight=False, markup=False)
-    contestants = [
-        peer_contestant(name, script, sitting.pack, sitting.device, work / name, runs)
-        for name, script in sitting.scripts.items()
-    ]
-    contestants.append(our_contestant(sitting.options, sitting.pack, work / OURS, runs))
-    if sitting.device.type == "cuda":
-        torch.cuda.empty_cache()  # hlb's data were made there
+    outcomes, warm_ups = earlier_outcomes(out, known)
+    course = Course(
+        sitting=sitting,
+        known=known,
+        work=work,
+        out=out,
+        console=console,
+        outcomes=outcomes,
+        warm_ups={each.name: each for each in warm_ups},
+    )
+    names = [*sitting.scripts, OURS]
+    for name in names:
+        course.contestant(name, sitting.runs)
+    for name, change in course.changes.items():
+        console.print(f"{name}: changed {change}", highlight=False, markup=False)
+    course.write_data()
     ended = {(outcome.name, outcome.round) for outcome in outcomes}
-    turns = [(each, number) for number in range(sitting.rounds) for each in round_order(contestants, number)]
+    turns = [(name, number) for number in range(sitting.rounds) for name in round_order(names, number)]
     console.print(f"{len(ended)} of {len(turns)} processes have ended", highlight=False)
-    for contestant, number in turns:
-        if (contestant.name, number) in ended:
-            continue
-        outcomes.append(run_process(contestant, number, sitting.timeout))
-        _print_outcome(console, outcomes[-1])
-        if out is not None:
-            write_text(out, json.dumps(report(sitting, known, changes, outcomes), indent=1) + "\n")
-    return report(sitting, known, changes, outcomes)
+    waiting = [turn for turn in turns if turn not in ended]
+    ready = _ready(course, dict.fromkeys(name for name, _ in waiting))
+    for name, number in waiting:
+        if name in ready:
+            course.take_turn(name, number)
+    return report(course)
+
+
+def _ready(course: Course, names: Iterable[str]) -> set[str]:
+    """Those of `names` that have compiled; none where nothing is left to compare."""
+    compiled = {name: course.warm_up(name) for name in names}
+    peers = [done for name, done in compiled.items() if name != OURS]
+    if not compiled.get(OURS, True) or (peers and not any(peers)):
+        return set()
+    return {name for name, done in compiled.items() if done}
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
     told = outcome.error or "done"
-    line = f"round {outcome.round + 1}, {outcome.name}: {told}, {outcome.wall_seconds:.1f} s"
+    which = "warm-up" if outcome.round == WARM_UP else f"round {outcome.round + 1}"
+    line = f"{which}, {outcome.name}: {told}, {outcome.wall_seconds:.1f} s"
     console.print(line, highlight=False, markup=False)
+    for printed in (outcome.last_output or outcome.last_lines)[-SHOWN_LINES:]:
+        console.print(f"  | {printed}", highlight=False, markup=False)
 
 
-def report(
-    sitting: Sitting, known: dict[str, Any], changes: dict[str, str], outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
+def report(course: Course) -> dict[str, Any]:
     """The whole result so far as plain values."""
-    return known | {
+    failed = [each for each in course.warm_ups.values() if each.error is not None]
+    outcomes, scripts = [*course.outcomes, *failed], course.sitting.scripts
+    return course.known | {
         "passed": all(outcome.error is None for outcome in outcomes),
         "ours": _own_row(OURS, outcomes),
         "peers": [
-            {"script": str(script), "changed": changes[name]} | peer_row(name, PEERS[name], outcomes)
-            for name, script in sitting.scripts.items()
+            {"script": str(script), "changed": course.changes[name]} | peer_row(name, PEERS[name], outcomes)
+            for name, script in scripts.items()
         ],
-        "processes": [asdict(outcome) for outcome in outcomes],
+        "processes": [asdict(outcome) for outcome in course.outcomes],
+        "warm_ups": [asdict(outcome) for outcome in course.warm_ups.values()],
+        "interrupted": course.interrupted,
     }
 
 
@@ -403,7 +532,8 @@ def smoke_sitting(sitting: Sitting, work: Path, out: Path | None, console: Conso
     rows = []
     for name, script in sitting.scripts.items():
         install(name, script, work / name, runs=1)
-        plain = peer_contestant(name, script, part, torch.device("cpu"), work / name, runs=1)
+        PEERS[name].write_data(part, work / name, torch.device("cpu"))
+        plain = peer_contestant(name, script, work / name, runs=1)
         outcome = run_process(_smoked(plain), 0, sitting.timeout)
         told = "starts" if outcome.error is None else f"does not start: {outcome.error}"
         console.print(f"{name}: {told} ({outcome.wall_seconds:.1f} s)", highlight=False, markup=False)

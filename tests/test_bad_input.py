@@ -167,7 +167,8 @@ ROWS = [
     ("data pack synthetic --size 0", "--size"),
     ("data pack synthetic --size 99999999", "--size"),
     ("data pack synthetic --name Upper", "is no pack name"),
-    ("bench gpu-suite --out new --data nowhere", "nowhere"),
+    ("bench gpu-suite --out new --images nowhere", "no sheets there"),
+    ("bench gpu-suite --out new --only nothing", "correctness, record"),
     ("bench profile --data nowhere", "nowhere"),
     ("bench step --data nowhere", "nowhere"),
     # models
@@ -222,6 +223,7 @@ ROWS = [
     ("bench versus --peer x", "give NAME=PATH"),
     ("bench versus --peer hlb=~nobody-of-that-name/x", "no ~nobody-of-that-name/x"),
     ("bench versus --peer hlb=. --timeout inf", "--timeout"),
+    ("bench versus --peer hlb=. --compile-seconds inf", "--compile-seconds"),
     ("bench gpu-suite --out new --minutes inf", "--minutes"),
     pytest.param("train --device cuda", "--device cuda: PyTorch finds no CUDA GPU here", marks=NO_GPU),
     pytest.param("evaluate model.safetensors --device cuda:0", "finds no CUDA GPU here", marks=NO_GPU),

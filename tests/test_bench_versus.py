@@ -20,6 +20,7 @@ from speedyresnet.bench.smoke import FIRST_STEP
 from speedyresnet.bench.statistics import paired_ratio
 from speedyresnet.bench.versus import (
     OWN_CLOCK,
+    WARM_UP,
     Contestant,
     Outcome,
     Sitting,
@@ -342,6 +343,100 @@ def test_a_process_that_hangs_is_ended_with_its_helpers(tmp_path):
     assert not (tmp_path / "survived").exists()
 
 
+def test_what_a_process_printed_is_kept_when_its_time_is_over(tmp_path):
+    code = "import sys, time; print(3); print('compiling', file=sys.stderr); time.sleep(60)"
+    found = run_process(contestant(tmp_path, code), 0, timeout=1.5)
+    assert (found.exit_code, found.last_output, found.last_lines) == (None, ["3"], ["compiling"])
+    assert found.measures == {"runs": [3.0]}
+
+
+# --- Compiling
+
+COMPILES = r"""
+import os, time
+for cache in (os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"]):
+    if not os.path.exists(cache + "/kernel"):
+        os.makedirs(cache, exist_ok=True)
+        print("compiles", flush=True)
+        time.sleep(SECONDS)
+        open(cache + "/kernel", "w").close()
+"""
+
+
+@pytest.fixture
+def compiling(small_pack, peers, tmp_path, monkeypatch):
+    """A function that holds a sitting against airbench, which compiles; of ours nothing is really run."""
+    began = []
+
+    def run(contestant, number, timeout):
+        began.append((contestant.name, number))
+        if contestant.name == "ours":
+            return outcome("ours", number, total=[1.0, 1.0], six_view=[0.9, 0.9])
+        return run_process(contestant, number, timeout)
+
+    def hold(seconds, timeout, compile_seconds, out="out.json"):
+        began.clear()
+        script = COMPILES.replace("SECONDS", str(seconds)) + AIRBENCH
+        write(peers["airbench94_muon"] / "airbench94_muon.py", script)
+        made = sitting(small_pack, peers, 2, ["airbench94_muon"])
+        made = replace(made, timeout=timeout, compile_seconds=compile_seconds)
+        result = hold_sitting(made, tmp_path / "work", tmp_path / out, Console(file=(tmp_path / "told").open("w")))
+        assert result == json.loads((tmp_path / out).read_text())
+        return result, list(began)
+
+    monkeypatch.setattr(versus, "run_process", run)
+    return hold
+
+
+ROUNDS = [("airbench94_muon", 0), ("ours", 0), ("ours", 1), ("airbench94_muon", 1)]
+
+
+def test_compiling_has_a_limit_of_its_own_and_is_done_once(compiling):
+    result, began = compiling(2.5, timeout=4, compile_seconds=60)  # five seconds in all: no round could do it
+    assert began == [("airbench94_muon", WARM_UP), ("ours", WARM_UP), *ROUNDS]
+    assert result["passed"]
+    (warm, _), (peer,) = result["warm_ups"], result["peers"]
+    assert warm["wall_seconds"] > 5
+    assert [len(values) for values in warm["measures"].values()] == [1, 1]
+    assert (peer["own clock"]["n"], peer["status"]) == (4, "finished")
+    assert peer["wall_seconds"]["maximum"] < 4
+    assert compiling(2.5, timeout=4, compile_seconds=60, out="again.json")[1] == ROUNDS
+
+
+def test_who_does_not_compile_in_time_goes_on_in_the_next_call(compiling, tmp_path):
+    result, began = compiling(2.5, timeout=20, compile_seconds=4)
+    assert began == [("airbench94_muon", WARM_UP), ("ours", WARM_UP)]
+    (warm, _), (peer,) = result["warm_ups"], result["peers"]
+    assert (warm["error"], warm["last_output"]) == ("no end after 4 s", ["compiles", "compiles"])
+    assert (result["passed"], result["processes"], peer["status"]) == (False, [], "crashed")
+    assert "warm-up, airbench94_muon: no end after 4 s" in (told := (tmp_path / "told").read_text())
+    assert "  | compiles\n" in told
+    result, began = compiling(2.5, timeout=20, compile_seconds=4)  # half of it is in its cache
+    assert began == [("airbench94_muon", WARM_UP), *ROUNDS]
+    assert result["passed"]
+
+
+def test_ctrl_c_keeps_what_was_printed(compiling, tmp_path, monkeypatch):
+    compiling(0, timeout=20, compile_seconds=20)
+    (tmp_path / "out.json").unlink()
+
+    def interrupted(*_, stdout, **__):
+        stdout.write(b"one\n\ntwo\n")
+        stdout.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versus, "exit_code_within", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compiling(0, timeout=20, compile_seconds=20)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["processes"] == []
+    where = {"name": "airbench94_muon", "round": 0}
+    assert found["interrupted"] == where | {"last_output": ["one", "two"], "last_lines": []}
+    result, began = compiling(0, timeout=20, compile_seconds=20)
+    assert (began, result["interrupted"]) == (ROUNDS, None)
+
+
 # --- Figures
 
 
@@ -366,7 +461,9 @@ def test_one_pair_has_no_interval():
 
 def sitting(small_pack, peers, rounds, names=("airbench94_muon", "hlb")):
     scripts = parse_peers([f"{name}={peers[name]}" for name in names])
-    return Sitting(recipe("airbench94", TINY), small_pack, CPU, scripts, ["--recipe", "airbench94"], 2, rounds, 60.0)
+    return Sitting(
+        recipe("airbench94", TINY), small_pack, CPU, scripts, ["--recipe", "airbench94"], 2, rounds, 60.0, 90.0
+    )
 
 
 def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path, monkeypatch):
@@ -374,7 +471,9 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
     ran, written, out = [], [], tmp_path / "out.json"
 
     def run(contestant, number, timeout):
-        written.append(len(json.loads(out.read_text())["processes"]) if out.exists() else 0)
+        if number == WARM_UP:
+            return outcome(contestant.name, number)
+        written.append(len(json.loads(out.read_text())["processes"]))
         ran.append((contestant.name, number))
         n = float(len(ran))
         ours = {"train": [1.0, 1.0], "prepare+train": [2.0, 2.0], "total": [3.0, 5.0]}
@@ -465,6 +564,8 @@ def held(small_pack, peers, tmp_path, monkeypatch):
         began = []
 
         def run(contestant, number, timeout):
+            if number == WARM_UP:
+                return outcome(contestant.name, number)
             began.append((contestant.name, number))
             if len(began) > until:
                 raise Killed
@@ -493,7 +594,7 @@ def test_a_sitting_goes_on_where_it_was_killed(held, tmp_path):
     third, same = held()
     assert first[:3] + second[:2] + third == whole  # hlb, which ended with an error, is not started again
     assert (again, same["processes"]) == (None, result["processes"])
-    assert same == result
+    assert same | {"warm_ups": result["warm_ups"]} == result  # what had compiled was not compiled again
 
 
 def test_another_sitting_is_not_overwritten(held, peers, tmp_path):
