@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .data import Pack, image_folder, load_data, note_skipped
 from .errors import UserError, note
-from .folder_layout import Listing, evaluation_folder, list_classes, note_unused_split
+from .folder_layout import Listing, evaluation_folder, list_classes, note_unused_splits
 from .image_files import Images, Size, is_grey, resized
 from .image_folders import Progress, decode_all
 
@@ -59,7 +59,7 @@ def _of_folder(folder: Path, wanted: Wanted, progress: Progress | None) -> tuple
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error}); give a folder that you may read") from error
     images, sizes = decode_all(files, wanted.channels, wanted.image_size, progress)
-    note_unused_split(folder, split)
+    note_unused_splits(folder, split, class_names)
     note_skipped(split, listing.skipped)
     if wanted.channels == 1 and not all(map(is_grey, files)):
         note(f"colour images of {split} are made grey, as the model takes them")

@@ -43,6 +43,8 @@ def split_folders(folder: Path, holdout: float | None) -> list[Path]:
     class_names = list_classes(whole)
     if len(class_names) == 1:
         raise UserError(f"{whole} has one class only, {class_names[0]}; {LAYOUT}")
+    if holdout is None and whole != folder and (others := _folders_alike(folder, whole, class_names)):
+        raise UserError(f"{folder} has no folder test or val; if {others[0]} is its test split, call it test")
     if holdout is None:
         remedy = f"hold some images out with `speedyresnet data pack {folder} --holdout 0.1 --name NAME`"
         raise UserError(f"{folder} has no folder test or val; {remedy}")
@@ -63,11 +65,19 @@ def evaluation_folder(folder: Path) -> Path:
     return folder
 
 
-def note_unused_split(folder: Path, test: Path) -> None:
-    """Tell the user where `folder` has a validation split beside its test split."""
-    validation = _find_split(folder, "validation")
-    if validation and validation != test:
-        note(f"{test} is taken as the test split of {folder}; {validation} is not used")
+def note_unused_splits(folder: Path, used: Path, class_names: Sequence[str]) -> None:
+    """Tell the user which folders beside the test split, or beside what is to be split, have the same classes."""
+    if used != folder and (unused := _folders_alike(folder, used, class_names)):
+        role = "split" if _find_split(folder, "train") == used else "test split"
+        note(f"{used} is taken as the {role} of {folder}; {' and '.join(map(str, unused))} is not used")
+
+
+def _folders_alike(folder: Path, used: Path, class_names: Sequence[str]) -> list[Path]:
+    """Folders in `folder`, other than its train split and `used`, with some of these classes."""
+    train = _find_split(folder, "train")
+    known = {path for split in (train, used) if split for path in (split, split.parent)}
+    others = [folder / name for name in _folder_names(folder) if folder / name not in known]
+    return [path for path in others if set(_folder_names(path)) & set(class_names)]
 
 
 def _find_split(folder: Path, kind: str) -> Path | None:

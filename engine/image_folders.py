@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UserError
-from .folder_layout import LAYOUT, Labels, Listing, list_classes, note_unused_split, split_folders
+from .folder_layout import LAYOUT, Labels, Listing, list_classes, note_unused_splits, split_folders
 from .image_files import Images, Size, decode, is_grey
 
 Progress = Callable[[int, int, str], None]
@@ -101,8 +101,7 @@ def _list_splits(
     if len(class_names) == 1:
         raise UserError(f"{folder} has one class only, {class_names[0]}; {LAYOUT}")
     found = [listing.files_of(split, class_names) for split in splits]
-    if holdout is None:
-        note_unused_split(folder, splits[1])
+    note_unused_splits(folder, splits[-1], class_names)
     return class_names, found
 
 

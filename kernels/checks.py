@@ -1,7 +1,9 @@
 """Checks of the options that public functions and modules are given; each raises ValueError that says what to give."""
 
-import math
+import sys
 from collections.abc import Iterable
+
+_LARGEST = sys.float_info.max
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -18,8 +20,9 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
         raise ValueError(f"{name} {value!r}: give an integer {bounds}")
 
 
-def check_number(name: str, value: object, most: float = math.inf) -> None:
+def check_number(name: str, value: object, most: float = _LARGEST) -> None:
     """Raise ValueError where the option `name` is not a finite number from 0 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
-        bounds = "of 0 or more" if math.isinf(most) else f"from 0 to {most:g}"
+    # Compared, because torch.compile traces no math.isfinite of a float that changes; NaN passes no comparison.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        bounds = "of 0 or more" if most == _LARGEST else f"from 0 to {most:g}"
         raise ValueError(f"{name} {value!r}: give a finite number {bounds}")

@@ -269,6 +269,23 @@ def test_of_validation_and_test_the_test_split_is_taken_and_told(tmp_path, speed
     assert line.endswith("Valid is not used")
 
 
+def test_a_split_under_another_name_is_not_ignored_in_silence(tmp_path, recwarn):
+    folder = write_folder(tmp_path / "beasts")
+    plain = pack_source(str(folder), name="same")
+    assert not recwarn.list
+    shutil.copytree(folder / "test", folder / "extra")
+    with pytest.warns(Note, match="beasts/test is taken as the test split of .*beasts/extra is not used"):
+        assert_same_pack(pack_source(str(folder), name="same"), plain)
+    shutil.rmtree(folder / "test")
+    with pytest.raises(
+        UserError, match=r"has no folder test or val; if .*extra is its test split, call it test"
+    ) as error:
+        pack_source(str(folder))
+    assert "--holdout" not in str(error.value)
+    with pytest.warns(Note, match="beasts/train is taken as the split of .*beasts/extra is not used"):
+        assert len(pack_source(str(folder), holdout=0.3).train_labels) == 6
+
+
 def test_two_folders_of_one_split_are_refused(tmp_path):
     folder = write_folder(tmp_path / "beasts")
     shutil.copytree(folder / "test", folder / "Testing")
