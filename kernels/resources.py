@@ -354,8 +354,8 @@ def _code_at(revision: str, name: str, stage: str) -> str:
     """`dumped_code` of another git revision of the checkout that runs, in a process of its own."""
     checkout = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", str(checkout), "archive", revision, "kernels"], capture_output=True, check=False
+        archive = subprocess.run(  # of this checkout, not of a repository around it
+            ["git", "--git-dir=.git", "archive", revision, "kernels"], cwd=checkout, capture_output=True, check=False
         )
         if archive.returncode:
             raise ValueError(f"--against {revision}: {archive.stderr.decode().strip().splitlines()[-1]}")
