@@ -28,6 +28,7 @@ from rich.console import Console
 from speedyresnet.engine.data import cache_folder, make_pack, pack_path
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import locked, write_atomically, write_text
+from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.synthetic import make_synthetic
@@ -311,6 +312,14 @@ def keep_results(files: Path, out: Path) -> None:
         write_text(out / SUMMARY, (files / SUMMARY).read_text(encoding="utf-8"))
 
 
+_SUITE: Schema = {
+    "asked": dict,
+    "entries": [
+        {"name": str, "exit_codes": [int | None], "seconds": float, "outputs": [str], "environment": dict},
+    ],
+}
+
+
 def read_results(path: Path, asked: Mapping[str, Any] | None = None) -> list[EntryResult]:
     """How entries ended by the summary `path`; none where there is none.
 
@@ -323,13 +332,11 @@ def read_results(path: Path, asked: Mapping[str, Any] | None = None) -> list[Ent
     """
     if not path.exists():
         return []
-    try:
-        found = json.loads(path.read_bytes())
-        fields = EntryResult.__dataclass_fields__
-        results = [EntryResult(**{key: each[key] for key in fields}) for each in found["entries"]]
-        earlier = dict(found["asked"])
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path} is no result of bench gpu-suite; give another --out") from None
+    found = read_json(path, "give another --out")
+    if fault := fault_in(found, _SUITE):
+        raise UserError(f"{path} is no result of bench gpu-suite ({fault}); give another --out")
+    fields, earlier = EntryResult.__dataclass_fields__, found["asked"]
+    results = [EntryResult(**{key: each[key] for key in fields}) for each in found["entries"]]
     check_kind(path, "entries", earlier, earlier if asked is None else asked)
     return results
 

@@ -3,7 +3,6 @@
 A table knows its recipe, data and ceilings, so that it can be folded on any machine. The first tables did without.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from speedyresnet.engine.backends import BACKENDS, Variant
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.json_files import json_value
 from speedyresnet.engine.nets import MAX_IMAGE_SIDE
 from speedyresnet.engine.recipe import Recipe, recipe_from_dict
 from speedyresnet.engine.step import REFERENCE_KERNELS
@@ -279,4 +279,4 @@ def read_table(path: Path, option: str) -> KernelTable:
     Raises:
         UserError: no such file, or no table in it.
     """
-    return explained(lambda: table_from(json.loads(path.read_text(encoding="utf-8"))), f"{option} {path}")
+    return explained(lambda: table_from(json_value(path.read_bytes())), f"{option} {path}")

@@ -22,6 +22,7 @@ from torch.profiler import record_function
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_atomically, write_text
+from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
@@ -189,20 +190,21 @@ def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path) -> N
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
+_STORED: Schema = {
+    "schema": str, "recipe": {"name": str, "hash": str}, "device": str, "backend": str, "dtype": str, "kernels": dict,
+    "environment": dict, "step_seconds": float, "parts": [{"name": str, "seconds": float, "floor_seconds": float}],
+}  # fmt: skip
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """The result that `bench profile --out` stored at `path`.
 
     Raises:
         UserError: no such file, or something else in it.
     """
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--against {path}: {error.strerror}; make it with bench profile --out") from error
-    except ValueError:
-        stored = None
-    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-        raise UserError(f"--against {path}: this is no {SCHEMA}; make one with bench profile --out")
+    stored: dict[str, Any] = read_json(path, "make one with bench profile --out")
+    if fault := fault_in(stored, _STORED) or (None if stored["schema"] == SCHEMA else f"its schema is no {SCHEMA}"):
+        raise UserError(f"--against {path}: this is no {SCHEMA} ({fault}); make one with bench profile --out")
     return stored
 
 

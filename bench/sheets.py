@@ -13,7 +13,8 @@ from PIL import Image
 
 from speedyresnet.engine.data import Pack, make_pack
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.image_folders import Images, Labels
+from speedyresnet.engine.folder_layout import Labels
+from speedyresnet.engine.image_files import Images
 
 CIFAR10_SHA256 = "352d3fcc579817b5a983c78c3949a6ccbb63a257480cd4723d0cbb34424b3188"
 """Checksum of the pack of CIFAR-10, whatever it was made from."""

@@ -28,6 +28,7 @@ from rich.table import Table
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
+from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
@@ -223,6 +224,17 @@ def facts(sitting: Sitting) -> dict[str, Any]:
     }
 
 
+_OUTCOME: Schema = {
+    "name": str, "round": int, "wall_seconds": float, "exit_code": int | None, "measures": dict, "error": str | None,
+    "last_lines": [str],
+}  # fmt: skip
+_SITTING: Schema = {
+    "recipe": {"hash": str}, "data": {"sha256": str}, "environment": {"gpu": str | None, "torch": str},
+    "options": [str], "runs": int, "rounds": int, "scripts": dict, "processes": [_OUTCOME],
+}  # fmt: skip
+"""What a stored sitting needs to go on."""
+
+
 def _identity(found: dict[str, Any]) -> dict[str, Any]:
     """What a sitting that goes on has in common with what it was, by the words a user knows it by."""
     return {
@@ -244,13 +256,14 @@ def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> tuple[list[Outc
     """
     if out is None or not out.exists():
         return [], []
-    try:
-        found = json.loads(out.read_bytes())
-        identity, outcomes = _identity(found), [Outcome(**each) for each in found["processes"]]
-        warm_ups = [Outcome(**each) for each in found.get("warm_ups", ())]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{out} is no sitting of bench versus; give another --out") from None
-    check_kind(out, "a sitting", identity, _identity(known))
+    found = read_json(out, "give another --out")
+    if fault := fault_in(found, _SITTING) or fault_in(found.get("warm_ups", []), [_OUTCOME], "warm_ups"):
+        raise UserError(f"{out} is no sitting of bench versus ({fault}); give another --out")
+    check_kind(out, "a sitting", _identity(found), _identity(known))
+    outcomes, warm_ups = (
+        [Outcome(**{key: each[key] for key in Outcome.__dataclass_fields__ if key in each}) for each in processes]
+        for processes in (found["processes"], found.get("warm_ups", []))
+    )
     return outcomes, warm_ups
 
 
