@@ -15,6 +15,11 @@ The Triton kernel makes one pass in one launch: it reads B*h*w*C bytes and write
 CIFAR-10 in float16. One program draws and writes one image. Where nothing is fused, PyTorch gathers, converts,
 multiplies, adds and masks in passes of their own, and the integer arithmetic of the draws is hundreds of small kernels.
 Seed and step counter are read from device memory: a replayed CUDA graph draws anew.
+
+What the interpreter cannot show. Draws and addresses are integers of a fixed width, the same on a device. A pixel times
+scale plus shift is fused there, so a value that the shift cancels is the rounding of the product instead of 0; padding
+and holes are selected and exactly 0. Addresses that a mask leaves out are not read. Offsets of images are int64. No two
+programs write one address, and nothing is summed across threads.
 """
 
 import dataclasses

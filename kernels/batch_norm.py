@@ -15,6 +15,12 @@ and two writes forward (norm, activation) and five reads and two writes backward
 norm and activation. Both directions reduce in two deterministic stages: every program leaves one row of partial
 results, one small program combines them. Statistics are merged by Chan's formula, never as E[x^2] - E[x]^2, which
 cancels where the mean is large.
+
+What the interpreter cannot show. Partial statistics: every program writes its own for all of its channels, and those of
+tiles without rows count nothing, so the second stage reads nothing unset. Masks: what is masked is selected away before
+it is summed, since a masked value is 0, whose distance from the pivot is not. Reductions: those of a
+warp have another order than the interpreter's, in float32, and the same order at each launch. Races: no two programs of
+a launch write one address. Offsets of rows are int64. Fused multiply-adds change the last bit of float32 values.
 """
 
 import dataclasses

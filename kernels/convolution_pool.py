@@ -32,6 +32,13 @@ for about as long as these. Made for Hopper, whose tensor cores read shared memo
 in float32, registers spill.
 
 An infinite value of x next to the nine that a filter sees may make a NaN, since it is multiplied by 0.
+
+What the interpreter cannot show. Tensor cores: Triton waits for the products of a tile before it stores (`HGMMA` reads
+shared memory while code runs on); `kernels --check` looks for operands in registers that nothing has set. Masks: all
+loads have a value for what is masked, so no tile multiplies what it did not load. Sums: each program writes all of its
+partial sums, the last one, whose tiles may have no rows, zeros. Races: no two programs write one address, and there are
+no atomics. Offsets: a tile's first is int64, what is added to it is below the size of two images. Grid: at most 264
+programs by filters / 64. Fused multiply-adds change the last bit of sums, so ties may fall otherwise than in cuDNN.
 """
 
 from dataclasses import dataclass

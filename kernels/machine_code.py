@@ -37,22 +37,28 @@ _FIRST_BIT = {"R": 0, "UR": 256, "P": 384, "UP": 400}
 _EVERYTHING = (1 << 416) - 1
 _PREDICATES = 0xFFFF << _FIRST_BIT["P"]
 
-_WITHOUT_DESTINATION = frozenset(
+
+def _opcodes(text: str) -> frozenset[str]:
+    """Words of `text`."""
+    return frozenset(text.split())
+
+
+_WITHOUT_DESTINATION = _opcodes(
     """ARRIVES BAR BPT BRA BREAK BRX BSSY BSYNC CALL CCTL CCTLL DEPBAR ERRBAR EXIT FENCE JMP JMX KILL LDGDEPBAR LDGSTS
-    MEMBAR NANOSLEEP NOP RED REDG RET ST STG STL STS STSM WARPGROUP WARPSYNC YIELD""".split()
+    MEMBAR NANOSLEEP NOP RED REDG RET ST STG STL STS STSM WARPGROUP WARPSYNC YIELD"""
 )
-_WITH_DESTINATION = frozenset(
+_WITH_DESTINATION = _opcodes(
     """ATOM ATOMG ATOMS BMSK BREV CS2R DADD DFMA DMUL DSETP ELECT F2F F2FP F2I F2IP FADD FADD2 FCHK FFMA FFMA2 FLO FMNMX
     FMNMX3 FMUL FMUL2 FSEL FSET FSETP FSWZADD HADD2 HFMA2 HGMMA HMMA HMNMX2 HMUL2 HSET2 HSETP2 I2F I2FP I2I I2IP IABS
     IADD IADD3 IDP IMAD IMMA IMNMX ISETP LD LDC LDCU LDG LDL LDS LDSM LEA LEPC LOP3 MATCH MOV MOVM MUFU P2R PLOP3 POPC
     PRMT PSETP R2P R2UR REDUX S2R S2UR SEL SGXT SHF SHFL UBMSK UBREV UCLEA UFADD UFFMA UFLO UFMNMX UFMUL UFSEL UFSETP
     UI2F UI2FP UF2I UF2F UF2FP UIABS UIADD3 UIMAD UIMNMX UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT UPSETP
-    USEL USGXT USHF UVIADD UVIADDMNMX UVIMNMX VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3 VOTE VOTEU""".split()
+    USEL USGXT USHF UVIADD UVIADDMNMX UVIMNMX VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3 VOTE VOTEU"""
 )
-_TWO_PREDICATES_FIRST = frozenset("DSETP FSETP HSETP2 ISETP PLOP3 PSETP UFSETP UISETP UPLOP3 UPSETP".split())
-_DOUBLES = frozenset("DADD DFMA DMUL DSETP FADD2 FFMA2 FMUL2".split())
-_CONVERSIONS = frozenset("F2F F2I I2F I2I UF2F UF2I UI2F".split())
-_MEMORY = frozenset("ATOM ATOMG ATOMS LD LDC LDCU LDG LDL LDS RED REDG ST STG STL STS ULDC".split())
+_TWO_PREDICATES_FIRST = _opcodes("DSETP FSETP HSETP2 ISETP PLOP3 PSETP UFSETP UISETP UPLOP3 UPSETP")
+_DOUBLES = _opcodes("DADD DFMA DMUL DSETP FADD2 FFMA2 FMUL2")
+_CONVERSIONS = _opcodes("F2F F2I I2F I2I UF2F UF2I UI2F")
+_MEMORY = _opcodes("ATOM ATOMG ATOMS LD LDC LDCU LDG LDL LDS RED REDG ST STG STL STS ULDC")
 _LOADS_AND_STORES = _MEMORY - {"ATOM", "ATOMG", "ATOMS", "RED", "REDG"}
 _HMMA_OPERANDS = {"16816": (4, 2), "1688": (2, 1)}
 """Registers of A and B, by the shape; of others one is read."""
@@ -330,11 +336,11 @@ def _set_before(
 
 def _register_names(mask: int) -> list[str]:
     """What the bits of `mask` are called."""
-    numbers = [number for number in range(mask.bit_length()) if mask >> number & 1]
-    kinds = [
-        (number, max((first, kind) for kind, first in _FIRST_BIT.items() if first <= number)) for number in numbers
-    ]
-    return [f"{kind}{number - first}" for number, (first, kind) in kinds]
+    names = []
+    for number in (number for number in range(mask.bit_length()) if mask >> number & 1):
+        first, kind = max((first, kind) for kind, first in _FIRST_BIT.items() if first <= number)
+        names.append(f"{kind}{number - first}")
+    return names
 
 
 def _unset_in(function: str, text: str) -> list[UnsetRegister]:

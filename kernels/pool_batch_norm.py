@@ -20,6 +20,10 @@ Bytes a pooled value in a half type, where x is the widest tensor of the net and
 So 33 instead of 53 bytes, and the convolution's output (126 MB for 1024 images of airbench94) is free as soon as it is
 pooled. The statistics come from the pass that pools; the last pass of the backward direction writes each pixel of dx
 once, zeros included.
+
+What the interpreter cannot show. Comparisons and places are exact on a device: nothing in them could be fused. Windows
+do not overlap, so no two programs write one address, and what an odd last row or column gets is 0 and is written too.
+Partial statistics, reductions and offsets are those of `batch_norm`.
 """
 
 import dataclasses

@@ -19,6 +19,10 @@ Bytes an image of CIFAR-10 in a half type, 24 filters, 31 x 31 patches:
     kept       u (and the batch): 52 kB                       seed and counter
 
 The backward direction, which only the bias needs, draws the batch anew. Its sums have two deterministic stages.
+
+What the interpreter cannot show. The product pads taps to what tensor cores multiply; masked loads give 0 in both
+factors, so no NaN comes in. Partial sums of the bias are one row an image, each written by one program. The first
+program alone writes what the backward pass draws from. Draws, fused multiply-adds and offsets are those of `augment`.
 """
 
 import dataclasses

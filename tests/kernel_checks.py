@@ -1,9 +1,15 @@
 """What the tests of kernels share: poisoned memory; for norms inputs, all that a step sees, errors against float64."""
 
+import itertools
+import math
 from contextlib import contextmanager
 
 import pytest
 import torch
+
+from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.step import transforms_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPSILON = 1e-5
@@ -45,8 +51,9 @@ def errors(found, expected):
 
 
 def channels_last(*shape, dtype=torch.float32, mean=0.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(*shape, generator=generator, dtype=torch.float64) + mean
+    place = DEVICE if math.prod(shape) > 1 << 22 else torch.device("cpu")  # a GPU draws shipped batches in no time
+    generator = torch.Generator(place).manual_seed(seed)
+    made = torch.randn(*shape, generator=generator, dtype=torch.float64, device=place) + mean
     return made.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
 
 
@@ -65,3 +72,19 @@ def results(function, gradient, x, weight, bias, residual=None):
     gradients = torch.autograd.grad(y, list(inputs.values()), gradient.to(y.dtype))
     found = {"y": y, "running_mean": running_mean, "running_variance": running_variance}
     return found | dict(zip(inputs, gradients, strict=True))
+
+
+def assert_rounded(found, exact):
+    """Everything of float16 inputs is as exact as float16, sums and statistics too."""
+    for name, wrong in errors(found, exact).items():
+        assert wrong < torch.finfo(torch.float16).eps, name
+
+
+def shipped_augmentations():
+    """(recipe, transforms) of every kind of batch that the recipes draw, each once."""
+    found = {}
+    for name in registered_recipes():
+        made = recipe(name)
+        for cutmix, size in itertools.product({False, made.augmentation.cutmix > 0}, {0, *made.augmentation.sizes}):
+            found.setdefault((transforms_of(made, cutmix=cutmix, size=size), made.batch_size), made)
+    return [(made, transforms) for (transforms, _), made in found.items()]

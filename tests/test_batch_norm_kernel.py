@@ -7,6 +7,7 @@ from kernel_checks import (
     DEVICE,
     EPSILON,
     INTERPRETER_TRUNCATES,
+    assert_rounded,
     channels_last,
     error,
     errors,
@@ -20,6 +21,7 @@ from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import (
     COMPILE_CASES,
     BatchNormAct2d,
+    _shipped_norms,
     batch_norm_act,
     batch_norm_act_reference,
     shape_in_words,
@@ -274,3 +276,21 @@ def test_offsets_beyond_2_to_the_31():
     found = batch_norm_act(x, weight, bias, torch.zeros_like(bias), torch.ones_like(bias))
     expected = F.batch_norm(x[-1:].float(), x.mean((0, 2, 3)).float(), x.float().var((0, 2, 3)), weight, bias)
     assert error(found[-1:], expected) < 2e-3
+
+
+def check_shipped(shape, activation, groups):
+    """In the dtype that recipes launch; with a residual too, which the last norm of a group may have."""
+    for place in ("none", "before_activation"):
+        found, exact, _ = three_ways(shape, activation, place, groups, dtype=torch.float16)
+        assert_rounded(found, exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "activation", "groups"), _shipped_norms())
+def test_every_shipped_shape(shape, activation, groups):
+    check_shipped(shape, activation, groups)
+
+
+def test_shipped_shapes_with_few_images():
+    for (_, channels, *_), activation, groups in _shipped_norms()[::15]:
+        check_shipped((2 * groups, channels, 4, 3), activation, groups)

@@ -214,3 +214,23 @@ def test_offsets_beyond_2_to_the_31():
     expected = weight.detach().clone().requires_grad_()
     convolution_pool(x[-1:], expected).float().sum().backward()
     assert error(weight.grad, expected.grad) < 1e-3
+
+
+SHIPPED = [(shape, filters) for filters, shapes in kernels._SHIPPED.items() for shape in shapes]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "filters"), SHIPPED)
+def test_every_shipped_shape(shape, filters):
+    check_against_float64(shape, filters, torch.float16)
+
+
+def test_a_shipped_shape_with_few_images():
+    check_against_float64((2, *SHIPPED[5][0][1:]), SHIPPED[5][1], torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [8, 16, 24])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_channels_in_both_half_types(channels, dtype):
+    check_against_float64((1024, channels, 31, 31), 64, dtype)

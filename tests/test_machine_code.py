@@ -88,8 +88,8 @@ R = ["S2R R0, SR_TID.X", "S2UR UR4, SR_CTAID.X"]
         (["UIADD3 UR5, UP1, UR4, 0x1, URZ", "UIADD3.X UR6, UR4, URZ, URZ, UP0, !UPT", "EXIT"], ["UP0 at 0x30"]),
         (["IADD3 R4, P1, P2, R0, R0, R0", "IADD3.X R5, R0, R0, R0, P1, P2", "SEL R6, R5, R4, !P3", "EXIT"],
          ["P3 at 0x40"]),
-        (["R2P PR, R0, 0x7f", "@P6 EXIT", "VOTE.ANY R2, PT, P5", "SHFL.BFLY PT, R3, R2, 0x1, 0x1f", "MOV R4, R3", "EXIT"],
-         []),
+        (["R2P PR, R0, 0x7f", "@P6 EXIT", "VOTE.ANY R2, PT, P5", "SHFL.BFLY PT, R3, R2, 0x1, 0x1f", "MOV R4, R3",
+          "EXIT"], []),
         # Pairs and fours.
         (["LDC.64 R2, c[0x0][0x210]", "LDG.E.128 R4, desc[UR4][R2.64]", "EXIT"], ["UR5 at 0x30"]),
         (["LDC R2, c[0x0][0x210]", "ULDC.64 UR4, c[0x0][0x208]", "LDG.E R4, desc[UR4][R2.64+0x10]", "EXIT"],
@@ -116,7 +116,7 @@ R = ["S2R R0, SR_TID.X", "S2UR UR4, SR_CTAID.X"]
         (["LDS.128 R4, [R0]", "ULDC.64 UR8, c[0x0][0x0]", "HGMMA.64x16x16.F32 R8, R4, gdesc[UR6], RZ, !UPT, gsb0",
           "STS.128 [R0], R12", "MOV R1, R16", "EXIT"], ["R16 at 0x60"]),
         (["LDS.64 R4, [R0]", "ULDC.64 UR6, c[0x0][0x0]", "HGMMA.64x16x16.F32 R8, R4, gdesc[UR6], R8, gsb0", "EXIT"],
-         ["R6 at 0x40", "R7 at 0x40", *[f"R{number} at 0x40" for number in range(8, 16)], "UR8 at 0x40", "UR9 at 0x40"]),
+         [f"{register} at 0x40" for register in (*(f"R{number}" for number in range(6, 16)), "UR8", "UR9")]),
         # Parts of a register: two bytes are replaced, a bit is cleared; bytes that are moved are read.
         (["PRMT R5, R0, 0x7632, R5", "PRMT R6, RZ, 0x7610, R6", "LOP3.LUT R7, R7, 0x7fffffff, RZ, 0xc0, !PT", "EXIT"],
          []),

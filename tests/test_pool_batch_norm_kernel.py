@@ -7,6 +7,7 @@ from kernel_checks import (
     DEVICE,
     EPSILON,
     INTERPRETER_TRUNCATES,
+    assert_rounded,
     channels_last,
     error,
     errors,
@@ -16,6 +17,7 @@ from kernel_checks import (
 )
 from torch import library
 
+from speedyresnet.kernels import pool_batch_norm as kernels
 from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import shape_in_words
 from speedyresnet.kernels.pool_batch_norm import (
@@ -282,3 +284,19 @@ def test_offsets_beyond_2_to_the_31():
     assert error(found[-1:], F.batch_norm(pooled[-1:], mean, variance, weight, bias)) < 2e-3
     found[-1].square().sum().backward()
     assert x.grad[-1].abs().sum() > 0
+
+
+SHIPPED = [(shape, *behind) for behind, shapes in kernels._SHIPPED.items() for shape in shapes]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "activation", "groups"), SHIPPED)
+def test_every_shipped_shape(shape, activation, groups):
+    found, exact, _ = three_ways(shape, activation, groups, dtype=torch.float16)
+    assert_rounded(found, exact)
+
+
+def test_shipped_shapes_with_few_images():
+    for (_, channels, *_), activation, groups in (SHIPPED[0], SHIPPED[-1]):
+        found, exact, _ = three_ways((2 * groups, channels, 5, 4), activation, groups, dtype=torch.float16)
+        assert_rounded(found, exact)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import DEVICE, error, poisoned_memory
+from kernel_checks import DEVICE, error, poisoned_memory, shipped_augmentations
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
@@ -285,3 +285,32 @@ def test_a_replayed_graph_draws_anew():
             graph.replay()
             assert torch.equal(batch.images, each.images)
             assert torch.equal(batch.labels, each.labels)
+
+
+def stems():
+    """What `shipped_augmentations` gives of recipes that have a stem of whitening filters of 2x2 pixels."""
+    return [
+        (recipe, transforms) for recipe, transforms in shipped_augmentations()
+        if recipe.net.whitening_kernel == 2 and not recipe.net.whitening_padding
+    ]  # fmt: skip
+
+
+def check_shipped(recipe, transforms, batch_size):
+    """The second batch of a data set of three, and the gradient of the bias, in the dtype that recipes launch."""
+    net, side = recipe.net, 64 if recipe.name == "imagenette" else 32
+    filters = 24 if net.whitening_sign_pairs else 12
+    data = inputs(3 * batch_size, side, side, filters=filters, bias=net.whitening_bias)
+    activation = "none" if net.project_width else net.whitening_activation
+    made = both(data, transforms, activation=activation, batch_size=batch_size, counter=1, dtype=torch.float16)
+    assert_same(*made)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("recipe", "transforms"), stems())
+def test_every_shipped_shape(recipe, transforms):
+    check_shipped(recipe, transforms, recipe.batch_size)
+
+
+def test_shipped_shapes_with_few_images():
+    for recipe, transforms in stems()[::5]:
+        check_shipped(recipe, transforms, 2)
