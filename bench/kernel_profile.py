@@ -21,7 +21,9 @@ from speedyresnet.engine.backends import COMPILING, variant_of_step
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.schedules import Plan
+from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.schedules import Plan, plan
 from speedyresnet.engine.trainer import DTYPES, fitting_plan
 
 from .kernel_parts import Assignment, Row, prepare_rows
@@ -164,12 +166,28 @@ def _steps_totals(
     return found
 
 
+def _recipe_with_steps(table: KernelTable) -> Recipe:
+    """The recipe of this package whose run takes each kind of step as often as the table says.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    images = len(table.pack().train_labels)
+    counts = {phase.variant: phase.steps for phase in table.variants}
+    known = [recipe_called(name) for name in registered_recipes()]
+    found = [made for made in known if step_counts(made, plan(made, images)) == counts]
+    if len(found) != 1:
+        names = f"; it may be {' or '.join(each.name for each in found)}" if found else ""
+        raise UserError(f"the table does not hold its recipe: give --recipe{names}")
+    return found[0]
+
+
 def folded(table: KernelTable, recipe: Recipe | None = None, *, by_layer: bool = True) -> dict[str, Any]:
     """Fold a table into parts.
 
     Args:
         table: what was recorded.
-        recipe: that it is of; none: the one that it holds.
+        recipe: that it is of; none: the one that it holds, or the only one that takes just these steps.
         by_layer: tell layers apart where the order of kernels does.
 
     Returns:
@@ -178,9 +196,7 @@ def folded(table: KernelTable, recipe: Recipe | None = None, *, by_layer: bool =
     Raises:
         UserError: there is no recipe, or it does not fit.
     """
-    recipe = recipe or table.recipe
-    if recipe is None:
-        raise UserError("the table does not hold its recipe: give --recipe")
+    recipe = recipe or table.recipe or _recipe_with_steps(table)
     name = table.dtype or ("float16" if recipe.dtype == "auto" else recipe.dtype)
     ceilings = table.ceilings or ASSUMED_CEILINGS
     by_variant = _steps_totals(table, recipe, DTYPES[name], ceilings, by_layer)

@@ -390,8 +390,14 @@ def test_a_table_is_small_and_reads_back_as_it_was(speedy, ordered, tmp_path):
 def test_a_table_of_another_recipe_is_refused():
     with pytest.raises(UserError, match=r"airbench94 takes no steps of the kind \(True, False, 20\)"):
         folded(read_table(EVIDENCE, "--from"), recipe("airbench94", []))
+
+
+def test_a_table_without_a_recipe_is_of_the_one_that_takes_just_these_steps():
+    assert folded(read_table(EVIDENCE, "--from"))["recipe"]["name"] == "speedy"
+    table = read_table(EVIDENCE, "--from")
+    fewer = dataclasses.replace(table, variants=[dataclasses.replace(table.variants[0], steps=6), *table.variants[1:]])
     with pytest.raises(UserError, match="give --recipe"):
-        folded(read_table(EVIDENCE, "--from"))
+        folded(fewer)
 
 
 def test_the_printed_tables_fit_a_hundred_columns(evidence, capsys):
@@ -514,7 +520,7 @@ def test_kernels_of_a_step_on_the_gpu_have_parts(small_pack, backend):
 
 def test_the_command_folds_a_stored_table(speedyresnet, tmp_path):
     out = tmp_path / "p.json"
-    done = speedyresnet("bench", "profile", "--recipe", "speedy", "--from", EVIDENCE, "--json", "--out", out)
+    done = speedyresnet("bench", "profile", "--from", EVIDENCE, "--json", "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result == json.loads(out.read_text())
@@ -528,7 +534,6 @@ def test_the_command_folds_a_stored_table(speedyresnet, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--from", EVIDENCE], "give --recipe"),
         (["--from", EVIDENCE, "--set", "epochs=2"], "--set with --from needs --recipe"),
         (["--from", "none.json", "--recipe", "speedy"], "--from none.json: No such file or directory; make it with"),
         (["--from", EVIDENCE, "--recipe", "airbench94"], "takes no steps of the kind"),
