@@ -29,6 +29,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.MULTILINE)
+_SCHEDULING = re.compile(r"\s+[&?].*$")
+"""What Blackwell's listings have behind the operands: barriers to wait for and cycles to stall."""
 _GUARD = re.compile(r"@!?(U?P[T\d])\s+")
 _REGISTER = re.compile(r"(?<![\w.])(UR|UP|R|P)(\d+)(?!\w)(\.64)?")
 _PREDICATE = re.compile(r"U?P[RT\d]$")
@@ -245,7 +247,8 @@ def _takes_bytes(operands: list[str], source: str, first: int) -> bool:
 
 def _instructions(text: str) -> Iterator[_Instruction]:
     """The instructions of one function of a listing."""
-    for address, written in _LINE.findall(text):
+    for address, line in _LINE.findall(text):
+        written = _SCHEDULING.sub("", line)
         guard = _GUARD.match(written)
         opcode, _, rest = written[guard.end() if guard else 0 :].partition(" ")
         operands = [each.strip(" -~|!").replace(".reuse", "") for each in rest.split(",")] if rest else []

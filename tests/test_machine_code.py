@@ -90,6 +90,9 @@ R = ["S2R R0, SR_TID.X", "S2UR UR4, SR_CTAID.X"]
          ["P3 at 0x40"]),
         (["R2P PR, R0, 0x7f", "@P6 EXIT", "VOTE.ANY R2, PT, P5", "SHFL.BFLY PT, R3, R2, 0x1, 0x1f", "MOV R4, R3",
           "EXIT"], []),
+        # Blackwell's listings have barriers and stalls behind the operands.
+        (["ISETP.NE.AND P0, PT, R0, RZ, PT &req={0} ?WAIT13_END_GROUP", "@P0 BRA 0x40 &req={2,1,0} ?trans5",
+          "STG.E [R0], R5 &req={1} &rd=0x2 ?WAIT2_END_GROUP", "EXIT ?WAIT5_END_GROUP"], ["R5 at 0x40"]),
         # Pairs and fours.
         (["LDC.64 R2, c[0x0][0x210]", "LDG.E.128 R4, desc[UR4][R2.64]", "EXIT"], ["UR5 at 0x30"]),
         (["LDC R2, c[0x0][0x210]", "ULDC.64 UR4, c[0x0][0x208]", "LDG.E R4, desc[UR4][R2.64+0x10]", "EXIT"],
