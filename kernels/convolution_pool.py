@@ -559,8 +559,9 @@ _REACHABLE = [
 ]  # fmt: skip
 """What no recipe launches, but settings and other nets can: other channels are multiplied in tiles of other sizes."""
 COMPILE_CASES = [
-    case for given in (
-        *((shape, filters) for filters, shapes in _SHIPPED.items() for shape in shapes), *_REACHABLE
+    case
+    for shape, filters, dtype in (
+        *((shape, filters, torch.float16) for filters, shapes in _SHIPPED.items() for shape in shapes), *_REACHABLE
     )
-    for case in _compile_cases(*given) if AVAILABLE
+    for case in _compile_cases(shape, filters, dtype) if AVAILABLE
 ]  # fmt: skip
