@@ -554,19 +554,14 @@ _SHIPPED = {
 }  # fmt: skip
 """[N, C, H, W] of what the recipes convolve first, by their filters."""
 _REACHABLE = [
-    (channels, dtype)
+    ((1024, channels, 31, 31), 64, dtype)
     for channels in (8, 16, 24) for dtype in (torch.float16, torch.bfloat16) if (channels, dtype) != (24, torch.float16)
 ]  # fmt: skip
 """What no recipe launches, but settings and other nets can: other channels are multiplied in tiles of other sizes."""
-
-
-def _all_compile_cases() -> list[CompileCase]:
-    """The cases of both tables."""
-    shipped = [
-        each for filters, shapes in _SHIPPED.items() for shape in shapes for each in _compile_cases(shape, filters)
-    ]
-    others = [each for channels, dtype in _REACHABLE for each in _compile_cases((1024, channels, 31, 31), 64, dtype)]
-    return shipped + others
-
-
-COMPILE_CASES = _all_compile_cases() if AVAILABLE else []
+COMPILE_CASES = [
+    case
+    for shape, filters, dtype in (
+        *((shape, filters, torch.float16) for filters, shapes in _SHIPPED.items() for shape in shapes), *_REACHABLE
+    )
+    for case in _compile_cases(shape, filters, dtype) if AVAILABLE
+]  # fmt: skip

@@ -300,7 +300,7 @@ def _goes_to(
     if base in ("BRA", "JMP"):
         always = not instruction.guarded and len(operands) == 1
         return [_target(instruction, index)] + ([] if always else following)
-    if base == "WARPSYNC" and _address(operands) is not None:
+    if instruction.opcode.startswith("WARPSYNC.COLLECTIVE"):  # others have a mask of threads
         return [_target(instruction, index), *following]
     return following
 

@@ -132,6 +132,8 @@ R = ["S2R R0, SR_TID.X", "S2UR UR4, SR_CTAID.X"]
          ["R6 at 0x40"]),
         (["BSSY B0, 0x60", "BRA 0x50", "MOV R4, R0", "BSYNC B0", "MOV R5, R4", "EXIT"], ["R4 at 0x60"]),
         (["BSSY B0, 0x70", "BSYNC B0", "MOV R4, R0", "MOV R6, R0", "EXIT", "MOV R5, R8", "EXIT"], ["R8 at 0x70"]),
+        (["WARPSYNC 0xffffffff", "WARPSYNC.ALL", "WARPSYNC.COLLECTIVE R0, 0x60", "EXIT", "MOV R5, R4", "EXIT"],
+         ["R4 at 0x60"]),
         (["BRX R0 -0x20", "MOV R4, R0", "MOV R5, R4", "EXIT"], []),
         (["CALL.ABS.NOINC R0", "MOV R5, R4", "EXIT"], []),
         (["NEWTHING R4, [R9]", "MOV R5, R100", "MOV R6, R2", "EXIT"], ["R2 at 0x40"]),
