@@ -81,12 +81,12 @@ def _check_text(text: str) -> None:
         raise ValueError(f"the text {reprlib.repr(text)} is not Unicode") from error
 
 
-def read_content(path: Path) -> bytes:
-    """The bytes of a file; UserError where it cannot be read."""
+def read_content(path: Path, remedy: str = "give another file") -> bytes:
+    """The bytes of a file; UserError, which ends with `remedy`, where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; give another file") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -94,13 +94,13 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Args:
         path: of the file.
-        remedy: what to do where it is none, for the end of the message.
+        remedy: what to do where it cannot be read or is none, for the end of the message.
 
     Raises:
         UserError: it cannot be read, or `json_value` refuses it.
     """
     try:
-        return json_value(read_content(path))
+        return json_value(read_content(path, remedy))
     except UserError:
         raise
     except ValueError as error:
@@ -109,7 +109,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 def read_json_lines(path: Path, remedy: str) -> list[Any]:
     """The JSON documents in `path`, one a line; arguments and errors as of `read_json`."""
-    return json_lines(path, read_content(path).splitlines(), remedy)
+    return json_lines(path, read_content(path, remedy).splitlines(), remedy)
 
 
 def json_lines(path: Path, lines: Iterable[bytes], remedy: str) -> list[Any]:

@@ -330,7 +330,7 @@ def test_results_of_something_else_are_kept(tmp_path):
     for text in ("no JSON", "[]", '{"asked": {}, "entries": [{"name": "entry"}]}', '{"asked": {}, "parts": []}'):
         shutil.rmtree(tmp_path / "unpacked", ignore_errors=True)
         (tmp_path / "suite.json").write_text(text)
-        with pytest.raises(UserError, match="no result of bench gpu-suite"):
+        with pytest.raises(UserError, match=r"suite\.json is no .*; give another --out"):
             run(entries, tmp_path, 10)
         assert (tmp_path / "suite.json").read_text() == text
 

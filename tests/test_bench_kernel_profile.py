@@ -574,8 +574,11 @@ def damaged(change):
         (lambda: damaged(lambda d: d["variants"][0].update(steps=-1)), "a number of steps is '-1'"),
         (lambda: damaged(lambda d: d["variants"][0].update(steps=True)), "a number of steps is 'True'"),
         (lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(2, -1.0)), "a kernel's time is '-1.0'"),
-        (lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(2, float("nan"))), "'nan'"),
-        (lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(1, 10**400)), "launches is '1000"),
+        (
+            lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(2, float("nan"))),
+            "'NaN' is not a finite number",
+        ),
+        (lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(1, 10**400)), "is not a finite number"),
         (lambda: damaged(lambda d: d["variants"][0]["kernels"][0].__setitem__(0, 3)), "a kernel's name is '3'"),
         (lambda: damaged(lambda d: d["variants"][0]["kernels"].append([])), "not enough values"),
         (lambda: damaged(lambda d: d["variants"][0].update(variant=[1, 2, 3])), "whitening bias, cutmix, size"),

@@ -121,7 +121,7 @@ def test_pack_by_name_is_found_by_name(tmp_path, speedyresnet):
 def test_empty_folders_and_unreadable_images_are_named(tmp_path, speedyresnet):
     empty = tmp_path / "empty"
     empty.mkdir()
-    for folder in ("train/a", "test/a"):
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "bad" / folder).mkdir(parents=True)
         (tmp_path / "bad" / folder / "broken.png").write_bytes(b"no image")
     for source, words in ((empty, "empty"), (tmp_path / "bad", "broken.png")):

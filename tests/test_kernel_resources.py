@@ -25,7 +25,7 @@ def process(*words):
     """Of Python, without the interpreter of Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment
+        [sys.executable, *words], capture_output=True, text=True, timeout=1500, check=False, env=environment
     )
 
 

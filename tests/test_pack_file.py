@@ -102,7 +102,7 @@ def rewrite(pack, path, metadata=None, **tensors):
         (lambda pack: {"metadata": {"mean": "9" * 5000}}, "unreadable metadata"),
         (lambda pack: {"metadata": {"mean": "[NaN, NaN, NaN]"}}, "has unreadable metadata"),
         (lambda pack: {"metadata": {"name": "two\nlines"}}, "name is not printable"),
-        (lambda pack: {"metadata": {"class_names": '["a", "b", "\\ud800"]'}}, "is not printable"),
+        (lambda pack: {"metadata": {"class_names": '["a", "b", "\\ud800"]'}}, "is not Unicode"),
         (lambda pack: {"metadata": {"format": "speedyresnet.pack/0"}}, "of format speedyresnet.pack/1"),
         (lambda pack: {"metadata": {"sha256": "0" * 64}}, "does not match its checksum"),
         (lambda pack: {"metadata": {"std": "[1.0, 1.0, 1.0]"}}, "does not match its checksum"),
