@@ -127,14 +127,16 @@ QUEUE = (
         95,
         290,
         "Does progressive reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.83 s of prepare + train, 0.91 s in all.",
+        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all, now that "
+        "auto takes convolution_pool.",
         "--recipe progressive --runs 200 --target 94 --seconds 6 --clock total",
     ),
     Entry(
         name="profile",
         question="Where does the replayed step of speedy spend its time, kernel by kernel?",
-        prediction="766 ms a run: convolutions 447 (weight gradients 187), batch norm and pooling 246, Inductor's "
-        "kernels 29, stem 27, matrix products of Muon and head 14; the GPU is busy 99 % of the time.",
+        prediction="700 ms a run, 766 before auto took convolution_pool: convolutions 447 less 60 (weight gradients "
+        "187), batch norm and pooling 246, Inductor's kernels 29, stem 27, matrix products of Muon and head 14; at most "
+        "1 % unassigned, every layer named; the GPU is busy 99 % of the time.",
         value=90,
         seconds=90,
         commands=(
@@ -144,8 +146,9 @@ QUEUE = (
     Entry(
         name="step-variants",
         question="What does one change at a time do to the time of a run?",
-        prediction="Seconds of a run with capture: speedy 0.907, with kernels=triton 0.839, kernels=reference 1.90; "
-        "progressive 0.967, airbench94-muon 1.05, airbench94 1.41; hlb-v0.7 not measured yet.",
+        prediction="Seconds of a run with capture: speedy 0.839, with kernels=triton the same, kernels=reference 1.90; "
+        "60 ms less than the 0.967 of progressive, 1.05 of airbench94-muon and 1.41 of airbench94 before auto took "
+        "convolution_pool; hlb-v0.7 not measured yet.",
         value=85,
         seconds=80,
         commands=(
@@ -156,8 +159,8 @@ QUEUE = (
     ),
     Entry(
         name="convolution-pool",
-        question="Does convolution_pool pay in a compiled step, and may auto choose it?",
-        prediction="60 ms less of a run's 772 with kernels=triton; no difference where auto chooses it already.",
+        question="What does a compiled run take, now that auto takes convolution_pool?",
+        prediction="0.70 to 0.71 s for speedy, 0.766 without it; kernels=triton makes no difference.",
         value=80,
         seconds=110,
         commands=(
@@ -240,7 +243,7 @@ QUEUE = (
         45,
         260,
         "Does speedy reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.775 s of prepare + train.",
+        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.71 s of prepare + train.",
         "--recipe speedy --runs 200 --target 94 --seconds 6 --clock total",
     ),
     *(

@@ -34,8 +34,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLACES = {"out", "work", "tests", "noise", "synthetic", "cifar10", "imagenette", *PEERS}
 COMMANDS = typer.main.get_command(app).commands
 MODULES = {f"speedyresnet.bench.{module.__name__.split('.')[-1]}": module for module in (kernel_losses, step_variants)}
-PROFILES_BACKENDS = "backend" in {each.name for each in COMMANDS["bench"].commands["profile"].params}
-"""Until it does, the entry `profile` is ahead of the command."""
 
 
 # --- The queue
@@ -78,8 +76,6 @@ def parsed(words):
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=["rehearsed", "on a GPU"])
 @pytest.mark.parametrize("entry", QUEUE, ids=lambda entry: entry.name)
 def test_every_command_is_one_that_there_is(entry, device):
-    if entry.name == "profile" and not PROFILES_BACKENDS:
-        pytest.skip("bench profile has no --backend yet")
     written = []
     for text in entry.commands:
         command = command_of(text, site_of(device), Path("/results"))
@@ -480,8 +476,7 @@ def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     entries = [entry for entry in QUEUE if not entry.places & left_out]
     claims = [entry for entry in entries if entry.name.startswith("claim-")][1:-1]  # all alike but for the recipe,
     entries = [entry for entry in entries if entry not in claims]  # and tests/test_every_recipe.py trains each
-    if not PROFILES_BACKENDS:
-        entries = [entry for entry in entries if entry.name != "profile"]
+    entries = [entry for entry in entries if entry.name != "profile"]  # which needs kernels of a GPU
     words = [word for entry in entries for word in ("--only", entry.name)]
     command = suite(tmp_path, "--minutes", "30", "--peer", f"airbench94_muon={peer}", "--json", *words)
     done = subprocess.run(command, capture_output=True, text=True, timeout=1900, check=False)
