@@ -23,9 +23,10 @@ from speedyresnet.bench.pool import BASE, PoolPlan, open_pool, read_pool
 from speedyresnet.engine import UserError, data, downloads, export_model, read_model, recipe, save_model, tensor_file
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
 from speedyresnet.engine.display import FileProgress
+from speedyresnet.engine.evaluate import Accuracy
 from speedyresnet.engine.files import locked, write_atomically
 from speedyresnet.engine.pack_file import read_pack, save_pack
-from speedyresnet.engine.record import RunRecord
+from speedyresnet.engine.record import RunRecord, Seconds
 from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.engine.trainer import Trainer
 
@@ -45,6 +46,14 @@ def trainer(small_pack):
 @pytest.fixture(scope="module")
 def other_pack():
     return make_synthetic(train_images=640, test_images=200, seed=1)
+
+
+def ended_record(trainer, seed):
+    """The record of a run as a pool holds it."""
+    record = trainer.new_record(seed)
+    record.status, record.accuracy = "finished", Accuracy(weights="live", single_view=0.5, mirror=0.5, six_view=0.5)
+    record.seconds = Seconds(build=1.0, prepare=1.0, train=1.0, evaluate=1.0)
+    return record
 
 
 @contextmanager
@@ -127,12 +136,12 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
 
 def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
     path = tmp_path / "runs.jsonl"
-    firsts = {BASE: trainer.new_record(seed=0)}
+    firsts = {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
         pool.add(firsts[BASE])
         with pytest.raises(UserError, match=r"runs\.jsonl is being written by another process"):
             open_pool(path, PLAN, firsts).__enter__()
-        pool.add(trainer.new_record(seed=1))
+        pool.add(ended_record(trainer, seed=1))
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(2, BASE)]
 
@@ -232,17 +241,17 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(what, disk, trainer, lar
 
 def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
     folder, full = disk
-    path, firsts = folder / "runs.jsonl", {BASE: trainer.new_record(seed=0)}
+    path, firsts = folder / "runs.jsonl", {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
         pool.add(firsts[BASE])
-        large = trainer.new_record(seed=1)
+        large = ended_record(trainer, seed=1)
         large.data["classes"] = "x" * 70_000
         with full(folder), pytest.raises(UserError, match=r"cannot write .*runs\.jsonl: (No space|File too large)"):
             pool.add(large)
     assert [record["seed"] for record in read_pool(path)] == [0]
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(1, BASE), (2, BASE)]
-        pool.add(trainer.new_record(seed=1))
+        pool.add(ended_record(trainer, seed=1))
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
 
 
@@ -318,7 +327,7 @@ def test_ctrl_c_before_training_leaves_nothing(name, pack_file, tmp_path, monkey
 @pytest.mark.parametrize("owner", [FileProgress, Image.Image])
 def test_ctrl_c_while_images_are_read_leaves_nothing(owner, tmp_path, cache, monkeypatch, capsys):
     """In the main thread between two tasks, and while it waits for the threads that decode."""
-    for place in ("train/a", "test/a"):
+    for place in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "images" / place).mkdir(parents=True)
         for number in range(200):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / place / f"{number}.png")
