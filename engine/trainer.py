@@ -9,18 +9,15 @@ for the device and reads nothing from it, so that nothing between two epochs can
 logged is read after the last clock has stopped.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import signal
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +47,7 @@ from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_
 from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import Plan, plan
+from .signals import interrupt_flag
 from .step import REFERENCE_KERNELS, TrainingState, training_window
 
 DTYPES = {
@@ -235,29 +233,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextlib.contextmanager
-def interrupt_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that a step is never cut in half; a second Ctrl-C stops at once.
-
-    Outside the main thread, where Python delivers no signals, the event is never set.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class Marks:
     """Moments in the work of a device, taken without waiting for it.
 
@@ -426,7 +401,8 @@ class Trainer:
         validate: bool = True,
         checkpoints: CheckpointFile | None = None,
     ) -> None:
-        """The training loop over the prepared state, from where `record` is; Ctrl-C ends it with what is done.
+        """The training loop over the prepared state, from where `record` is; a signal to stop ends it with what is
+        done.
 
         Fills in the status, steps, train clock and history of `record`.
         """
@@ -483,7 +459,8 @@ class Trainer:
         record.seconds.train = (record.seconds.train or 0.0) + time.perf_counter() - started
 
     def _train_unwatched(self, record: RunRecord, marks: Marks) -> None:
-        """Issue all steps without waiting for the device, then wait once; Ctrl-C ends it with what is issued.
+        """Issue all steps without waiting for the device, then wait once; a signal to stop ends it with what is
+        issued.
 
         Fills in the status, steps and train clock of `record`; `marks` gets the start and the end of each epoch.
         """
