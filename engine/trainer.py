@@ -416,7 +416,7 @@ class Trainer:
                 self._train_until(end, record, display, interrupted, checkpoints)
                 stopped = interrupted.is_set()
                 if stopped and checkpoints:
-                    checkpoints.write(self.state, record)
+                    checkpoints.attempt(self.state, record, again=False)
                 if record.steps > epoch * self.plan.steps_per_epoch:
                     record.history.append(self._validated_row(epoch, record, validate=validate and not stopped))
                     display.epoch(record.history[-1])
@@ -427,7 +427,7 @@ class Trainer:
                     return
             record.status = "interrupted" if interrupted.is_set() else "finished"
             if checkpoints:
-                checkpoints.write(self.state, record)
+                checkpoints.attempt(self.state, record, again=False)
 
     def _train_until(
         self,
@@ -445,7 +445,7 @@ class Trainer:
         pause = Pause(interrupted, checkpoints)
         self._steps_until(end, record, display, pause)
         while record.steps < end and not interrupted.is_set():
-            checkpoints.write(self.state, record)
+            checkpoints.attempt(self.state, record, again=True)
             self._steps_until(end, record, display, pause)
 
     def _steps_until(self, end: int, record: RunRecord, display: Display, pause: Pause | threading.Event) -> None:
@@ -573,11 +573,12 @@ class Trainer:
             seed: of weights, order and augmentation.
             display: told how the run goes.
             validate: between epochs, as the recipe says; or leave that out.
-            checkpoints: written when they are due and when training ends.
+            checkpoints: written when they are due and when training ends; `CheckpointFile.refused` says whether the
+                last one is there.
             resume: go on from here instead of preparing.
 
         Raises:
-            UserError: `resume` is of another run, or a checkpoint cannot be written.
+            UserError: `resume` is of another run.
         """
         record = self.new_record(seed)
         validated = validate and self.recipe.evaluation.every > 0

@@ -467,7 +467,7 @@ def test_the_end_from_outside_keeps_the_results(tmp_path):
             time.sleep(0.2)
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=30) == 143
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["results.tar.gz", "suite.json"]
     assert json.loads(archived(tmp_path / "out", "kernels.json"))["cases"]
 
