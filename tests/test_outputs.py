@@ -276,7 +276,7 @@ def test_a_run_that_was_refused_is_written_with_the_next(pack_file, tmp_path, mo
     assert done.returncode == 0, done.stderr
     assert "tried again" in done.stderr
     assert len(out.read_text().splitlines()) == 4
-    assert json.loads(done.stdout)["comparisons"]
+    assert json.loads(done.stdout)["differences"]
 
 
 def test_compare_prints_what_it_cannot_store(pack_file, tmp_path, monkeypatch, speedyresnet):
@@ -287,7 +287,7 @@ def test_compare_prints_what_it_cannot_store(pack_file, tmp_path, monkeypatch, s
     words = short("bench", "compare", "--variant", "loss.label_smoothing=0", "--runs", "2", "--data", pack_file)
     done = speedyresnet(*words, "--device", "cpu", "--out", tmp_path / "runs.jsonl", "--json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["comparisons"]
+    assert json.loads(done.stdout)["differences"]
 
 
 def test_profile_tries_every_file(pack_file, tmp_path, monkeypatch, speedyresnet):
