@@ -1,6 +1,6 @@
-"""The `speedyresnet` command, which is also `python -m speedyresnet.bench`: Ctrl-C never ends in a traceback.
+"""The `speedyresnet` command, which is also `python -m speedyresnet.bench`: signals to stop never end in a traceback.
 
-Nothing is done before PyTorch is imported or after the command has ended, so then Ctrl-C ends the process at once.
+Nothing is done before PyTorch is imported or after the command has ended, so then either ends the process at once.
 """
 
 import os
@@ -9,18 +9,23 @@ from types import FrameType
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    os._exit(130)
+    os._exit(128 + signum)
+
+
+def _end_at_signals() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):  # not those of engine.signals, which PyTorch comes with
+        signal.signal(each, _end)
 
 
 def main() -> None:
     """Entry point of the `speedyresnet` command."""
-    signal.signal(signal.SIGINT, _end)
+    _end_at_signals()
     from .cli import main as run
 
     try:
         run()
     finally:
-        signal.signal(signal.SIGINT, _end)
+        _end_at_signals()
 
 
 if __name__ == "__main__":

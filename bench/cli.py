@@ -2,10 +2,10 @@
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ from speedyresnet.engine.cli import (
 )
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import check_outputs, check_writable, write_text
+from speedyresnet.engine.files import Outputs, check_outputs, check_writable, write_text
 from speedyresnet.engine.plots import matplotlib_pyplot
 from speedyresnet.engine.recipe import Recipe, recipe_file
 from speedyresnet.engine.recipe import group as group_called
@@ -122,15 +122,29 @@ def _show(
     console: Console,
     as_json: bool,
     out: Path | None = None,
+    outputs: Outputs | None = None,
 ) -> None:
-    """Write a result to `out`, and print it as JSON or as `printed` does."""
+    """Write a result to `out`, and print it as JSON or as `printed` does, even where a file is refused.
+
+    Args:
+        result: as plain values.
+        printed: prints it as a table.
+        console: for the table.
+        as_json: instead of the table.
+        out: a JSON file; none: nothing is written here.
+        outputs: of the command, whose refusals are raised at the end; none: it has no other files.
+
+    Raises:
+        UserError: files were refused.
+    """
     text = json.dumps(result, indent=1)
-    if out is not None:
-        write_text(out, text + "\n")
-    if as_json:
-        print(text)
-    else:
-        printed(console, result)
+    with outputs or Outputs() as files:
+        if out is not None:
+            files.attempt(out, lambda: write_text(out, text + "\n"))
+        if as_json:
+            print(text)
+        else:
+            printed(console, result)
 
 
 @bench_app.command("record")
@@ -166,9 +180,10 @@ def record_command(
     read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
-    records = record_runs(made, load_data(data or made.data), place, backend, plan, out, console)
+    outputs = Outputs()
+    records = record_runs(made, load_data(data or made.data), place, backend, plan, out, console, outputs)
     result = report(records, targets)
-    _show(result, print_report, console, as_json)
+    _show(result, print_report, console, as_json, outputs=outputs)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
@@ -227,9 +242,10 @@ def compare_command(
     check_outputs([out], [source, *(recipe_file(word) for each in (name, *variants) for word in each.split())])
     read_pool(out)  # refuses another file before any work
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
-    records = compare_runs(arms, load_data(source), place, plan, out, console)
+    outputs = Outputs()
+    records = compare_runs(arms, load_data(source), place, plan, out, console, outputs)
     result = comparison(records, plan, view, clock, rate)
-    _show(result, print_comparison, console, as_json)
+    _show(result, print_comparison, console, as_json, outputs=outputs)
 
 
 @bench_app.command("trim")
@@ -276,7 +292,7 @@ def trim_command(
         out=out,
     )
     result = trim(trimming, console)
-    _show(result, print_trim, console, as_json)
+    _show(result, print_trim, console, as_json, out, trimming.outputs)
 
 
 @bench_app.command("step")
@@ -340,16 +356,24 @@ def _show_kernels(
 ) -> None:
     """Fold a table, beside another if there is one; write and print what comes out."""
     result = folded(table, made) if other is None else compared(table, other, made)
-    if out is not None:
-        save(result, out)
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    console = notes_console(as_json)
-    print_kernel_profile(console, result)
-    if other is not None:
-        print_compared(console, result)
-    console.print(f"written: {out or 'nothing; --out profile.json keeps the result'}", highlight=False, soft_wrap=True)
+    with Outputs() as outputs:
+        if out is not None:
+            outputs.attempt(out, lambda: save(result, out))
+        if as_json:
+            print(json.dumps(result, indent=1))
+            return
+        console = notes_console(as_json)
+        print_kernel_profile(console, result)
+        if other is not None:
+            print_compared(console, result)
+        _print_written(console, [out] if out else [], outputs)
+
+
+def _print_written(console: Console, paths: Sequence[Path], outputs: Outputs) -> None:
+    """Say which files of a profile are there."""
+    written = ", ".join(str(path) for path in paths if not outputs.refuses(path))
+    told = written or "nothing" + "; --out profile.json keeps the result" * (not paths)
+    console.print(f"written: {told}", highlight=False, soft_wrap=True)
 
 
 def _profile_eagerly(
@@ -373,16 +397,16 @@ def _profile_eagerly(
     result, trace = profile_step(made, load_data(data or made.data), place, steps)
     if other is not None:
         result["against"] = side_by_side(result, other)
-    if out is not None:
-        save_profile(result, trace, out)
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    print_profile(console, result)
-    if other is not None:
-        print_side_by_side(console, result)
-    written = ", ".join(map(str, profile_paths(out))) if out else "nothing; --out profile.json keeps the result"
-    console.print(f"written: {written}", highlight=False)
+    with Outputs() as outputs:
+        if out is not None:
+            save_profile(result, trace, out, outputs)
+        if as_json:
+            print(json.dumps(result, indent=1))
+            return
+        print_profile(console, result)
+        if other is not None:
+            print_side_by_side(console, result)
+        _print_written(console, profile_paths(out) if out else (), outputs)
 
 
 @bench_app.command("profile")
@@ -455,13 +479,15 @@ def versus_command(
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
     options += ["--device", str(place), "--backend", backend]
     sitting = Sitting(made, pack, place, scripts, options, runs, rounds, timeout, compile_seconds)
+    outputs = Outputs()
     with nullcontext(work) if work else TemporaryDirectory() as folder:
         hold = smoke_sitting if smoke else hold_sitting
-        result = hold(sitting, Path(folder).absolute(), out, console)
-    if as_json:
-        print(json.dumps(result, indent=1))
-    elif not smoke:
-        print_versus(console, result)
+        result = hold(sitting, Path(folder).absolute(), out, console, outputs)
+    with outputs:
+        if as_json:
+            print(json.dumps(result, indent=1))
+        elif not smoke:
+            print_versus(console, result)
     raise typer.Exit(0 if result["passed"] else 1)
 
 
@@ -550,9 +576,10 @@ def report_command(
         texts.append((out, page_html(sources)))
     if readme is not None:
         texts.append((readme, readme_with_table(readme, groups_of(sources))))
-    for path, text in texts:
-        write_text(path, text)
-    print("written:", ", ".join(map(str, targets)))
+    with Outputs() as outputs:
+        for path, text in texts:
+            outputs.attempt(path, partial(write_text, path, text))
+        print("written:", ", ".join(str(path) for path in targets if not outputs.refuses(path)) or "nothing")
 
 
 @bench_app.command("gpu-suite")
@@ -575,7 +602,7 @@ def gpu_suite_command(
     Again with the same --out it goes on: what ended, well or with a target missed, is not repeated. Exit code 1: an
     entry failed.
     """
-    entries, console = by_value(), notes_console(as_json)
+    entries, console, outputs = by_value(), notes_console(as_json), Outputs()
     for name in names or ():
         if name not in (known := [entry.name for entry in entries]):
             raise UserError(f"--only {name}: there are {', '.join(known)}")
@@ -585,13 +612,13 @@ def gpu_suite_command(
         check_writable(out / "suite.json")
         parse_peers(list(peers or ()))
         site = make_site(pick_device(device), images or (), peers or ())
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends it from outside keeps the results too
-        failed = failures(run_queue(entries, chosen, site, minutes, out, console), entries)
+        failed = failures(run_queue(entries, chosen, site, minutes, out, console, outputs), entries)
     rows = listed(chosen, out)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    elif shown:
-        print_list(console, rows)
+    with outputs:
+        if as_json:
+            print(json.dumps(rows, indent=1))
+        elif shown:
+            print_list(console, rows)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from speedyresnet.engine.backends import AUTO, check_backend, default_backend
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.recipe import Group, Recipe, with_settings
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.trainer import Trainer
@@ -85,7 +86,13 @@ def check_arms(arms: Sequence[Arm], view: str | None, device: torch.device) -> N
 
 
 def compare_runs(
-    arms: Sequence[Arm], pack: Pack, device: torch.device, plan: PoolPlan, out: Path, console: Console
+    arms: Sequence[Arm],
+    pack: Pack,
+    device: torch.device,
+    plan: PoolPlan,
+    out: Path,
+    console: Console,
+    outputs: Outputs | None = None,
 ) -> list[dict[str, Any]]:
     """Train all arms with all seeds of `plan`; see `record.run_pool`.
 
@@ -93,7 +100,7 @@ def compare_runs(
     """
     pack = pack_to_test_on(pack, plan.validation)
     trainers = {arm.name: Trainer(arm.recipe, pack, device, arm.backend) for arm in arms}
-    return run_pool(trainers, plan, out, console)
+    return run_pool(trainers, plan, out, console, outputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from speedyresnet.engine.data import cache_folder, make_pack, pack_path
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import locked, write_atomically, write_text
+from speedyresnet.engine.files import Outputs, locked, write_atomically, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.record import environment
@@ -57,6 +57,7 @@ except Exception:
     sys.exit({_CRASHED})  # Python's own 1 is a target that was missed
 """,
 )
+_UNPACKED = "unpacked"
 _GRACE_SECONDS = 5.0
 """On top of an entry's time, mostly not taken."""
 _OUTPUT_CHARACTERS = 2000
@@ -263,19 +264,21 @@ def run_entry(entry: Entry, limit: float, site: Site, files: Path, about: dict[s
 
 
 @contextlib.contextmanager
-def unpacked_results(out: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
+def unpacked_results(out: Path, asked: Mapping[str, Any], outputs: Outputs) -> Iterator[Path]:
     """The folder of the results in `out`, which is there only within; it is packed at the end, after Ctrl-C too.
 
-    A folder that a killed call left behind has all that the archive has, and more.
+    A folder that a killed call left behind has all that the archive has, and more. It also stays where the archive or
+    the summary is refused.
 
     Args:
         out: where the results are kept.
         asked: see `read_results`.
+        outputs: of the command.
 
     Raises:
         UserError: `out` is of something else, and stays as it is.
     """
-    files, part = out / "unpacked", out / "unpacked.part"
+    files, part = out / _UNPACKED, out / f"{_UNPACKED}.part"
     if not files.exists():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -288,8 +291,9 @@ def unpacked_results(out: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield files
     finally:
-        keep_results(files, out)
-        shutil.rmtree(files)
+        keep_results(files, out, outputs)
+        if not outputs.refused:
+            shutil.rmtree(files)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -300,16 +304,17 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise UserError(f"{archive} is no archive of bench gpu-suite ({error}); give another --out") from None
 
 
-def keep_results(files: Path, out: Path) -> None:
-    """Write the archive and the summary of the results in `files` to `out`, each at once or not at all."""
+def keep_results(files: Path, out: Path, outputs: Outputs) -> None:
+    """Attempt the archive and the summary of the results in `files` in `out`, each at once or not at all."""
 
     def write(path: Path) -> None:
         with tarfile.open(path, "w:gz") as archive:
             archive.add(files, ".")
 
-    write_atomically(out / ARCHIVE, write)
+    outputs.attempt(out / ARCHIVE, lambda: write_atomically(out / ARCHIVE, write), again=True)
     if (files / SUMMARY).exists():
-        write_text(out / SUMMARY, (files / SUMMARY).read_text(encoding="utf-8"))
+        text = (files / SUMMARY).read_text(encoding="utf-8")
+        outputs.attempt(out / SUMMARY, lambda: write_text(out / SUMMARY, text), again=True)
 
 
 _SUITE: Schema = {
@@ -368,21 +373,28 @@ def waiting_entries(entries: Sequence[Entry], results: Sequence[EntryResult], fi
 
 
 def run_queue(
-    entries: Sequence[Entry], chosen: Sequence[Entry], site: Site, minutes: float, out: Path, console: Console
+    entries: Sequence[Entry],
+    chosen: Sequence[Entry],
+    site: Site,
+    minutes: float,
+    out: Path,
+    console: Console,
+    outputs: Outputs | None = None,
 ) -> list[EntryResult]:
     """Run what is waiting of the `chosen` entries for `minutes` altogether, and keep in `out` how each ended.
 
     An entry begins only if its expected seconds are left, or `least` of them where it goes on by itself.
 
     Returns:
-        How each entry ended that was begun.
+        How each entry ended that was begun. What `outputs` refuses, those of the command, ends nothing.
 
     Raises:
         UserError: `out` is of something else, or another suite runs on this machine.
     """
+    outputs = outputs or Outputs()
     deadline, asked = time.monotonic() + 60 * minutes, {"--device": site.device.type}
     ran, about = list[EntryResult](), environment(site.device)
-    with _alone(), unpacked_results(out.absolute(), asked) as files:
+    with _alone(), unpacked_results(out.absolute(), asked, outputs) as files:
         results = read_results(files / SUMMARY, asked)
         for entry in waiting_entries(chosen, results, files):
             left = deadline - time.monotonic()
@@ -391,8 +403,9 @@ def run_queue(
             console.print(f"{entry.name}: about {entry.seconds:.0f} s; {left:.0f} s are left")
             ran.append(run_entry(entry, site.limit(entry, left), site, files, about))
             results = [*(each for each in results if each.name != entry.name), ran[-1]]
-            _write_summary(files / SUMMARY, asked, entries, results)
-            keep_results(files, out)
+            write = functools.partial(_write_summary, files / SUMMARY, asked, entries, results)
+            outputs.attempt(files / SUMMARY, write, again=True)
+            keep_results(files, out.absolute(), outputs)
             _print_result(ran[-1], console)
         _print_waiting(waiting_entries(chosen, results, files), site, console)
     return ran
@@ -447,7 +460,8 @@ def listed(entries: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: `out` is of something else.
     """
-    verdicts = {each.name: each.verdict for each in read_results(out / SUMMARY)}
+    unpacked = out / _UNPACKED / SUMMARY  # there where the last call could not write its results, and newer
+    verdicts = {each.name: each.verdict for each in read_results(unpacked if unpacked.exists() else out / SUMMARY)}
     return [
         asdict(entry)
         | {"files": list(entry.files), "needs": sorted(entry.places - {"out", "work"})}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from speedyresnet.engine.data import Pack, load_data
-from speedyresnet.engine.files import write_text
+from speedyresnet.engine.files import check_outputs, write_text
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Compare all recipes of TOLERANCES, print and store the losses, and exit with 1 where some differ."""
     given = parser().parse_args()
+    check_outputs([given.out], [given.data])
     device, pack = pick_device(given.device), load_data(given.data)
     rows = [compared(name, given.settings, pack, device) for name in TOLERANCES]
     for row in rows:

@@ -111,10 +111,3 @@ def _plot_ceilings(axes: Any, measured: dict[str, Any], points: Sequence[tuple[f
 def picture_paths(path: Path) -> tuple[Path, Path]:
     """Where the pictures of the profile `path` go: beside it."""
     return path.with_suffix(".parts.png"), path.with_suffix(".roofline.png")
-
-
-def draw_profile(profile: dict[str, Any], path: Path) -> None:
-    """Both pictures of the profile that is stored at `path`."""
-    parts, roofline = picture_paths(path)
-    draw_parts(profile, parts)
-    draw_roofline(profile, roofline)

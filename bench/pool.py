@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,8 @@ class Pool:
     plan: PoolPlan
     records: list[dict[str, Any]]
     file: io.FileIO
+    unsaved: list[bytes] = field(default_factory=list)
+    """Lines that the file was to hold, and lacks."""
 
     def missing_runs(self) -> list[tuple[int, str]]:
         """Seed and arm of the runs that are not in the file yet."""
@@ -186,13 +188,31 @@ class Pool:
         return [run for run in self.plan.ordered_runs() if run not in done]
 
     def add(self, record: RunRecord, arm: str = BASE) -> None:
-        """Append a run of an arm and wait until it is on the disk. Raises UserError where the system refuses."""
+        """Append a run of an arm and `save` it."""
         stored = json.loads(record.to_json()) | {"pool": self.plan.to_dict()}
         if self.plan.variants:
             stored["arm"] = arm
-        rest = (json.dumps(stored) + "\n").encode()
-        with refusals_explained(self.path):
-            while rest:  # a disk that gets full takes a part
-                rest = rest[self.file.write(rest) :]
-            os.fsync(self.file.fileno())
         self.records.append(stored)
+        self.unsaved.append((json.dumps(stored) + "\n").encode())
+        self.save()
+
+    def save(self) -> None:
+        """Write the runs that the file lacks, and wait until they are on the disk.
+
+        Raises:
+            UserError: the system refuses. The file is as before, and the next call tries again.
+        """
+        with refusals_explained(self.path):
+            while self.unsaved:
+                end = os.fstat(self.file.fileno()).st_size
+                try:
+                    self._append(self.unsaved[0])
+                except OSError:
+                    self.file.truncate(end)
+                    raise
+                del self.unsaved[0]
+
+    def _append(self, line: bytes) -> None:
+        while line:  # a disk that gets full takes a part
+            line = line[self.file.write(line) :]
+        os.fsync(self.file.fileno())

@@ -39,10 +39,12 @@ def exit_codes_within(seconds: float, commands: Sequence[Command], *, grace: flo
             options = {"stdin": subprocess.DEVNULL, "start_new_session": True, **each.options}
             processes.append(subprocess.Popen(each.words, **options))
         return [_code_before(deadline, process) for process in processes]
-    finally:  # after Ctrl-C too
-        _interrupt(processes, grace)
-        for process in processes:
-            end_session(process)
+    finally:  # after Ctrl-C or SIGTERM too
+        try:
+            _interrupt(processes, grace)
+        finally:  # where a second one ends the wait
+            for process in processes:
+                end_session(process)
 
 
 def _code_before(deadline: float, process: "subprocess.Popen[Any]") -> int | None:

@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_atomically, write_text
+from speedyresnet.engine.files import Outputs, write_atomically, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
@@ -29,7 +29,7 @@ from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, synchronize
 
 from .net_parts import parts_of_net
-from .pictures import draw_profile, picture_paths
+from .pictures import draw_parts, draw_roofline, picture_paths
 from .roofline import Ceilings, measured_ceilings
 from .step_time import timed_round
 from .trace import GAPS, PART_PREFIX, STEP_RANGE, StepParts, recorded_trace, step_parts
@@ -182,12 +182,14 @@ def profile_paths(path: Path) -> tuple[Path, ...]:
     return path, path.with_suffix(".trace.json.gz"), *picture_paths(path)
 
 
-def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path) -> None:
-    """Write all files of a profile; the trace is for https://ui.perfetto.dev."""
+def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path, outputs: Outputs) -> None:
+    """Attempt all files of a profile; the trace is for https://ui.perfetto.dev."""
+    _, trace_path, parts, roofline = profile_paths(path)
     packed = gzip.compress(json.dumps(trace).encode(), mtime=0)
-    write_atomically(profile_paths(path)[1], lambda part: part.write_bytes(packed))
-    draw_profile(result, path)
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    outputs.attempt(path, lambda: write_text(path, json.dumps(result, indent=1) + "\n"))
+    outputs.attempt(trace_path, lambda: write_atomically(trace_path, lambda part: part.write_bytes(packed)))
+    outputs.attempt(parts, lambda: draw_parts(result, parts))
+    outputs.attempt(roofline, lambda: draw_roofline(result, roofline))
 
 
 _STORED: Schema = {

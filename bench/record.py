@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from speedyresnet.engine.data import Pack, held_out
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.recipe import Recipe, View
 from speedyresnet.engine.record import differences_told
 from speedyresnet.engine.trainer import Trainer
@@ -53,28 +55,40 @@ def pack_to_test_on(pack: Pack, validation: int) -> Pack:
 
 
 def record_runs(
-    recipe: Recipe, pack: Pack, device: torch.device, backend: str, plan: PoolPlan, out: Path, console: Console
+    recipe: Recipe,
+    pack: Pack,
+    device: torch.device,
+    backend: str,
+    plan: PoolPlan,
+    out: Path,
+    console: Console,
+    outputs: Outputs | None = None,
 ) -> list[dict[str, Any]]:
     """Run the seeds of `plan` that `out` does not hold yet; see `run_pool`."""
     trainer = Trainer(recipe, pack_to_test_on(pack, plan.validation), device, backend)
-    return run_pool({BASE: trainer}, plan, out, console)
+    return run_pool({BASE: trainer}, plan, out, console, outputs)
 
 
-def run_pool(trainers: Mapping[str, Trainer], plan: PoolPlan, out: Path, console: Console) -> list[dict[str, Any]]:
+def run_pool(
+    trainers: Mapping[str, Trainer], plan: PoolPlan, out: Path, console: Console, outputs: Outputs | None = None
+) -> list[dict[str, Any]]:
     """Run what `plan` wants and `out` does not hold yet, one line of it each; returns all its records.
 
-    A run that is interrupted is not kept: it is run again when the pool goes on.
+    A run that is interrupted is not kept: it is run again when the pool goes on. One that the disk refuses is written
+    with the next one or at the end.
 
     Args:
         trainers: by arm.
         plan: what was decided beforehand.
         out: the JSON Lines file.
         console: is told of each run.
+        outputs: of the command; an `out` that is refused does not end the runs. None: a note tells.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, with all finished runs kept.
-        UserError: `out` holds runs of another kind, is being written by another process, or cannot be written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with all finished runs kept.
+        UserError: `out` holds runs of another kind, is being written by another process, or cannot be opened.
     """
+    outputs = outputs or Outputs()
     firsts = {arm: trainer.new_record(plan.first_seed) for arm, trainer in trainers.items()}
     with open_pool(out, plan, firsts) as pool:
         missing, wanted = pool.missing_runs(), plan.runs * len(trainers)
@@ -83,7 +97,7 @@ def run_pool(trainers: Mapping[str, Trainer], plan: PoolPlan, out: Path, console
             record = trainers[arm].run(seed, validate=False)
             if record.status == "interrupted":
                 raise KeyboardInterrupt
-            pool.add(record, arm)
+            outputs.attempt(out, partial(pool.add, record, arm), again=True)
             view = record.recipe.evaluation.view
             console.print(
                 f"{arm}, " * bool(plan.variants) + f"seed {seed}: {record.status}, "
@@ -91,6 +105,7 @@ def run_pool(trainers: Mapping[str, Trainer], plan: PoolPlan, out: Path, console
                 highlight=False,
                 markup=False,
             )
+        outputs.attempt(out, pool.save)
         return pool.records
 
 

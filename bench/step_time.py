@@ -8,11 +8,10 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +30,7 @@ from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import differences_told, peak_bytes
+from speedyresnet.engine.signals import handled
 from speedyresnet.engine.trainer import Trainer, fitting_plan, pick_device, synchronize
 
 from .trace import launches_and_idle_seconds, recorded_trace
@@ -97,19 +97,6 @@ def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float
     return launches / steps, 1e3 * idle / steps
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Within, Ctrl-C does nothing; outside of the main thread nothing is changed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class BackendProcess:
     """A process that builds one backend and times it when it is asked.
 
@@ -121,7 +108,8 @@ class BackendProcess:
         spawning = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA context, which breaks
         self._connection, others = spawning.Pipe()
         self._process = spawning.Process(target=serve, args=(others, *arguments))
-        with _interrupts_ignored():  # which the process inherits: whoever asks ends it
+        # It inherits that a terminal's Ctrl-C, which reaches all processes, is ignored: whoever asks ends it.
+        with handled(signal.SIG_IGN, signal.SIGINT):
             self._process.start()
         others.close()  # so that the end of the process closes the pipe
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from speedyresnet.engine.backends import AUTO
 from speedyresnet.engine.data import Pack, load_data
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_text
+from speedyresnet.engine.files import Outputs, check_outputs, write_text
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
 
@@ -90,16 +91,19 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure all variants, storing the rows after each, and exit with 1 where one failed."""
     given = parser().parse_args()
+    check_outputs([given.out], [given.data])
     device, pack = pick_device(given.device), load_data(given.data)
     rows: list[dict[str, Any]] = []
-    for variant in given.variants:
-        rows.append(variant_row(variant, given.settings, given.backend, pack, device))
-        print(told(rows[-1]), flush=True)
-        result = {"environment": environment(device), "data": pack.name, "rows": rows}
-        write_text(given.out, json.dumps(result, indent=1) + "\n")
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    with Outputs() as outputs:
+        for variant in given.variants:
+            rows.append(variant_row(variant, given.settings, given.backend, pack, device))
+            print(told(rows[-1]), flush=True)
+            result = {"environment": environment(device), "data": pack.name, "rows": rows}
+            text = json.dumps(result, indent=1) + "\n"
+            outputs.attempt(given.out, partial(write_text, given.out, text), again=True)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     sys.exit(1 if any("error" in row for row in rows) else 0)
 
 

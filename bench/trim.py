@@ -10,7 +10,8 @@ import gc
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from rich.table import Table
 from speedyresnet.engine.backends import backends_of
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_text
+from speedyresnet.engine.files import Outputs, write_text
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.recipe import VIEWS, Activation, Recipe
 from speedyresnet.engine.recipe import recipe as recipe_called
@@ -193,6 +194,8 @@ class Trimming:
     validation: int
     out: Path | None
     """Where the result is kept, complete after every change; runs are kept in a folder beside it."""
+    outputs: Outputs = field(default_factory=Outputs)
+    """Of the command: files that are refused do not end the measurements."""
 
     @property
     def base(self) -> Arm:
@@ -228,7 +231,7 @@ def accuracies(trimming: Trimming, arm: Arm, console: Console) -> list[float] | 
         return None
     plan = PoolPlan(runs=trimming.seeds, first_seed=0, validation=trimming.validation)
     pool = trimming.out.with_suffix(".runs") / f"{arm.recipe.hash}-{arm.backend}.jsonl"
-    runs = record_runs(arm.recipe, trimming.pack, trimming.device, arm.backend, plan, pool, console)
+    runs = record_runs(arm.recipe, trimming.pack, trimming.device, arm.backend, plan, pool, console, trimming.outputs)
     found = {int(run["seed"]): float(run["accuracy"][arm.recipe.evaluation.view]) for run in runs}
     return [found[seed] for seed in plan.seeds]
 
@@ -346,7 +349,8 @@ def trim(trimming: Trimming, console: Console) -> dict[str, Any]:
         result["rows"] = sorted([*result["rows"], row], key=cut_first, reverse=True)
         console.print(f"{change.variant}: {row['why']}", highlight=False, markup=False)
         if trimming.out is not None:
-            write_text(trimming.out, json.dumps(result, indent=1) + "\n")
+            write = partial(write_text, trimming.out, json.dumps(result, indent=1) + "\n")
+            trimming.outputs.attempt(trimming.out, write, again=True)
     return result
 
 

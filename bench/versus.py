@@ -27,7 +27,7 @@ from rich.table import Table
 
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.files import write_text
+from speedyresnet.engine.files import Outputs, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
@@ -276,6 +276,7 @@ class Course:
     """See `facts`."""
     work: Path
     out: Path | None
+    outputs: Outputs
     console: Console
     outcomes: list[Outcome]
     """Of the rounds' processes that have ended."""
@@ -348,14 +349,24 @@ class Course:
     def save(self) -> None:
         """Write the result so far to `out`."""
         if self.out is not None:
-            write_text(self.out, json.dumps(report(self), indent=1) + "\n")
+            out, text = self.out, json.dumps(report(self), indent=1) + "\n"
+            self.outputs.attempt(out, lambda: write_text(out, text), again=True)
 
 
-def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
+def hold_sitting(
+    sitting: Sitting, work: Path, out: Path | None, console: Console, outputs: Outputs | None = None
+) -> dict[str, Any]:
     """Hold a sitting in the folder `work`; its result, which is also written to `out` after every process.
 
     It goes on where `out` ends: a process that has ended there, well or not, is not started again. A contestant that
     does not compile in time is left out, and goes on compiling in the next call.
+
+    Args:
+        sitting: what is compared.
+        work: of scripts, data and what the processes print.
+        out: the JSON file; none: nothing is written.
+        console: is told of each process.
+        outputs: of the command; an `out` that is refused does not end the sitting. None: a note tells.
 
     Raises:
         UserError: a script that is not the known one, or an `out` that holds something else.
@@ -367,6 +378,7 @@ def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Consol
         known=known,
         work=work,
         out=out,
+        outputs=outputs or Outputs(),
         console=console,
         outcomes=outcomes,
         warm_ups={each.name: each for each in warm_ups},
@@ -385,6 +397,7 @@ def hold_sitting(sitting: Sitting, work: Path, out: Path | None, console: Consol
     for name, number in waiting:
         if name in ready:
             course.take_turn(name, number)
+    course.save()
     return report(course)
 
 
@@ -539,8 +552,13 @@ def _times(peer: dict[str, Any], key: str, ours: dict[str, Any], our_key: str, f
     return [*cells, f"{ratio['low']:.3f}–{ratio['high']:.3f}" if has_interval else ""]
 
 
-def smoke_sitting(sitting: Sitting, work: Path, out: Path | None, console: Console) -> dict[str, Any]:
-    """Only start each script, on the CPU and part of the data, until its optimizers have made a first step."""
+def smoke_sitting(
+    sitting: Sitting, work: Path, out: Path | None, console: Console, outputs: Outputs | None = None
+) -> dict[str, Any]:
+    """Only start each script, on the CPU and part of the data, until its optimizers have made a first step.
+
+    The arguments are those of `hold_sitting`.
+    """
     part = _part(sitting.pack)
     rows = []
     for name, script in sitting.scripts.items():
@@ -556,7 +574,8 @@ def smoke_sitting(sitting: Sitting, work: Path, out: Path | None, console: Conso
         )
     result = {"torch": torch.__version__, "passed": all(row["starts"] for row in rows), "peers": rows}
     if out is not None:
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        text = json.dumps(result, indent=1) + "\n"
+        (outputs or Outputs()).attempt(out, lambda: write_text(out, text), again=outputs is None)
     return result
 
 

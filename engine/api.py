@@ -9,12 +9,13 @@ from torch import Tensor
 from .backends import AUTO, default_backend
 from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkpoint
 from .data import Pack, load_data
-from .errors import UserError
+from .errors import UserError, note
 from .evaluate import Accuracy
+from .files import check_outputs
 from .image_folders import Progress
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
-from .recipe import Recipe, View, checked_recipe
+from .recipe import Recipe, View, checked_recipe, recipe_file
 from .recipe import recipe as recipe_called
 from .record import RunRecord
 from .trainer import Display, Trainer, pick_device, pick_dtype
@@ -33,9 +34,11 @@ class TrainedRun:
     """Parameters and buffers of the weights that the recipe reports, live or averaged."""
     pack: Pack
     dtype: torch.dtype
+    refused: str | None = None
+    """Why the last checkpoint could not be written; none: it was, or none was asked for."""
 
     def save(self, path: str | Path) -> None:
-        """Write the reported weights as a model file that `evaluate` reads."""
+        """Write the reported weights as a model file that `evaluate` reads; UserError where `path` is refused."""
         save_model(Path(path), self.state, self.record.recipe, self.pack, self.dtype)
 
 
@@ -51,7 +54,9 @@ def train(
     checkpoint_minutes: float = DEFAULT_MINUTES,
     resume: Checkpoint | str | Path | None = None,
 ) -> TrainedRun:
-    """Train one run. Ctrl-C ends it early with what is done; a second one within a step stops that too.
+    """Train one run. Ctrl-C or SIGTERM ends the training early with what is done; a second one stops at once.
+
+    Outside the main thread, where Python delivers no signals, neither is handled.
 
     Args:
         recipe: a recipe or the name of one.
@@ -61,13 +66,15 @@ def train(
         seed: of weights, order and augmentation; any 64-bit integer.
         display: told how the run goes.
         checkpoint: file for all that the run can go on from, written every so often and when training ends, by
-            Ctrl-C or by itself; none: that of `resume`, if there is one.
+            a signal or by itself; none: that of `resume`, if there is one. One that cannot be written, as the disk is
+            full, does not end the run: a warning says so, it is tried again, and `TrainedRun.refused` has the reason.
         checkpoint_minutes: from one checkpoint to the next.
         resume: go on from this checkpoint of the same run. On a CPU with as many threads it gives the same bits as
             without the interruption. The clocks `prepare` and `train` go on too; `build` is that of the last part.
 
     Raises:
-        UserError: anything wrong with what was given, a checkpoint of another run, or one that cannot be written.
+        UserError: anything wrong with what was given, such as a checkpoint of another run, or a file for checkpoints
+            that cannot be written or that the run reads.
 
     Examples:
         Four steps of a narrow net; a run in earnest leaves the settings out.
@@ -91,17 +98,24 @@ def train(
     made = recipe_called(recipe) if isinstance(recipe, str) else checked_recipe(recipe)
     if type(seed) is not int or not MIN_SEED <= seed <= MAX_SEED:
         raise UserError(f"the seed {seed!r} must be an integer from {MIN_SEED} to {MAX_SEED}")
+    begun = read_checkpoint(Path(resume)) if isinstance(resume, str | Path) else resume
+    resumed = begun.path if begun else None
+    file = resumed if checkpoint is None else Path(checkpoint)
+    checkpoints = CheckpointFile(file, checkpoint_minutes, display.note if display else note) if file else None
+    read = [None if isinstance(data, Pack) else data, recipe_file(recipe) if isinstance(recipe, str) else None]
+    check_outputs([file], read)
     pack = data if isinstance(data, Pack) else load_data(data)
     place = pick_device(str(device))
-    begun = read_checkpoint(Path(resume)) if isinstance(resume, str | Path) else resume
     if begun:
         executed = default_backend(place) if backend == AUTO else backend
         begun.check_same_run(made, seed, pack, place, executed, pick_dtype(made, place))
-    file = Path(checkpoint) if checkpoint else begun and begun.path
-    checkpoints = CheckpointFile(file, checkpoint_minutes) if file else None
     trainer = Trainer(made, pack, place, backend)
     record = trainer.run(seed, display, checkpoints=checkpoints, resume=begun)
-    return TrainedRun(record=record, net=trainer.net, state=trainer.reported_state(), pack=pack, dtype=trainer.dtype)
+    refused = checkpoints.refused if checkpoints else None
+    if refused and display is None:
+        note(refused)
+    state, dtype = trainer.reported_state(), trainer.dtype
+    return TrainedRun(record=record, net=trainer.net, state=state, pack=pack, dtype=dtype, refused=refused)
 
 
 def evaluate(

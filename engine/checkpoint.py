@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .data import Pack
-from .errors import UserError
+from .errors import UserError, note
+from .files import Outputs
 from .json_files import json_value
 from .recipe import Recipe, checked_recipe, typed_value
 from .record import HistoryRow, RunRecord, finite_values
@@ -137,15 +139,17 @@ class CheckpointFile:
     Args:
         path: the file.
         minutes: from one checkpoint to the next.
+        tell: told when the first one is refused while the run goes on.
 
     Raises:
         UserError: too few minutes.
     """
 
-    def __init__(self, path: Path, minutes: float) -> None:
+    def __init__(self, path: Path, minutes: float, tell: Callable[[str], object] = note) -> None:
         if not minutes >= LEAST_MINUTES:
             raise UserError(f"--checkpoint-minutes {minutes} is too often; give at least {LEAST_MINUTES}")
         self.path, self.seconds = path, 60 * minutes
+        self._tell, self._outputs = tell, Outputs()
         self._due_at = math.inf
 
     def wait(self) -> None:
@@ -155,6 +159,23 @@ class CheckpointFile:
     def is_due(self) -> bool:
         """Whether the minutes are over."""
         return time.monotonic() >= self._due_at
+
+    @property
+    def refused(self) -> str | None:
+        """Why the last checkpoint could not be written; none: it was, or there is none yet."""
+        return next(iter(self._outputs.refused), None)
+
+    def attempt(self, state: TrainingState, record: RunRecord, *, again: bool) -> None:
+        """Write a checkpoint, see `write`, or keep in `refused` why that failed; the next one is due in time.
+
+        Args:
+            state: of the run.
+            record: of the run.
+            again: whether the run goes on, and with it the attempts.
+        """
+        write = partial(self.write, state, record)
+        self._outputs.attempt(self.path, write, again=again, tell=self._tell)
+        self.wait()
 
     def write(self, state: TrainingState, record: RunRecord) -> None:
         """Write where `state` and `record` are now; `record` has the history of whole epochs only.
@@ -178,4 +199,3 @@ class CheckpointFile:
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         save_tensors(self.path, state.changing_tensors(), metadata)
-        self.wait()

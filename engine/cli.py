@@ -8,11 +8,11 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -35,7 +35,7 @@ from .doctor import examination, examination_text
 from .downloads import DOWNLOADS, Download
 from .errors import Note, UserError, one_line
 from .export import FORMATS, check_format, export_model
-from .files import check_outputs, check_writable, write_text
+from .files import Outputs, check_outputs, check_writable, write_text
 from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
@@ -46,8 +46,9 @@ from .recipe import group as group_called
 from .recipe import recipe as recipe_called
 from .recipes import registered_groups, registered_recipes
 from .schedules import plan
+from .signals import handle_stopping, interrupt_flag, stop_code
 from .step import training_window
-from .trainer import fitting_plan, interrupt_flag, pick_device, pick_dtype, pick_kernels
+from .trainer import fitting_plan, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +60,8 @@ app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
+_TYPER_INTERRUPTED = 130
+"""What Typer makes of a KeyboardInterrupt."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_COLUMNS = 160  # tables that do not go to a terminal
 
@@ -84,37 +87,58 @@ def finite(value: float | None) -> float | None:
 
 
 def run_command_line(application: typer.Typer) -> NoReturn:
-    """Run `application` and exit: 0 done, 1 a check failed, 2 wrong input (one line), 130 interrupted."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
+    """Run `application` and exit.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong input or a file that cannot be written (one line), 130 stopped by
+    Ctrl-C, 143 stopped by SIGTERM.
+    """
+    handle_stopping()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding of the output lacks are no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     show_notes()
     command = typer.main.get_command(application)
     add_debug_option(command)
+    code, told = _ended(command)
+    try:
+        print(end="", flush=True)  # while a full disk can still be told
+    except OSError as error:
+        full_code, full = _output_refused(error)
+        code, told = max(code, full_code), [*told, *full]
+    if line := one_line("; ".join(filter(None, told))):
+        print(f"speedyresnet: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _ended(command: Any) -> tuple[int, list[str]]:
+    """Run `command`; its exit code, and what went wrong, to be told in one line."""
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
-        print(end="", flush=True)  # while a full disk can still be told
     except (typer.Exit, typer.Abort) as end:
-        code = getattr(end, "exit_code", 130)
-    except UserError as error:
+        code = getattr(end, "exit_code", _TYPER_INTERRUPTED)
+    except (UserError, _USAGE_ERROR, MemoryError, RuntimeError, OSError) as error:
         LOG.debug("%s", error, exc_info=error)
-        code = _refused(str(error))
-    except _USAGE_ERROR as error:
-        LOG.debug("%s", error, exc_info=error)
-        where = f" (see {error.ctx.command_path} --help)" if error.ctx and error.format_message() else ""
-        code = _refused(error.format_message() + where)
-    except (MemoryError, RuntimeError) as error:
-        full = _full_memory(error)
-        if full is None:
-            raise
-        LOG.debug("%s", full, exc_info=error)
-        code = _refused(f"{full}: lower --set batch_size, --set evaluation.batch_size or --set width_multiplier")
+        code, told = _refusal(error)
+        return code, [*getattr(error, "__notes__", ()), *told]
     except KeyboardInterrupt:
-        code = 130
-    except OSError as error:
-        LOG.debug("%s", error, exc_info=error)
-        code = _output_refused(error)
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _TYPER_INTERRUPTED
+    if code == _TYPER_INTERRUPTED:  # whichever signal it was
+        code = stop_code()
+    return (code if isinstance(code, int) else 0), []
+
+
+def _refusal(error: Exception) -> tuple[int, list[str]]:
+    """Exit code and what to tell of an error that is the user's; raises any other error again."""
+    if isinstance(error, UserError):
+        return 2, [str(error)]
+    if isinstance(error, _USAGE_ERROR):
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx and error.format_message() else ""
+        return 2, [error.format_message() + where]
+    if isinstance(error, OSError):
+        return _output_refused(error)
+    full = _full_memory(error)
+    if full is None:
+        raise error
+    return 2, [f"{full}: lower --set batch_size, --set evaluation.batch_size or --set width_multiplier"]
 
 
 def add_debug_option(command: Any) -> None:
@@ -170,14 +194,15 @@ def show_notes() -> None:
     warnings.showwarning = show
 
 
-def _output_refused(error: OSError) -> int:
-    """Exit code where standard output takes no more; raises any other error again."""
+def _output_refused(error: OSError) -> tuple[int, list[str]]:
+    """Exit code and what to tell where standard output takes no more; raises any other error again."""
     if error.errno not in (*_FULL, errno.EPIPE):
         raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
     if error.errno == errno.EPIPE:
-        return 1
-    return _refused(f"cannot write {error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere")
+        return 1, []
+    where = error.filename or "the output"
+    return 2, [f"cannot write {where}: {error.strerror}; make room, or write elsewhere"]
 
 
 def _full_memory(error: Exception) -> str | None:
@@ -188,12 +213,6 @@ def _full_memory(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "the memory is full"
     return None
-
-
-def _refused(message: str) -> int:
-    if line := one_line(message):
-        print(f"speedyresnet: {line}", file=sys.stderr)
-    return 2
 
 
 def notes_console(quiet: bool = False) -> Console:
@@ -280,22 +299,26 @@ def train_command(
                 made, pack, device=place, backend=backend, seed=seed, display=display,
                 checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun,
             )  # fmt: skip
-            stack.enter_context(interrupt_flag())  # from here on Ctrl-C waits until the result is kept
+            stack.enter_context(interrupt_flag())  # from here on a signal waits until the result is kept
+        if run.record.status == "diverged":
+            advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
+            console.print(advice, highlight=False)
         _keep_result(run, out, save, None if as_json else console)
-    if run.record.status == "diverged":
-        advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
-        console.print(advice, highlight=False)
-    raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": 130}[run.record.status])
+    raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": stop_code()}[run.record.status])
 
 
 def _keep_result(run: TrainedRun, out: Path | None, save: Path | None, console: Console | None) -> None:
-    """Write the files asked for, and print the result, as a table or as JSON, even where a file is refused."""
-    try:
+    """Write the files asked for, and print the result, as a table or as JSON, even where files are refused.
+
+    Raises:
+        UserError: files were refused, the last checkpoint too, and why.
+    """
+    with Outputs() as outputs:
         if out is not None:
-            run.record.write(out)
+            outputs.attempt(out, partial(run.record.write, out))
         if save is not None:
-            run.save(save)
-    finally:
+            outputs.attempt(save, partial(run.save, save))
+        outputs.count(run.refused)
         if console is None:
             print(run.record.to_json())
         else:
@@ -322,15 +345,16 @@ def evaluate_command(
     with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
         accuracy = evaluate_model(loaded, source, device=place, progress=progress)
     text = json.dumps({"accuracy": dataclasses.asdict(accuracy)}, indent=1)
-    if out is not None:
-        write_text(out, text + "\n")
-    if as_json:
-        print(text)
-        return
-    for view in ("single_view", "mirror", "six_view"):
-        value = getattr(accuracy, view)
-        if value is not None:
-            print(f"{view:12s} {value:.4f}")
+    with Outputs() as outputs:
+        if out is not None:
+            outputs.attempt(out, partial(write_text, out, text + "\n"))
+        if as_json:
+            print(text)
+            return
+        for view in ("single_view", "mirror", "six_view"):
+            value = getattr(accuracy, view)
+            if value is not None:
+                print(f"{view:12s} {value:.4f}")
 
 
 @app.command("export")
@@ -412,18 +436,20 @@ def recipes_command(
         check_plot(picture)
     made = [with_settings(each, settings or ()) for each in _recipes_called(name)]
     rows = list(map(_described, made))
-    if picture is not None:
-        labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
-        images = _download_for(made[0]).counts[0]
-        save_learning_rates(f"{name}, {images:,} training images", labelled, images, picture)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    elif name is None or name in registered_groups():
-        _print_recipes(rows)
-    else:
-        _print_recipe(rows[0])
-    if name is None and not as_json:
-        _print_groups([function() for function in registered_groups().values()])
+    with Outputs() as outputs:
+        if picture is not None:
+            labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
+            images = _download_for(made[0]).counts[0]
+            title = f"{name}, {images:,} training images"
+            outputs.attempt(picture, partial(save_learning_rates, title, labelled, images, picture))
+        if as_json:
+            print(json.dumps(rows, indent=1))
+        elif name is None or name in registered_groups():
+            _print_recipes(rows)
+        else:
+            _print_recipe(rows[0])
+        if name is None and not as_json:
+            _print_groups([function() for function in registered_groups().values()])
 
 
 def _recipes_called(name: str | None) -> list[Recipe]:
@@ -469,12 +495,14 @@ def kernels_command(
         rows = resources.all_resources(name)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if update:
-        write_text(resources.BUDGET_FILE, resources.budget_with(rows))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-    else:
-        _print_kernels(rows)
+    with Outputs() as outputs:
+        if update:
+            text = resources.budget_with(rows)
+            outputs.attempt(resources.BUDGET_FILE, partial(write_text, resources.BUDGET_FILE, text))
+        if as_json:
+            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        else:
+            _print_kernels(rows)
     if check:
         raise typer.Exit(_checked(rows))
 
@@ -580,8 +608,9 @@ def pack_command(
         pack = pack_source(source, name=name, size=size, holdout=holdout, seed=seed, progress=progress)
     finally:
         progress.close()
-    save_pack(pack, path)
-    _print_pack(pack, as_json, path)
+    with Outputs() as outputs:
+        outputs.attempt(path, partial(save_pack, pack, path))
+        _print_pack(pack, as_json, None if outputs.refused else path)
 
 
 @data_app.command("info")
@@ -594,9 +623,10 @@ def info_command(
     if picture is not None:
         check_picture(picture)
     pack = _data_called(data)
-    if picture is not None:
-        save_contact_sheet(pack, picture)
-    _print_pack(pack, as_json, None)
+    with Outputs() as outputs:
+        if picture is not None:
+            outputs.attempt(picture, partial(save_contact_sheet, pack, picture))
+        _print_pack(pack, as_json, None)
 
 
 def _print_pack(pack: Pack, as_json: bool, path: Path | None) -> None:

@@ -5,12 +5,13 @@ import fcntl
 import glob
 import io
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, note
 
 ABANDONED_SECONDS = 3600.0
 """A temporary file that nobody has written to for so long belongs to a process that was killed."""
@@ -25,12 +26,83 @@ def refusals_explained(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
 
 
+class Outputs:
+    """The files of a command: all are written, though some may be refused, and then the command tells which.
+
+    As a context manager it calls `check` at the end. An error that ends the block before, such as that of a full
+    standard output, goes on with the refusals as its notes.
+    """
+
+    def __init__(self) -> None:
+        self._refusals = dict[Path, str]()
+        self._noted = set[Path]()
+        self._elsewhere = list[str]()
+
+    def attempt(
+        self,
+        path: Path,
+        write: Callable[[], object],
+        *,
+        again: bool = False,
+        tell: Callable[[str], object] = note,
+    ) -> None:
+        """Call `write`, which writes `path`; a refusal counts until a later attempt at `path` succeeds.
+
+        Args:
+            path: of the file.
+            write: raises UserError where it is refused.
+            again: whether another attempt follows; then the first refusal is told at once.
+            tell: told of it.
+        """
+        try:
+            write()
+        except UserError as error:
+            self._refusals[path] = str(error)
+            if again and path not in self._noted:
+                self._noted.add(path)
+                tell(f"{error}; the work goes on, and the file is tried again")
+        else:
+            self._refusals.pop(path, None)
+
+    def count(self, refusal: str | None) -> None:
+        """Add why a file was refused that something else attempted; none: it was not."""
+        if refusal is not None:
+            self._elsewhere.append(refusal)
+
+    def refuses(self, path: Path) -> bool:
+        """Whether the last attempt at `path` was refused."""
+        return path in self._refusals
+
+    @property
+    def refused(self) -> list[str]:
+        """Why files were refused, each in one line."""
+        return [*self._refusals.values(), *self._elsewhere]
+
+    def check(self) -> None:
+        """Raise UserError, in one line, where files were refused."""
+        if self.refused:
+            raise UserError("; ".join(self.refused))
+
+    def __enter__(self) -> "Outputs":
+        """Nothing is refused yet."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """See `check`."""
+        if error is None:
+            self.check()
+            return
+        for refusal in self.refused:
+            error.add_note(refusal)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the folder of `path`, then put it in the place of `path` at once.
 
     Creates the folder. When `write` raises, the old file stays and the temporary one is removed; a process that is
     killed leaves its temporary file to a later writer of `path`. Raises UserError when the operating system refuses.
     """
+    _check_kind(path)
     temporary = _temporary(path)
     with refusals_explained(path):
         try:
@@ -86,10 +158,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[io.FileIO]:
 
 def check_writable(path: Path) -> None:
     """Raise UserError where `path` cannot be written, found out by a trial, so that no work is lost."""
-    if os.path.isdir(path):
-        raise UserError(f"cannot write {path}: it is a folder; give a file name")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"cannot write {path}: it is no regular file; give another file name")
+    _check_kind(path)
     folder = next(each for each in path.absolute().parents if os.path.exists(each))
     if not os.path.isdir(folder):
         raise UserError(f"cannot write {path}: {folder} is not a folder; choose another place")
@@ -99,9 +168,22 @@ def check_writable(path: Path) -> None:
         trial = folder / _temporary(path).name
         trial.open("xb").close()
         trial.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def _check_kind(path: Path) -> None:
+    """Raise UserError where `path` can be no file's name, or something else than a regular file has it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there, or writing it will tell
+        return
+    except ValueError as error:  # a NUL in the name, or a character that names of files cannot have
+        raise UserError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"cannot write {path}: it is a folder; give a file name")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot write {path}: it is no regular file; give another file name")
 
 
 def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
@@ -110,8 +192,8 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | 
     for path in outputs:
         if path is None:
             continue
+        check_writable(path)
         place = os.path.realpath(path)
         if place in taken:
             raise UserError(f"cannot write {path}: it is {taken[place]} by the same command; give another file name")
-        check_writable(path)
         taken[place] = "written"

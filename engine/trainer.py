@@ -9,18 +9,15 @@ for the device and reads nothing from it, so that nothing between two epochs can
 logged is read after the last clock has stopped.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import signal
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +47,7 @@ from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_
 from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import Plan, plan
+from .signals import interrupt_flag
 from .step import REFERENCE_KERNELS, TrainingState, training_window
 
 DTYPES = {
@@ -235,29 +233,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextlib.contextmanager
-def interrupt_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that a step is never cut in half; a second Ctrl-C stops at once.
-
-    Outside the main thread, where Python delivers no signals, the event is never set.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class Marks:
     """Moments in the work of a device, taken without waiting for it.
 
@@ -426,7 +401,8 @@ class Trainer:
         validate: bool = True,
         checkpoints: CheckpointFile | None = None,
     ) -> None:
-        """The training loop over the prepared state, from where `record` is; Ctrl-C ends it with what is done.
+        """The training loop over the prepared state, from where `record` is; a signal to stop ends it with what is
+        done.
 
         Fills in the status, steps, train clock and history of `record`.
         """
@@ -440,7 +416,7 @@ class Trainer:
                 self._train_until(end, record, display, interrupted, checkpoints)
                 stopped = interrupted.is_set()
                 if stopped and checkpoints:
-                    checkpoints.write(self.state, record)
+                    checkpoints.attempt(self.state, record, again=False)
                 if record.steps > epoch * self.plan.steps_per_epoch:
                     record.history.append(self._validated_row(epoch, record, validate=validate and not stopped))
                     display.epoch(record.history[-1])
@@ -451,7 +427,7 @@ class Trainer:
                     return
             record.status = "interrupted" if interrupted.is_set() else "finished"
             if checkpoints:
-                checkpoints.write(self.state, record)
+                checkpoints.attempt(self.state, record, again=False)
 
     def _train_until(
         self,
@@ -469,7 +445,7 @@ class Trainer:
         pause = Pause(interrupted, checkpoints)
         self._steps_until(end, record, display, pause)
         while record.steps < end and not interrupted.is_set():
-            checkpoints.write(self.state, record)
+            checkpoints.attempt(self.state, record, again=True)
             self._steps_until(end, record, display, pause)
 
     def _steps_until(self, end: int, record: RunRecord, display: Display, pause: Pause | threading.Event) -> None:
@@ -483,7 +459,8 @@ class Trainer:
         record.seconds.train = (record.seconds.train or 0.0) + time.perf_counter() - started
 
     def _train_unwatched(self, record: RunRecord, marks: Marks) -> None:
-        """Issue all steps without waiting for the device, then wait once; Ctrl-C ends it with what is issued.
+        """Issue all steps without waiting for the device, then wait once; a signal to stop ends it with what is
+        issued.
 
         Fills in the status, steps and train clock of `record`; `marks` gets the start and the end of each epoch.
         """
@@ -596,11 +573,12 @@ class Trainer:
             seed: of weights, order and augmentation.
             display: told how the run goes.
             validate: between epochs, as the recipe says; or leave that out.
-            checkpoints: written when they are due and when training ends.
+            checkpoints: written when they are due and when training ends; `CheckpointFile.refused` says whether the
+                last one is there.
             resume: go on from here instead of preparing.
 
         Raises:
-            UserError: `resume` is of another run, or a checkpoint cannot be written.
+            UserError: `resume` is of another run.
         """
         record = self.new_record(seed)
         validated = validate and self.recipe.evaluation.every > 0

@@ -20,6 +20,7 @@ from speedyresnet.bench.trace import StepParts, Work, covered, launches_and_idle
 from speedyresnet.bench.traffic import Operation, Traffic, step_traffic, traffic_of
 from speedyresnet.engine import UserError, parts, recipe
 from speedyresnet.engine.backends import Variant
+from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
@@ -294,7 +295,8 @@ def test_a_profile_is_printed_and_drawn(profiled, tmp_path, capsys):
     print_profile(Console(width=160), result)
     printed = capsys.readouterr().out
     assert "group2.conv1 15x15 wgrad" in printed
-    save_profile(result, trace, tmp_path / "p.json")
+    with Outputs() as outputs:
+        save_profile(result, trace, tmp_path / "p.json", outputs)
     stored, trace_path, *pictures = profile_paths(tmp_path / "p.json")
     assert json.loads(stored.read_text()) == json.loads(json.dumps(result))
     assert len(step_parts(json.loads(gzip.decompress(trace_path.read_bytes())))) == 8

@@ -48,6 +48,14 @@ def other_pack():
     return make_synthetic(train_images=640, test_images=200, seed=1)
 
 
+def ended_record(trainer, seed):
+    """The record of a run as a pool holds it."""
+    record = trainer.new_record(seed)
+    record.status, record.accuracy = "finished", Accuracy(weights="live", single_view=0.5, mirror=0.5, six_view=0.5)
+    record.seconds = Seconds(build=1.0, prepare=1.0, train=1.0, evaluate=1.0)
+    return record
+
+
 @contextmanager
 def forked(work, processes=1):
     """The ids of processes that do `work(number)` in turns without end."""
@@ -126,22 +134,14 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a", young, others])
 
 
-def finished(trainer, seed):
-    """A record as a pool keeps it: of a run that came to its end."""
-    record = trainer.new_record(seed=seed)
-    record.status, record.seconds = "finished", Seconds(build=1.0, prepare=0.1, train=2.0, evaluate=0.3, wall=2.4)
-    record.accuracy = Accuracy(weights="live", single_view=0.5, mirror=0.5, six_view=0.5)
-    return record
-
-
 def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
     path = tmp_path / "runs.jsonl"
-    firsts = {BASE: finished(trainer, seed=0)}
+    firsts = {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
         pool.add(firsts[BASE])
         with pytest.raises(UserError, match=r"runs\.jsonl is being written by another process"):
             open_pool(path, PLAN, firsts).__enter__()
-        pool.add(finished(trainer, seed=1))
+        pool.add(ended_record(trainer, seed=1))
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(2, BASE)]
 
@@ -241,17 +241,17 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(what, disk, trainer, lar
 
 def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
     folder, full = disk
-    path, firsts = folder / "runs.jsonl", {BASE: finished(trainer, seed=0)}
+    path, firsts = folder / "runs.jsonl", {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
         pool.add(firsts[BASE])
-        large = finished(trainer, seed=1)
+        large = ended_record(trainer, seed=1)
         large.data["classes"] = "x" * 70_000
         with full(folder), pytest.raises(UserError, match=r"cannot write .*runs\.jsonl: (No space|File too large)"):
             pool.add(large)
     assert [record["seed"] for record in read_pool(path)] == [0]
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(1, BASE), (2, BASE)]
-        pool.add(finished(trainer, seed=1))
+        pool.add(ended_record(trainer, seed=1))
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
 
 
@@ -329,7 +329,7 @@ def test_ctrl_c_while_images_are_read_leaves_nothing(owner, tmp_path, cache, mon
     """In the main thread between two tasks, and while it waits for the threads that decode."""
     for place in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "images" / place).mkdir(parents=True)
-        for number in range(100):
+        for number in range(200):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / place / f"{number}.png")
     interrupted_in(monkeypatch, owner, "__call__" if owner is FileProgress else "convert")
     assert run_here(monkeypatch, "data", "pack", tmp_path / "images", "--name", "a") == 130

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speedyresnet.engine import UserError, evaluate, recipe, train
 from speedyresnet.engine.init import whitening_filters
-from speedyresnet.engine.trainer import Silent, Trainer, interrupt_flag, pick_device, pick_dtype
+from speedyresnet.engine.signals import interrupt_flag
+from speedyresnet.engine.trainer import Silent, Trainer, pick_device, pick_dtype
 from speedyresnet.kernels.augment import normalisation
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]

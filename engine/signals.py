@@ -1,0 +1,71 @@
+"""Requests to stop: Ctrl-C (SIGINT) and SIGTERM, by which schedulers ask a process to end, are one and the same.
+
+Both end what runs with a KeyboardInterrupt, so that temporary files and child processes go with it; the training loop
+finishes its step first. Only the exit code tells them apart: 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+_last_signal: int = signal.SIGINT
+
+
+def stop_code() -> int:
+    """Exit code of a process that ends because it was asked to stop: 128 and the number of the last signal."""
+    return 128 + _last_signal
+
+
+def stop_at_once(signum: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; a handler for the signals in STOPPING."""
+    _remember(signum)
+    raise KeyboardInterrupt
+
+
+def handle_stopping() -> None:
+    """From now on both signals raise KeyboardInterrupt, also in a background job of a shell, which ignores Ctrl-C."""
+    _remember(signal.SIGINT)  # a KeyboardInterrupt that no signal raised is Ctrl-C
+    for each in STOPPING:
+        signal.signal(each, stop_at_once)
+
+
+def _remember(signum: int) -> None:
+    global _last_signal
+    _last_signal = signum
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *signals: int) -> Iterator[None]:
+    """Within, let `handler` handle `signals`; outside the main thread, where Python delivers none, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield
+    finally:
+        for each, before in previous.items():
+            signal.signal(each, before)
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is never cut in half; a second one stops at once.
+
+    Outside the main thread, where Python delivers no signals, the event is never set.
+    """
+    flag = threading.Event()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            stop_at_once(signum, frame)
+        _remember(signum)
+        flag.set()
+
+    with handled(interrupt, *STOPPING):
+        yield flag
