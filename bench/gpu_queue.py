@@ -127,16 +127,16 @@ QUEUE = (
         95,
         290,
         "Does progressive reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all, now that "
-        "auto takes convolution_pool.",
+        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all, "
+        "now that auto takes convolution_pool.",
         "--recipe progressive --runs 200 --target 94 --seconds 6 --clock total",
     ),
     Entry(
         name="profile",
         question="Where does the replayed step of speedy spend its time, kernel by kernel?",
         prediction="700 ms a run, 766 before auto took convolution_pool: convolutions 447 less 60 (weight gradients "
-        "187), batch norm and pooling 246, Inductor's kernels 29, stem 27, matrix products of Muon and head 14; at most "
-        "1 % unassigned, every layer named; the GPU is busy 99 % of the time.",
+        "187), batch norm and pooling 246, Inductor's kernels 29, stem 27, matrix products of Muon and head 14; at "
+        "most 1 % unassigned, every layer named; the GPU is busy 99 % of the time.",
         value=90,
         seconds=90,
         commands=(
