@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import machine_code
 from .language import AVAILABLE, INTERPRETED, triton
-from .machine_code import unset_registers
 
 KERNEL_FILES = ("augment", "batch_norm", "convolution_pool", "pool_batch_norm", "stem")
 TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
@@ -190,11 +190,26 @@ def _usage(registers: int, spills: int, wide: list[str]) -> dict[str, Any]:
 
 
 def _nvidia_usage(asm: dict[str, Any]) -> dict[str, Any]:
-    usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage", "--dump-sass")
+    usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage")
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     wide = re.findall(r"\b(ld|st)\.global[.\w:]*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bf]16)", asm["ptx"])
-    unset = {"unset_registers": [str(each) for each in unset_registers(usage)]}
-    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide) | unset
+    unset = _unset_registers(asm["cubin"])
+    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide) | {"unset_registers": unset}
+
+
+def _unset_registers(cubin: bytes) -> list[str]:
+    """What `machine_code` finds in a cubin, kept in Triton's cache: disassembling takes 0.7 s a kernel."""
+    from triton.runtime.cache import get_cache_manager
+
+    rules = Path(machine_code.__file__).read_bytes()
+    cache = get_cache_manager(hashlib.sha256(rules + cubin).hexdigest())
+    if (known := cache.get_file("unset_registers.json")) is not None:
+        stored: list[str] = json.loads(Path(known).read_text(encoding="utf-8"))
+        return stored
+    listing = _nvidia_tool("cuobjdump", cubin, "--dump-sass")
+    found = [str(each) for each in machine_code.unset_registers(listing)]
+    cache.put(json.dumps(found), "unset_registers.json", binary=False)
+    return found
 
 
 def _amd_usage(asm: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,23 @@ def test_without_limits_only_what_is_wrong_in_itself_is_a_problem():
     assert problems(a_row(spills=8, vector_loads=0), case, None) == ["spills 8 bytes", "no loads of 16 bytes"]
 
 
+def test_unset_registers_are_a_problem_and_are_looked_for_once(tmp_path, monkeypatch):
+    listings, asked = Path(__file__).with_name("listings"), []
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def disassembled(name, cubin, *options):
+        asked.append(cubin)
+        return (listings / f"{cubin.decode()}.sass").read_text()
+
+    monkeypatch.setattr(resources, "_nvidia_tool", disassembled)
+    found = {name: [resources._unset_registers(name) for _ in range(2)] for name in (b"faulty", b"mended")}
+    assert found == {b"faulty": 2 * [["UR30 at 0x40", "UR31 at 0x80"]], b"mended": [[], []]}
+    assert asked == [b"faulty", b"mended"]
+    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    told = "reads registers before they are written: UR30 at 0x40, UR31 at 0x80"
+    assert problems(a_row(unset_registers=found[b"faulty"][0]), case, None) == [told]
+
+
 def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(rows, tmp_path, monkeypatch, speedyresnet):
     """With a budget whose limits are one register lower, or are for no version at all; what is compiled is known."""
     known = {(row["kernel"], row["shape"], row["target"]): Resources(**row) for row in rows}
