@@ -33,7 +33,8 @@ def split_folders(folder: Path, holdout: float | None) -> list[Path]:
     """
     train, test = _find_split(folder, "train"), _find_split(folder, "test") or _find_split(folder, "validation")
     if test and not train:
-        raise UserError(f"{folder} has no folder train; {LAYOUT}")
+        remedy = f"{LAYOUT}; if {test.name} is a class, give it another name"
+        raise UserError(f"{folder} has a test split, {test}, and no folder train; {remedy}")
     if test and holdout is not None:
         raise UserError(f"{folder} has a test split, {test}; leave out --holdout")
     if train and test:
@@ -43,8 +44,10 @@ def split_folders(folder: Path, holdout: float | None) -> list[Path]:
     class_names = list_classes(whole)
     if len(class_names) == 1:
         raise UserError(f"{whole} has one class only, {class_names[0]}; {LAYOUT}")
-    if holdout is None and whole != folder and (others := _folders_alike(folder, whole, class_names)):
-        raise UserError(f"{folder} has no folder test or val; if {others[0]} is its test split, call it test")
+    if holdout is None and whole != folder:
+        for other in _folders_beside(folder, whole):
+            if _looks_like_split(other, class_names):
+                raise UserError(f"{folder} has no folder test or val; if {other} is its test split, call it test")
     if holdout is None:
         remedy = f"hold some images out with `speedyresnet data pack {folder} --holdout 0.1 --name NAME`"
         raise UserError(f"{folder} has no folder test or val; {remedy}")
@@ -66,18 +69,32 @@ def evaluation_folder(folder: Path) -> Path:
 
 
 def note_unused_splits(folder: Path, used: Path, class_names: Sequence[str]) -> None:
-    """Tell the user which folders beside the test split, or beside what is to be split, have the same classes."""
-    if used != folder and (unused := _folders_alike(folder, used, class_names)):
-        role = "split" if _find_split(folder, "train") == used else "test split"
-        note(f"{used} is taken as the {role} of {folder}; {' and '.join(map(str, unused))} is not used")
+    """Tell the user which folders beside `used` are left out although they may have been meant.
+
+    Beside a test split they are those that look like splits. Beside a train split that is to be split they are all:
+    `used` may be a class called train, and they the other classes.
+    """
+    if used == folder:
+        return
+    unused, role = _folders_beside(folder, used), "split"
+    if used != _find_split(folder, "train"):
+        unused, role = [path for path in unused if _looks_like_split(path, class_names)], "test split"
+    if unused:
+        verb = "is" if len(unused) == 1 else "are"
+        note(f"{used} is taken as the {role} of {folder}; {' and '.join(map(str, unused))} {verb} not used")
 
 
-def _folders_alike(folder: Path, used: Path, class_names: Sequence[str]) -> list[Path]:
-    """Folders in `folder`, other than its train split and `used`, with some of these classes."""
+def _folders_beside(folder: Path, used: Path) -> list[Path]:
+    """Folders in `folder` other than its train split and `used`."""
     train = _find_split(folder, "train")
     known = {path for split in (train, used) if split for path in (split, split.parent)}
-    others = [folder / name for name in _folder_names(folder) if folder / name not in known]
-    return [path for path in others if set(_folder_names(path)) & set(class_names)]
+    return [folder / name for name in _folder_names(folder) if folder / name not in known]
+
+
+def _looks_like_split(path: Path, class_names: Sequence[str]) -> bool:
+    """Whether a folder has the name of a split, or folders with the names of some classes."""
+    is_named = any(path.name.lower() in names for names in SPLIT_NAMES.values())
+    return is_named or bool(set(_folder_names(path)) & set(class_names))
 
 
 def _find_split(folder: Path, kind: str) -> Path | None:

@@ -2,15 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
+from .nets import MAX_IMAGE_SIDE
 
 Images = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -20,14 +21,16 @@ IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 """Lower-case suffixes of the files that are read as images."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Pillow's names of what is read. It knows others, and would start Ghostscript for a PostScript file called a.png."""
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name of the pixels by number of channels."""
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 """Pillow's names for greyscale."""
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF files."""
-WHITE_IS_ZERO = 0
-"""Value of the tag PHOTOMETRIC."""
+WHITE_IS_ZERO, SIGNED = 0, 2
+"""Values of the tags PHOTOMETRIC and SAMPLE_FORMAT."""
 
 
 class Decoded(NamedTuple):
@@ -56,13 +59,22 @@ def read_image(path: str | Path, *, channels: int = 3, size: Size | None = None)
         uint8 [H, W, C].
 
     Raises:
-        UserError: a file that cannot be read as an image, or `channels` or `size` out of range.
+        UserError: a file that cannot be read as an image, other `channels`, or a `size` that is not two integers from
+            1 to 4096.
     """
     if channels not in MODES:
         raise UserError(f"an image cannot be read with {channels} channels; choose 1 or 3")
-    if size is not None and not (len(size) == 2 and min(size) >= 1):
-        raise UserError(f"{size} is no image size; give height and width in pixels")
+    if size is not None and not _is_size(size):
+        raise UserError(f"{size!r} is no image size; give height and width in pixels, each from 1 to {MAX_IMAGE_SIDE}")
     return decode(Path(path), channels, size).pixels
+
+
+def _is_size(size: object) -> bool:
+    return (
+        isinstance(size, tuple | list)
+        and len(size) == 2
+        and all(isinstance(side, int) and 1 <= side <= MAX_IMAGE_SIDE for side in size)
+    )
 
 
 def decode(path: Path, channels: int, size: Size | None) -> Decoded:
@@ -77,7 +89,7 @@ def decode(path: Path, channels: int, size: Size | None) -> Decoded:
 def is_grey(path: Path) -> bool:
     """Whether an image file is greyscale, told by its header alone."""
     with _opened(path) as image:
-        return image.mode in GREY_MODES
+        return image.mode in GREY_MODES or _raw_mode(image) == "LA;16B"  # which Pillow gives as RGBA
 
 
 def resized(image: Image.Image, size: Size | None) -> Images:
@@ -93,10 +105,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
             raise ValueError("it is no regular file")
-        with Image.open(path) as image:
+        # A file that Pillow opens by its path is mapped into memory. Where it is an uncompressed TIFF that is to be
+        # turned by a quarter, Pillow then takes the width of the upright image for that of the stored rows.
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError(f"cannot read image {path}: {error}; repair it or take it away") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        fault = "it is no png, jpg, webp, bmp, gif, tif or ppm file" if unknown else error
+        raise UserError(f"cannot read image {path}: {fault}; repair it or take it away") from error
 
 
 def _repair_transparency(image: Image.Image) -> None:
@@ -104,18 +120,30 @@ def _repair_transparency(image: Image.Image) -> None:
 
     The colour of 16-bit RGB is compared in its upper 8 bits, because Pillow gives no others.
     """
-    key, tiles = image.info.get("transparency"), getattr(image, "tile", ())
-    raw_mode = tiles[0][3] if tiles else None
+    key, raw_mode = image.info.get("transparency"), _raw_mode(image)
     if raw_mode in ("L;2", "L;4") and isinstance(key, int):
         image.info["transparency"] = key * (85 if raw_mode == "L;2" else 17)
     elif raw_mode == "RGB;16B" and isinstance(key, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
+def _raw_mode(image: Image.Image) -> Any:
+    """Pillow's name of the samples in a PNG file that is not decoded yet; of other formats anything."""
+    tiles = getattr(image, "tile", ())
+    return tiles[0][3] if tiles else None
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return tags
+
+
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """An image as L or RGB, opaque and in 8 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
+    if SIGNED in _tiff_tags(image).get(SAMPLE_FORMAT, ()):
+        raise ValueError("its pixels are signed numbers, whose range is not known")
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(image)).convert(mode)
     if image.has_transparency_data:
@@ -132,7 +160,7 @@ def _eight_bits(image: Image.Image) -> Images:
     Of colours with 16 bits Pillow itself keeps the upper 8.
     """
     samples = np.asarray(image).astype(np.int64)
-    tags: Any = getattr(image, "tag_v2", {})
+    tags = _tiff_tags(image)
     bits = min(tags.get(BITS_PER_SAMPLE, (16,))[0], 16)
     if samples.min() < 0 or samples.max() >= 2**bits:
         raise ValueError("its pixels have more than 16 bits")

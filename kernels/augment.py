@@ -742,6 +742,7 @@ class Augmentation(nn.Module):
     ) -> None:
         super().__init__()
         check_batches(len(images), batch_size)
+        check_integer("seed", seed, -(2**63), 2**63 - 1)
         self.batch_size, self.transforms, self.dtype = batch_size, transforms, dtype
         scale, shift = normalisation(mean, std, torch.float32, images.device)
         tensors = {"images": images, "labels": labels, "scale": scale, "shift": shift}

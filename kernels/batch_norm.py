@@ -681,7 +681,6 @@ def batch_norm_act(
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance}
     check_norm(x, vectors, residual, residual_place, groups)
     check_rows(x.shape[0], x.shape[2] * x.shape[3], groups)
-    check_rows(x.shape[0], x.shape[2] * x.shape[3], groups)
     result: Tensor = _BatchNormAct.apply(
         x, weight, bias, residual, running_mean, running_variance, activation, residual_place, momentum, epsilon, groups
     )
@@ -779,6 +778,8 @@ class BatchNormAct2d(_BatchNorm):
 
     def _counted(self, normalise: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
         """What `normalise` makes of a batch, given the statistics that it moves and by how much; counts the batch."""
+        if not self.track_running_stats:  # as nn.BatchNorm2d after somebody has switched it off
+            return normalise(self.running_mean, self.running_var, 0.0)
         if self.momentum is not None:
             y = normalise(self.running_mean, self.running_var, float(self.momentum))
             self.num_batches_tracked.add_(1)

@@ -24,18 +24,18 @@ def saved(image, kind, **options):
     return buffer.getvalue()
 
 
-def png(bits, colour_type, rows, key):
-    """A PNG file of any bit depth with a transparent colour; `rows` are its packed bytes, `key` that of the tRNS."""
+def png(bits, colour_type, rows, key=b""):
+    """A PNG file of any bit depth; `rows` are its packed bytes, `key` the transparent colour, that of the tRNS."""
 
     def chunk(name, content):
         checksum = struct.pack(">I", zlib.crc32(name + content))
         return struct.pack(">I", len(content)) + name + content + checksum
 
-    width = len(rows[0]) * 8 // bits // (3 if colour_type == 2 else 1)
+    width = len(rows[0]) * 8 // bits // {0: 1, 2: 3, 4: 2}[colour_type]
     header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
     packed = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = ((b"IHDR", header), (b"tRNS", key), (b"IDAT", packed), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts if part[1] or part[0] != b"tRNS")
 
 
 def tiff(width, bits, photometric, row, sample_format=1):
@@ -69,6 +69,7 @@ def transparent_kinds():
     wide = struct.pack(">6H", 1000, 2000, 3000, 5000, 2000, 3000)
     expected = np.array([[[255] * 3, [19, 7, 11]]], dtype=np.uint8)
     yield "key48.png", png(16, 2, [wide], struct.pack(">3H", 1000, 2000, 3000)), expected
+    yield "alpha16.png", png(16, 4, [struct.pack(">4H", 1000, 65535, 60000, 0)]), grey([[3, 255]])
 
 
 def deep_kinds():
@@ -94,9 +95,29 @@ def other_kinds():
     turned[0x0112] = 6  # stored turned: to be shown rotated clockwise by 90 degrees
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
         yield f"turned.{kind.lower()}", saved(plain, kind, exif=turned, **options), np.rot90(COLOURS, -1)
+    yield from turned_kinds()
     ink = Image.fromarray(np.array([[[0, 255, 255, 0], [0, 0, 0, 255]]], dtype=np.uint8), "CMYK")
     yield "ink.tif", saved(ink, "TIFF"), np.array([[[255, 0, 0], [0, 0, 0]]], dtype=np.uint8)
     yield "ink.jfif", saved(ink.resize((14, 8), 0), "JPEG", quality=100), None
+
+
+def turned_kinds():
+    """Uncompressed TIFF files of each mode, turned and mirrored in every way that EXIF knows."""
+    upright = {1: RAMP, 2: RAMP[:, ::-1], 3: RAMP[::-1, ::-1], 4: RAMP[::-1], 5: RAMP.T, 6: np.rot90(RAMP, -1)}
+    upright |= {7: RAMP[::-1, ::-1].T, 8: np.rot90(RAMP)}
+    opaque = np.full_like(RAMP, 255)
+    images = {
+        "L": Image.fromarray(RAMP),
+        "I16": Image.fromarray(RAMP.astype(np.uint16) * 256),
+        "RGB": Image.fromarray(grey(RAMP)),
+        "RGBA": Image.fromarray(np.dstack([RAMP, RAMP, RAMP, opaque])),
+        "CMYK": Image.frombytes("CMYK", (WIDTH, HEIGHT), np.dstack([0 * RAMP] * 3 + [255 - RAMP]).tobytes()),
+    }
+    for mode, image in images.items():
+        for orientation, pixels in upright.items():
+            turned = Image.Exif()
+            turned[0x0112] = orientation
+            yield f"turned-{mode}-{orientation}.tif", saved(image, "TIFF", exif=turned), grey(pixels)
 
 
 KINDS = {
@@ -106,6 +127,7 @@ KINDS = {
 UNKNOWN_RANGES = {
     "float.tif": saved(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"),
     "signed.tif": tiff(2, 16, 1, struct.pack("<2h", -5, 30000), sample_format=2),
+    "signed8.tif": tiff(2, 8, 1, struct.pack("<2b", -5, 3), sample_format=2),
     "deeper.tif": tiff(2, 32, 1, struct.pack("<2I", 5, 2**32 - 1)),
 }
 """Greyscale of which nobody can tell what is black and what is white."""

@@ -235,6 +235,8 @@ def test_transforms_that_there_are_not_are_refused(options, words):
     ("options", "words"),
     [
         ({"batch_size": 38}, "batch_size 38: give an integer from 1 to 37"),
+        ({"seed": 1.5}, "seed 1.5: give an integer from -9223372036854775808 to 9223372036854775807"),
+        ({"seed": 2**63}, "seed 9223372036854775808: give"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": 9.0}, "batch_size 9.0"),
         ({"transforms": Transforms(padding=8)}, "cannot be reflected"),

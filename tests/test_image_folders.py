@@ -286,6 +286,29 @@ def test_a_split_under_another_name_is_not_ignored_in_silence(tmp_path, recwarn)
         assert len(pack_source(str(folder), holdout=0.3).train_labels) == 6
 
 
+@pytest.mark.parametrize("name", ["val/cow", "Validation/whale", "valid"])
+def test_a_validation_split_beside_a_test_split_is_told_whatever_is_in_it(name, tmp_path):
+    folder = write_folder(tmp_path / "beasts")
+    write_images(folder / name, np.zeros((1, 8, 8, 3), dtype=np.uint8), ["0.png"])
+    (folder / "annotations").mkdir()
+    with pytest.warns(Note, match=rf"beasts/test is taken as .*; .*{name.split('/')[0]} is not used$"):
+        pack_source(str(folder))
+
+
+def test_classes_beside_a_class_called_train_are_not_dropped_in_silence(tmp_path):
+    folder = write_single_folder(tmp_path / "vehicles", {"train/steam": 2, "train/electric": 2, "bus": 2, "car": 2})
+    with pytest.warns(Note, match=r"vehicles/train is taken as the split of .*/bus and .*/car are not used"):
+        assert pack_source(str(folder), holdout=0.5).class_names == ("electric", "steam")
+
+
+def test_a_class_called_test_is_refused_with_the_way_out(tmp_path):
+    folder = write_single_folder(tmp_path / "study", {"control": 2, "test": 2})
+    with pytest.raises(
+        UserError, match=r"study has a test split, .*test, and no folder train; .*; if test is a class,"
+    ):
+        pack_source(str(folder), holdout=0.5)
+
+
 def test_two_folders_of_one_split_are_refused(tmp_path):
     folder = write_folder(tmp_path / "beasts")
     shutil.copytree(folder / "test", folder / "Testing")

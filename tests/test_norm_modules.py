@@ -59,6 +59,16 @@ def test_update_bn_gives_the_mean_of_all_batches(module):
         torch.testing.assert_close(ours[0].running_var.mean().item(), 1.0, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_statistics_that_are_not_tracked_stay(module, momentum):
+    ours, plain = module(CHANNELS, "none", momentum=momentum).to(DEVICE), plain_norm(module, momentum=momentum)
+    for tracked, x in zip((True, False, True), batches(3), strict=True):
+        ours.track_running_stats = plain[-1].track_running_stats = tracked
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-5)
+        assert_same_statistics(ours, plain[-1])
+
+
 @pytest.mark.parametrize("momentum", [None, 0.3])
 def test_a_compiled_module_counts_and_averages_in_one_graph(momentum):
     ours = BatchNormAct2d(CHANNELS, momentum=momentum).to(DEVICE)
