@@ -25,7 +25,7 @@ from speedyresnet.bench.gpu_queue import QUEUE, Entry, by_value
 from speedyresnet.bench.gpu_suite import Site, command_of, failures, listed, make_site, run_entry, run_queue
 from speedyresnet.bench.peers import PEERS
 from speedyresnet.engine import UserError
-from speedyresnet.engine.cli import app
+from speedyresnet.engine.cli import app, run_command_line
 from speedyresnet.engine.data import make_pack, pack_path
 from speedyresnet.engine.pack_file import read_pack, save_pack
 
@@ -34,8 +34,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLACES = {"out", "work", "tests", "noise", "synthetic", "cifar10", "imagenette", *PEERS}
 COMMANDS = typer.main.get_command(app).commands
 MODULES = {f"speedyresnet.bench.{module.__name__.split('.')[-1]}": module for module in (kernel_losses, step_variants)}
-PROFILES_BACKENDS = "backend" in {each.name for each in COMMANDS["bench"].commands["profile"].params}
-"""Until it does, the entry `profile` is ahead of the command."""
 
 
 # --- The queue
@@ -65,11 +63,8 @@ def site_of(device):
 
 def parsed(words):
     """What the real command line, or the module, makes of the words that Python is given."""
-    if words[:2] == ["-m", "speedyresnet.bench.kernel_losses"] or words[:2] == [
-        "-m",
-        "speedyresnet.bench.step_variants",
-    ]:
-        return vars(MODULES[words[1]].parser().parse_args(words[2:]))
+    if words[0] == "-m":
+        return typer.main.get_command(MODULES[words[1]].app).make_context(words[1], words[2:]).params
     assert words[0] == "-c"
     command, name, *rest = COMMANDS["bench"], *words[3:]
     return command.commands[name].make_context(name, rest).params
@@ -78,8 +73,6 @@ def parsed(words):
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=["rehearsed", "on a GPU"])
 @pytest.mark.parametrize("entry", QUEUE, ids=lambda entry: entry.name)
 def test_every_command_is_one_that_there_is(entry, device):
-    if entry.name == "profile" and not PROFILES_BACKENDS:
-        pytest.skip("bench profile has no --backend yet")
     written = []
     for text in entry.commands:
         command = command_of(text, site_of(device), Path("/results"))
@@ -101,6 +94,23 @@ def test_every_command_is_one_that_there_is(entry, device):
             assert given.get("runs", 1) <= 2
             assert given.get("smoke") or "epochs=1" in given["settings"]
     assert tuple(written) == entry.files
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        (kernel_losses, ["--data", "nowhere"], "nowhere"),
+        (step_variants, ["--data", "synthetic", "--variant", "speedy epoch=1"], "epoch"),
+        (step_variants, ["--data", "synthetic", "--variant", "speedy", "--backend", "fast"], "fast"),
+    ],
+)
+def test_a_module_refuses_bad_input_in_one_line(module, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["module", *words, "--device", "cpu", "--out", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as end:
+        run_command_line(module.app)
+    told = capsys.readouterr().err
+    assert (end.value.code, told.count("\n"), said in told) == (2, 1, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_may_begin_with_variables():
@@ -480,8 +490,6 @@ def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     entries = [entry for entry in QUEUE if not entry.places & left_out]
     claims = [entry for entry in entries if entry.name.startswith("claim-")][1:-1]  # all alike but for the recipe,
     entries = [entry for entry in entries if entry not in claims]  # and tests/test_every_recipe.py trains each
-    if not PROFILES_BACKENDS:
-        entries = [entry for entry in entries if entry.name != "profile"]
     words = [word for entry in entries for word in ("--only", entry.name)]
     command = suite(tmp_path, "--minutes", "30", "--peer", f"airbench94_muon={peer}", "--json", *words)
     done = subprocess.run(command, capture_output=True, text=True, timeout=1900, check=False)
