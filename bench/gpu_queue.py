@@ -127,14 +127,16 @@ QUEUE = (
         95,
         290,
         "Does progressive reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.83 s of prepare + train, 0.91 s in all.",
+        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all.",
         "--recipe progressive --runs 200 --target 94 --seconds 6 --clock total",
     ),
     Entry(
         name="profile",
-        question="Where does the replayed step of speedy spend its time, kernel by kernel?",
-        prediction="766 ms a run: convolutions 447 (weight gradients 187), batch norm and pooling 246, Inductor's "
-        "kernels 29, stem 27, matrix products of Muon and head 14; the GPU is busy 99 % of the time.",
+        question="Where does the replayed step of speedy spend its time, kernel by kernel, and does convolution_pool, "
+        "which auto now takes, pay in a compiled step?",
+        prediction="706 ms of kernels a run, 60 less than the table in bench/evidence, which has cuDNN's first "
+        "convolution: that much less of convolutions (447) and pooling (246); Inductor's kernels 29, stem 27, matrix "
+        "products of Muon and head 14; the GPU is busy 99 % of the time.",
         value=90,
         seconds=90,
         commands=(
@@ -144,25 +146,15 @@ QUEUE = (
     Entry(
         name="step-variants",
         question="What does one change at a time do to the time of a run?",
-        prediction="Seconds of a run with capture: speedy 0.907, with kernels=triton 0.839, kernels=reference 1.90; "
-        "progressive 0.967, airbench94-muon 1.05, airbench94 1.41; hlb-v0.7 not measured yet.",
+        prediction="Seconds of a run with capture: speedy 0.839, which took 0.907 before auto chose convolution_pool, "
+        "with kernels=reference 1.90; less than without it: progressive 0.967, airbench94-muon 1.05, airbench94 1.41; "
+        "hlb-v0.7 not measured yet.",
         value=85,
         seconds=80,
         commands=(
             "python -m speedyresnet.bench.step_variants --data {noise} --backend capture --variant speedy "
-            "--variant 'speedy kernels=triton' --variant 'speedy kernels=reference' --variant progressive "
+            "--variant 'speedy kernels=reference' --variant progressive "
             "--variant airbench94-muon --variant airbench94 --variant hlb-v0.7 --out {out}/step-variants.json",
-        ),
-    ),
-    Entry(
-        name="convolution-pool",
-        question="Does convolution_pool pay in a compiled step, and may auto choose it?",
-        prediction="60 ms less of a run's 772 with kernels=triton; no difference where auto chooses it already.",
-        value=80,
-        seconds=110,
-        commands=(
-            "python -m speedyresnet.bench.step_variants --data {noise} --backend graph --variant speedy "
-            "--variant 'speedy kernels=triton' --out {out}/convolution-pool.json",
         ),
     ),
     Entry(
@@ -181,7 +173,7 @@ QUEUE = (
         "airbench94_muon",
         70,
         560,
-        "2.7 times as fast by `total` (ours 0.82 s, theirs 2.25 s) at 0.1 points less; it compiles for four minutes.",
+        "2.9 times as fast by `total` (ours 0.76 s, theirs 2.25 s) at 0.1 points less; it compiles for four minutes.",
     ),
     Entry(
         name="tests-of-measuring",
@@ -229,7 +221,7 @@ QUEUE = (
     Entry(
         name="backends",
         question="What does each backend take for a step and to build, and what of it is the host's?",
-        prediction="capture 4.08 and graph 3.60 ms a step at 32 pixels with under 0.1 ms of the host's; eager waits "
+        prediction="capture 3.80 and graph 3.35 ms a step at 32 pixels with under 0.1 ms of the host's; eager waits "
         "for the host; builds: capture 5 to 10 s, graph 33 s with a warm cache.",
         value=48,
         seconds=200,
@@ -240,7 +232,7 @@ QUEUE = (
         45,
         260,
         "Does speedy reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.775 s of prepare + train.",
+        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.715 s of prepare + train.",
         "--recipe speedy --runs 200 --target 94 --seconds 6 --clock total",
     ),
     *(
