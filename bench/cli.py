@@ -434,6 +434,8 @@ def profile_command(
 ) -> None:
     """Where the time of a training step goes, part by part, beside the least it could take."""
     if stored is not None or backend != EAGER:
+        if stored is not None and data is not None:
+            raise UserError("--data with --from: a table holds the shapes of its data; leave --data out")
         check_outputs([out], [stored, against, data, recipe_file(recipe)])
         other = None if against is None else read_table(against, "--against")
         if stored is not None:

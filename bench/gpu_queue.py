@@ -127,16 +127,16 @@ QUEUE = (
         95,
         290,
         "Does progressive reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all, "
-        "now that auto takes convolution_pool.",
+        "94.02 % (deviation 0.14), so a lower bound of 94.00 to 94.01; 0.77 s of prepare + train, 0.85 s in all.",
         "--recipe progressive --runs 200 --target 94 --seconds 6 --clock total",
     ),
     Entry(
         name="profile",
-        question="Where does the replayed step of speedy spend its time, kernel by kernel?",
-        prediction="700 ms a run, 766 before auto took convolution_pool: convolutions 447 less 60 (weight gradients "
-        "187), batch norm and pooling 246, Inductor's kernels 29, stem 27, matrix products of Muon and head 14; at "
-        "most 1 % unassigned, every layer named; the GPU is busy 99 % of the time.",
+        question="Where does the replayed step of speedy spend its time, kernel by kernel, and does convolution_pool, "
+        "which auto now takes, pay in a compiled step?",
+        prediction="706 ms of kernels a run, 60 less than the table in bench/evidence, which has cuDNN's first "
+        "convolution: that much less of convolutions (447) and pooling (246); Inductor's kernels 29, stem 27, matrix "
+        "products of Muon and head 14; the GPU is busy 99 % of the time.",
         value=90,
         seconds=90,
         commands=(
@@ -146,26 +146,15 @@ QUEUE = (
     Entry(
         name="step-variants",
         question="What does one change at a time do to the time of a run?",
-        prediction="Seconds of a run with capture: speedy 0.839, with kernels=triton the same, kernels=reference 1.90; "
-        "60 ms less than the 0.967 of progressive, 1.05 of airbench94-muon and 1.41 of airbench94 before auto took "
-        "convolution_pool; hlb-v0.7 not measured yet.",
+        prediction="Seconds of a run with capture: speedy 0.839, which took 0.907 before auto chose convolution_pool, "
+        "with kernels=reference 1.90; less than without it: progressive 0.967, airbench94-muon 1.05, airbench94 1.41; "
+        "hlb-v0.7 not measured yet.",
         value=85,
         seconds=80,
         commands=(
             "python -m speedyresnet.bench.step_variants --data {noise} --backend capture --variant speedy "
-            "--variant 'speedy kernels=triton' --variant 'speedy kernels=reference' --variant progressive "
+            "--variant 'speedy kernels=reference' --variant progressive "
             "--variant airbench94-muon --variant airbench94 --variant hlb-v0.7 --out {out}/step-variants.json",
-        ),
-    ),
-    Entry(
-        name="convolution-pool",
-        question="What does a compiled run take, now that auto takes convolution_pool?",
-        prediction="0.70 to 0.71 s for speedy, 0.766 without it; kernels=triton makes no difference.",
-        value=80,
-        seconds=110,
-        commands=(
-            "python -m speedyresnet.bench.step_variants --data {noise} --backend graph --variant speedy "
-            "--variant 'speedy kernels=triton' --out {out}/convolution-pool.json",
         ),
     ),
     Entry(
@@ -184,7 +173,7 @@ QUEUE = (
         "airbench94_muon",
         70,
         560,
-        "2.7 times as fast by `total` (ours 0.82 s, theirs 2.25 s) at 0.1 points less; it compiles for four minutes.",
+        "2.9 times as fast by `total` (ours 0.76 s, theirs 2.25 s) at 0.1 points less; it compiles for four minutes.",
     ),
     Entry(
         name="tests-of-measuring",
@@ -232,7 +221,7 @@ QUEUE = (
     Entry(
         name="backends",
         question="What does each backend take for a step and to build, and what of it is the host's?",
-        prediction="capture 4.08 and graph 3.60 ms a step at 32 pixels with under 0.1 ms of the host's; eager waits "
+        prediction="capture 3.80 and graph 3.35 ms a step at 32 pixels with under 0.1 ms of the host's; eager waits "
         "for the host; builds: capture 5 to 10 s, graph 33 s with a warm cache.",
         value=48,
         seconds=200,
@@ -243,7 +232,7 @@ QUEUE = (
         45,
         260,
         "Does speedy reach 94 % with six views, by the lower bound of the mean of 200 runs?",
-        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.71 s of prepare + train.",
+        "It does not until a winner of the cuts is in it: 93.92 % (deviation 0.13); 0.715 s of prepare + train.",
         "--recipe speedy --runs 200 --target 94 --seconds 6 --clock total",
     ),
     *(

@@ -4,21 +4,22 @@
 by more than a recipe's tolerance. On a CPU both are the reference kernels, which only shows that the command works.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+from speedyresnet.engine.cli import DeviceOption, SetOption, run_command_line
 from speedyresnet.engine.data import Pack, load_data
 from speedyresnet.engine.files import check_outputs, write_text
 from speedyresnet.engine.recipe import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
 
+app = typer.Typer(add_completion=False)
 STEPS = 6
 TOLERANCES = {"speedy": 4e-3, "airbench94": 2e-4, "hlb-v0.7": 2e-4}
 """By recipe: three times the largest difference of two losses of these steps that float16 made on an H100."""
@@ -50,30 +51,25 @@ def compared(name: str, settings: Sequence[str], pack: Pack, device: torch.devic
     }
 
 
-def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    found = argparse.ArgumentParser(prog="python -m speedyresnet.bench.kernel_losses", description=__doc__)
-    found.add_argument("--data", required=True)
-    found.add_argument("--device", default="auto")
-    found.add_argument("--set", dest="settings", action="append", default=[])
-    found.add_argument("--out", type=Path, required=True)
-    return found
-
-
-def main() -> None:
-    """Compare all recipes of TOLERANCES, print and store the losses, and exit with 1 where some differ."""
-    given = parser().parse_args()
-    check_outputs([given.out], [given.data])
-    device, pack = pick_device(given.device), load_data(given.data)
-    rows = [compared(name, given.settings, pack, device) for name in TOLERANCES]
+@app.command()
+def main(
+    data: Annotated[str, typer.Option("--data", help="A name, a pack file or an image folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Write the result to this JSON file.")],
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare all recipes of TOLERANCES, print and store their losses (exit code 1: some differ)."""
+    check_outputs([out], [data])
+    place, pack = pick_device(device), load_data(data)
+    rows = [compared(name, settings or (), pack, place) for name in TOLERANCES]
     for row in rows:
         told = "agree" if row["agree"] else "DIFFER"
         print(f"{row['recipe']}: {told}, by {row['difference']:.1e} at most, allowed {row['tolerance']:.0e}")
         for kind, losses in row["losses"].items():
             print(f"  {kind:9s} {' '.join(f'{loss:.5f}' for loss in losses)}")
-    write_text(given.out, json.dumps({"environment": environment(device), "recipes": rows}, indent=1) + "\n")
-    sys.exit(0 if all(row["agree"] for row in rows) else 1)
+    write_text(out, json.dumps({"environment": environment(place), "recipes": rows}, indent=1) + "\n")
+    raise typer.Exit(0 if all(row["agree"] for row in rows) else 1)
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

@@ -24,6 +24,8 @@ from .roofline import Ceilings
 SCHEMA = "speedyresnet.kernel_profile/1"
 _MOST = 10_000_000
 """Images, steps, classes and launches: more than any table has."""
+_ROUNDING = 1e-3
+"""Microseconds by which the stored time of a kernel may be too small."""
 CIFAR10 = {"name": "cifar10", "train_images": [50_000, 32, 32, 3], "test_images": [10_000, 32, 32, 3], "classes": 10}
 """Data of a table that does not tell it."""
 
@@ -176,14 +178,19 @@ def _variant(stored: Any) -> Variant:
 
 def _phase(stored: Any, names: Sequence[str], variant: Variant | None) -> Phase:
     kernels = [_launch(each, names) for each in _list(stored["kernels"], "the kernels of a step")]
-    busy = _number(stored.get("busy_us", sum(each.microseconds for each in kernels)), "busy_us")
+    seconds, own = _number(stored["milliseconds"], "milliseconds") / 1e3, sum(each.microseconds for each in kernels)
+    busy = _number(stored.get("busy_us", own), "busy_us")
     ordered = stored.get("ordered", False)
     if type(ordered) is not bool:
         raise ValueError("ordered is neither true nor false")
     if variant is not None and not kernels:
         raise ValueError("a kind of step has no kernels")
+    if variant is not None and not (seconds and busy):
+        raise ValueError("a kind of step takes no time")
+    if kernels and busy > own + _ROUNDING * len(kernels):
+        raise ValueError(f"kernels ran for {busy:.1f} us, but those listed for {own:.1f}")
     return Phase(
-        seconds=_number(stored["milliseconds"], "milliseconds") / 1e3,
+        seconds=seconds,
         busy_seconds=busy / 1e6,
         kernels=kernels,
         ordered=ordered,
@@ -215,10 +222,10 @@ def _data(stored: Any) -> dict[str, Any]:
 
 
 def _providers(stored: Any) -> dict[str, str]:
-    known = {name: stored[name] for name in REFERENCE_KERNELS if name in stored}
+    known = {name: stored[name] for name in REFERENCE_KERNELS}
     if not set(known.values()) <= {"triton", "reference"}:
         raise ValueError("kernels names a provider other than triton and reference")
-    return REFERENCE_KERNELS | known
+    return known
 
 
 def _first_format(document: dict[str, Any]) -> dict[str, Any]:

@@ -6,29 +6,29 @@ run is that of its steps, each kind counted as often as a run takes it. A varian
 then the exit code is 1, and the others are measured all the same.
 """
 
-import argparse
 import gc
 import json
 import statistics
-import sys
 import traceback
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
-from speedyresnet.engine.backends import AUTO
+from speedyresnet.engine.backends import AUTO, check_backend
+from speedyresnet.engine.cli import BackendOption, DeviceOption, SetOption, run_command_line
 from speedyresnet.engine.data import Pack, load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, write_text
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
 
-from .compare import arm_of
+from .compare import Arm, arm_of
 from .step_time import timed_round
 
+app = typer.Typer(add_completion=False)
 ROUNDS = 5
 """Medians are over so many, after one that is thrown away."""
 STEPS = 20
@@ -46,12 +46,9 @@ def kinds_of_steps(trainer: Trainer) -> list[dict[str, float]]:
     return found
 
 
-def variant_row(
-    variant: str, settings: Sequence[str], backend: str, pack: Pack, device: torch.device
-) -> dict[str, Any]:
-    """What is known of a variant once it has been measured, or why it could not be."""
+def variant_row(variant: str, arm: Arm, pack: Pack, device: torch.device) -> dict[str, Any]:
+    """What is known of a variant, which `arm` is, once it has been measured, or why it could not be."""
     try:
-        arm = arm_of(variant + " " + " ".join(settings), "speedy", (), backend)
         trainer = Trainer(arm.recipe, pack, device, arm.backend)
         kinds = kinds_of_steps(trainer)
     except (UserError, RuntimeError) as error:
@@ -76,36 +73,35 @@ def told(row: dict[str, Any]) -> str:
     return f"{row['variant']}: {row['run_seconds']:.3f} s a run, build {row['build_seconds']:.1f} s; ms a step: {steps}"
 
 
-def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    found = argparse.ArgumentParser(prog="python -m speedyresnet.bench.step_variants", description=__doc__)
-    found.add_argument("--data", required=True)
-    found.add_argument("--device", default="auto")
-    found.add_argument("--backend", default=AUTO)
-    found.add_argument("--variant", dest="variants", action="append", required=True)
-    found.add_argument("--set", dest="settings", action="append", default=[])
-    found.add_argument("--out", type=Path, required=True)
-    return found
-
-
-def main() -> None:
-    """Measure all variants, storing the rows after each, and exit with 1 where one failed."""
-    given = parser().parse_args()
-    check_outputs([given.out], [given.data])
-    device, pack = pick_device(given.device), load_data(given.data)
+@app.command()
+def main(
+    data: Annotated[str, typer.Option("--data", help="A name, a pack file or an image folder.")],
+    variants: Annotated[list[str], typer.Option("--variant", help="A recipe and settings, parted by spaces.")],
+    out: Annotated[Path, typer.Option("--out", help="Write the result to this JSON file.")],
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = AUTO,
+) -> None:
+    """Measure all variants, storing the rows after each (exit code 1: one failed)."""
+    place = pick_device(device)
+    arms = [arm_of(f"{variant} {' '.join(settings or ())}", "speedy", (), backend) for variant in variants]
+    for arm in arms:
+        check_backend(arm.backend, place)
+    check_outputs([out], [data])
+    pack = load_data(data)
     rows: list[dict[str, Any]] = []
     with Outputs() as outputs:
-        for variant in given.variants:
-            rows.append(variant_row(variant, given.settings, given.backend, pack, device))
+        for variant, arm in zip(variants, arms, strict=True):
+            rows.append(variant_row(variant, arm, pack, place))
             print(told(rows[-1]), flush=True)
-            result = {"environment": environment(device), "data": pack.name, "rows": rows}
+            result = {"environment": environment(place), "data": pack.name, "rows": rows}
             text = json.dumps(result, indent=1) + "\n"
-            outputs.attempt(given.out, partial(write_text, given.out, text), again=True)
+            outputs.attempt(out, partial(write_text, out, text), again=True)
             gc.collect()
-            if device.type == "cuda":
+            if place.type == "cuda":
                 torch.cuda.empty_cache()
-    sys.exit(1 if any("error" in row for row in rows) else 0)
+    raise typer.Exit(1 if any("error" in row for row in rows) else 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

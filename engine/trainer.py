@@ -581,9 +581,8 @@ class Trainer:
             UserError: `resume` is of another run.
         """
         record = self.new_record(seed)
-        validated = validate and self.recipe.evaluation.every > 0
-        unwatched = display is None and checkpoints is None and resume is None and not validated
-        marks = Marks(self.device) if unwatched else None
+        watched = display or checkpoints or resume or (validate and self.recipe.evaluation.every > 0)
+        marks = None if watched else Marks(self.device)
         started = time.perf_counter()
         if resume:
             resume.restore(self.state, record)

@@ -25,7 +25,7 @@ from speedyresnet.bench.gpu_queue import QUEUE, Entry, by_value
 from speedyresnet.bench.gpu_suite import Site, command_of, failures, listed, make_site, run_entry, run_queue
 from speedyresnet.bench.peers import PEERS
 from speedyresnet.engine import UserError
-from speedyresnet.engine.cli import app
+from speedyresnet.engine.cli import app, run_command_line
 from speedyresnet.engine.data import make_pack, pack_path
 from speedyresnet.engine.pack_file import read_pack, save_pack
 
@@ -63,11 +63,8 @@ def site_of(device):
 
 def parsed(words):
     """What the real command line, or the module, makes of the words that Python is given."""
-    if words[:2] == ["-m", "speedyresnet.bench.kernel_losses"] or words[:2] == [
-        "-m",
-        "speedyresnet.bench.step_variants",
-    ]:
-        return vars(MODULES[words[1]].parser().parse_args(words[2:]))
+    if words[0] == "-m":
+        return typer.main.get_command(MODULES[words[1]].app).make_context(words[1], words[2:]).params
     assert words[0] == "-c"
     command, name, *rest = COMMANDS["bench"], *words[3:]
     return command.commands[name].make_context(name, rest).params
@@ -97,6 +94,23 @@ def test_every_command_is_one_that_there_is(entry, device):
             assert given.get("runs", 1) <= 2
             assert given.get("smoke") or "epochs=1" in given["settings"]
     assert tuple(written) == entry.files
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        (kernel_losses, ["--data", "nowhere"], "nowhere"),
+        (step_variants, ["--data", "synthetic", "--variant", "speedy epoch=1"], "epoch"),
+        (step_variants, ["--data", "synthetic", "--variant", "speedy", "--backend", "fast"], "fast"),
+    ],
+)
+def test_a_module_refuses_bad_input_in_one_line(module, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["module", *words, "--device", "cpu", "--out", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as end:
+        run_command_line(module.app)
+    told = capsys.readouterr().err
+    assert (end.value.code, told.count("\n"), said in told) == (2, 1, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_may_begin_with_variables():
