@@ -151,7 +151,7 @@ def _steps_totals(
     """Of each kind of step, once.
 
     Raises:
-        UserError: the recipe has no such steps.
+        UserError: the recipe has no such steps, or more or fewer of them.
     """
     pack, found = table.pack(), []
     known = step_counts(recipe, fitting_plan(recipe, pack))
@@ -160,6 +160,11 @@ def _steps_totals(
             raise UserError(
                 f"{recipe.name} takes no steps of the kind {tuple(phase.variant or ())}, which the table has: give the "
                 f"recipe and the settings that it was recorded with"
+            )
+        if known[phase.variant] != phase.steps:
+            raise UserError(
+                f"{recipe.name} takes {known[phase.variant]} steps of the kind {tuple(phase.variant)}, the table says "
+                f"{phase.steps}: give the recipe and the settings that it was recorded with"
             )
         work = step_work(recipe, pack, dtype, phase.variant, table.kernels)
         found.append(_network_totals(phase, work, ceilings, table.backend, by_layer))

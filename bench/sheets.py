@@ -52,12 +52,23 @@ def count_images(folder: Path) -> dict[str, int]:
     return counts
 
 
+def _pixels(sheet: Image.Image, path: Path) -> Images:
+    """uint8 [images * side, side, 3] of an opened sheet; UserError where it is cut off or no column of squares."""
+    try:
+        pixels = np.asarray(sheet.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path} is no whole image sheet ({error}); copy it again") from None
+    if pixels.shape[0] % pixels.shape[1]:
+        raise UserError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, no column of squares; copy it again")
+    return pixels
+
+
 def _split(sheets: Sequence[Path], class_names: Sequence[str]) -> tuple[Images, Labels]:
     """The images uint8 [N, H, W, C] and labels [N] of sheets."""
     images, labels = [], []
     for path in sheets:
         with _opened(path) as sheet:
-            pixels = np.asarray(sheet.convert("RGB"))
+            pixels = _pixels(sheet, path)
         images.append(pixels.reshape(-1, pixels.shape[1], pixels.shape[1], 3))
         labels.append(np.full(len(images[-1]), class_names.index(path.stem.rpartition("-")[0])))
     return np.concatenate(images), np.concatenate(labels)

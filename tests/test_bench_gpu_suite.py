@@ -412,6 +412,20 @@ def test_other_images_are_refused(halves, tmp_path, monkeypatch):
         make_site(CUDA, [one], [])
 
 
+def test_a_sheet_that_is_cut_off_or_no_column_is_named(halves):
+    (one, other), _ = halves
+    path = one / "train" / "bee-00.webp"
+    with Image.open(path) as sheet:
+        height = sheet.height
+        sheet.save(path, format="png")  # of which the beginning is enough to tell its size
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(UserError, match=r"bee-00\.webp is no whole image sheet"):
+        make_site(CUDA, [one, other], [])
+    Image.new("RGB", (32, height + 5)).save(path, lossless=True)
+    with pytest.raises(UserError, match=r"bee-00\.webp is 32 x \d+ pixels, no column of squares"):
+        make_site(CUDA, [one, other], [])
+
+
 # --- The command
 
 
