@@ -57,8 +57,14 @@ def put_back(state, tensors):
 
 
 def assert_same_steps(make_state, backend, provider="reference", images=160):
-    """One step of `backend` from each state of an eager run of two epochs gives the eager loss and weights."""
+    """One step of `backend` from each state of an eager run of two epochs gives the eager loss and weights.
+
+    Our kernels take no float64. In float32 two values that nearly tie in a max-pool may swap, by the CPU's rounding.
+    """
     settings = ["batch_size=16", "epochs=2", "optimizer.whitening_bias_epochs=1", "net.widths=64,256"]
+    if provider == "reference":
+        settings.append("dtype=float64")
+    close = {"rtol": 1e-4, "atol": 1e-5} if provider == "triton" else {"rtol": 1e-8, "atol": 1e-10}
     state = make_state("airbench94", *settings, images=images)
     state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))
     steps = {}
@@ -70,11 +76,9 @@ def assert_same_steps(make_state, backend, provider="reference", images=160):
         eager = copied(state)
         put_back(state, before)
         steps[variant]()
-        torch.testing.assert_close(state.loss_log[number], eager["loss_log"][number], rtol=1e-5, atol=0)
+        torch.testing.assert_close(state.loss_log[number], eager["loss_log"][number], rtol=close["rtol"] / 10, atol=0)
         for name, tensor in state.changing_tensors().items():
-            torch.testing.assert_close(
-                tensor.detach(), eager[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(tensor.detach(), eager[name], **close, msg=lambda m, n=name: f"{n}: {m}")
         put_back(state, eager)
     assert len(steps) == 2  # with and without the whitening bias
 
