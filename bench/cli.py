@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +42,7 @@ from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
 from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
+from .factorial import Design, design_arms, design_of, print_screening, screening
 from .gpu_queue import by_value
 from .gpu_suite import failures, listed, make_site, print_list, run_queue
 from .kernel_profile import compared, folded, print_compared, print_kernel_profile, save
@@ -187,13 +189,36 @@ def record_command(
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
 
 
-def _first_arms(group: str | None, recipe: str | None, default: str, settings: list[str], backend: str) -> list[Arm]:
-    """The base, and the variants of its group where it has one."""
+class CompareDesign(StrEnum):
+    """How variants are put together."""
+
+    PAIRS = "pairs"
+    FACTORIAL = "factorial"
+
+
+def _factors(design: CompareDesign, variants: list[str], group: str | None, *, fold_over: bool) -> Design | None:
+    """The factorial design of the variants; none where each is compared with the base."""
+    if design == CompareDesign.PAIRS:
+        if fold_over:
+            raise UserError("--fold-over belongs to --design factorial: add that, or leave --fold-over out")
+        return None
+    if group:
+        raise UserError("--design factorial takes settings as factors: give --variant instead of --group")
+    return design_of(variants, folded=fold_over)
+
+
+def _paired_arms(
+    variants: list[str], group: str | None, recipe: str | None, name: str, settings: list[str], backend: str
+) -> list[Arm]:
+    """The base, the variants of its group where it has one, and those given one by one."""
     if group is None:
-        return [Arm(BASE, recipe_called(recipe or default, settings), backend)]
-    if recipe is not None:
+        arms = [Arm(BASE, recipe_called(name, settings), backend)]
+    elif recipe is not None:
         raise UserError("--group has a base of its own: leave --recipe out")
-    return group_arms(group_called(group), settings, backend)
+    else:
+        arms = group_arms(group_called(group), settings, backend)
+        name = arms[0].recipe.name
+    return [*arms, *(arm_of(variant, name, settings, backend) for variant in variants)]
 
 
 @bench_app.command("compare")
@@ -204,6 +229,13 @@ def compare_command(
     group: Annotated[
         str | None, typer.Option("--group", help="Instead of a recipe: the base and all variants of a group.")
     ] = None,
+    design: Annotated[
+        CompareDesign,
+        typer.Option("--design", help="Each variant against the base, or all variants at once as factors."),
+    ] = CompareDesign.PAIRS,
+    fold_over: Annotated[
+        bool, typer.Option("--fold-over", help="Of a factorial design: twice as many configurations.")
+    ] = False,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     data: DataOption = None,
@@ -227,15 +259,17 @@ def compare_command(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Variants of a recipe against the recipe, the same seeds in turns: better, worse, cannot tell."""
+    """Compare variants of a recipe with the recipe, the same seeds in turns: better, worse, cannot tell."""
     place, console = pick_device(device), notes_console(as_json)
     variants = variants or []
     if not (group or variants):
         raise UserError("nothing to compare: give --variant, or --group")
     _check_view_and_clock(view, clock)
-    arms = _first_arms(group, recipe, default_recipe(place), settings or [], backend)
-    name = recipe or arms[0].recipe.name
-    arms += [arm_of(variant, name, settings or (), backend) for variant in variants]
+    name, factors = recipe or default_recipe(place), _factors(design, variants, group, fold_over=fold_over)
+    if factors:
+        arms = design_arms(factors, name, settings or (), backend)
+    else:
+        arms = _paired_arms(variants, group, recipe, name, settings or [], backend)
     check_arms(arms, view, place)
     _check_seeds(seed, runs)
     source = data or arms[0].recipe.data
@@ -244,8 +278,11 @@ def compare_command(
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     outputs = Outputs()
     records = compare_runs(arms, load_data(source), place, plan, out, console, outputs)
-    result = comparison(records, plan, view, clock, rate)
-    _show(result, print_comparison, console, as_json, outputs=outputs)
+    if factors:
+        effects = screening(records, plan, factors, view, clock, rate)
+        _show(effects, print_screening, console, as_json, outputs=outputs)
+    else:
+        _show(comparison(records, plan, view, clock, rate), print_comparison, console, as_json, outputs=outputs)
 
 
 @bench_app.command("trim")

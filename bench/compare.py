@@ -104,7 +104,7 @@ def compare_runs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """What counts of a run."""
 
     seed: int
@@ -113,11 +113,11 @@ class _Run:
     seconds: float
 
 
-def _runs_of(records: Sequence[dict[str, Any]], arm: str, view: str | None, clock: str) -> list[_Run]:
+def runs_of(records: Sequence[dict[str, Any]], arm: str, view: str | None, clock: str) -> list[Run]:
     """Of an arm, by seed."""
     own = sorted((each for each in records if each["arm"] == arm), key=lambda each: int(each["seed"]))
     return [
-        _Run(
+        Run(
             seed=each["seed"],
             status=each["status"],
             accuracy=each["accuracy"][view or each["recipe"]["evaluation"]["view"]],
@@ -127,14 +127,14 @@ def _runs_of(records: Sequence[dict[str, Any]], arm: str, view: str | None, cloc
     ]
 
 
-def _diverged(base: Sequence[_Run], runs: Sequence[_Run]) -> str | None:
+def _diverged(base: Sequence[Run], runs: Sequence[Run]) -> str | None:
     """Whose runs diverged, in words; none where all came to their end."""
     counts = [("the base's", base), ("the variant's", runs)]
     found = [(sum(run.status == "diverged" for run in own), name, len(own)) for name, own in counts]
     return " and ".join(f"{count} of {name} {n} runs diverged" for count, name, n in found if count) or None
 
 
-def difference(name: str, base: Sequence[_Run], runs: Sequence[_Run], rate: float | None) -> dict[str, Any]:
+def difference(name: str, base: Sequence[Run], runs: Sequence[Run], rate: float | None) -> dict[str, Any]:
     """A variant against the base, paired by seed, as plain values.
 
     Args:
@@ -165,7 +165,7 @@ def difference(name: str, base: Sequence[_Run], runs: Sequence[_Run], rate: floa
     }
 
 
-def _arm_row(name: str, records: Sequence[dict[str, Any]], runs: Sequence[_Run]) -> dict[str, Any]:
+def arm_row(name: str, records: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str, Any]:
     """An arm as plain values."""
     first = next(each for each in records if each["arm"] == name)
     return {
@@ -190,7 +190,7 @@ def comparison(
         clock: of the times.
         rate: seconds that 0.1 point of accuracy is worth; none: nobody says.
     """
-    runs = {arm: _runs_of(records, arm, view, clock) for arm in plan.arms}
+    runs = {arm: runs_of(records, arm, view, clock) for arm in plan.arms}
     views = {each["recipe"]["evaluation"]["view"] for each in records}
     first = next(each for each in records if each["arm"] == BASE)
     return {
@@ -203,7 +203,7 @@ def comparison(
         "clock": clock,
         "confidence": CONFIDENCE,
         "seeds": list(plan.seeds),
-        "arms": [_arm_row(arm, records, runs[arm]) for arm in plan.arms],
+        "arms": [arm_row(arm, records, runs[arm]) for arm in plan.arms],
         "differences": [difference(arm, runs[BASE], runs[arm], rate) for arm in plan.variants],
     }
 
