@@ -22,7 +22,7 @@ from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import (
     TrainingState,
     average_,
-    batch_losses,
+    head_losses,
     optimize_,
     training_batch,
     transforms_of,
@@ -409,7 +409,8 @@ def _head(paper: TrainingState) -> Iterator[Case]:
         labels = torch.zeros(shape[0], dtype=torch.int64, device=state.images.device)
 
         def loss(x: Tensor, _: Tensor) -> Tensor:
-            return batch_losses(state.recipe, state.net.logits_of(x).to(state.scale.dtype), labels).sum()
+            losses, _ = head_losses(state, state.net.features_of(x), labels, None)
+            return losses.sum()
 
         return Subject(loss, [_random_like(shape, state), state.net.head.weight])
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from speedyresnet.engine.api import MAX_SEED, MIN_SEED
-from speedyresnet.engine.backends import AUTO, COMPILING, backends_of, check_backend
+from speedyresnet.engine.backends import AUTO, BACKENDS, COMPILING, backends_of, check_backend
 from speedyresnet.engine.cli import (
     BackendOption,
     DataOption,
@@ -45,11 +45,13 @@ from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_ar
 from .factorial import Design, design_arms, design_of, print_screening, screening
 from .gpu_queue import by_value
 from .gpu_suite import failures, listed, make_site, print_list, run_queue
+from .graph_count import count_graphs, print_graphs
 from .kernel_profile import compared, folded, print_compared, print_kernel_profile, save
 from .kernel_recording import check_device, record_table
 from .kernel_table import KernelTable, read_table
 from .kernel_times import cases_report, print_cases, print_providers
 from .measured import readme_with_table
+from .paper import CIFAR10, paper_pack
 from .peers import check_data, parse_peers
 from .pool import BASE, PoolPlan, read_pool
 from .profiling import (
@@ -332,6 +334,13 @@ def trim_command(
     _show(result, print_trim, console, as_json, out, trimming.outputs)
 
 
+def _counted_graphs(made: Recipe, data: str | None, backend: str | None) -> dict[str, Any]:
+    """The graphs of a run on `data`; none: on images like CIFAR-10's. Without a backend of `graph`."""
+    if backend is not None and backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: choose {', '.join(BACKENDS)}")
+    return count_graphs(made, paper_pack(CIFAR10) if data is None else load_data(data), backend or "graph")
+
+
 @bench_app.command("step")
 def step_command(
     recipe: RecipeOption = None,
@@ -342,6 +351,9 @@ def step_command(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 10,
     steps: Annotated[int, typer.Option("--steps", min=1, help="A round.")] = 10,
     builds: Annotated[bool, typer.Option("--builds", help="Also build with a cold and a warm compiler cache.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the graphs that torch.compile makes; no GPU or data is needed.")
+    ] = False,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -349,6 +361,9 @@ def step_command(
     place, console = pick_device(device), notes_console(as_json)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
+    if dry_run:
+        _show(_counted_graphs(made, data, backend), print_graphs, console, as_json, out)
+        return
     source = data or made.data
     backends = [backend] if backend else backends_of(place)
     for each in backends:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from speedyresnet.engine.backends import COMPILING, variant_of_step
+from speedyresnet.engine.backends import COMPILING, Variant, variant_of_step
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.recipe import Recipe
@@ -63,9 +63,10 @@ Totals = dict[Row, Total]
 # -- folding
 
 
-def step_counts(recipe: Recipe, plan: Plan) -> Counter[Any]:
-    """How often a run takes each kind of step, in the order of their first."""
-    return Counter(variant_of_step(recipe, plan, step) for step in range(plan.steps))
+def step_counts(recipe: Recipe, plan: Plan, table: KernelTable | None = None) -> Counter[Variant]:
+    """How often a run takes each kind of step, in the order of their first; of the kinds that `table` tells apart."""
+    kinds = (variant_of_step(recipe, plan, step) for step in range(plan.steps))
+    return Counter(kinds if table is None else map(table.kind, kinds))
 
 
 def _with_gaps(totals: Totals, phase: Phase) -> Totals:
@@ -154,7 +155,7 @@ def _steps_totals(
         UserError: the recipe has no such steps, or more or fewer of them.
     """
     pack, found = table.pack(), []
-    known = step_counts(recipe, fitting_plan(recipe, pack))
+    known = step_counts(recipe, fitting_plan(recipe, pack), table)
     for phase in table.variants:
         if phase.variant is None or phase.variant not in known:
             raise UserError(
@@ -180,7 +181,7 @@ def _recipe_with_steps(table: KernelTable) -> Recipe:
     images = len(table.pack().train_labels)
     counts = {phase.variant: phase.steps for phase in table.variants}
     known = [recipe_called(name) for name in registered_recipes()]
-    found = [made for made in known if step_counts(made, plan(made, images)) == counts]
+    found = [made for made in known if step_counts(made, plan(made, images), table) == counts]
     if len(found) != 1:
         names = f"; it may be {' or '.join(each.name for each in found)}" if found else ""
         raise UserError(f"the table does not hold its recipe: give --recipe{names}")

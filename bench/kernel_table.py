@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from speedyresnet.engine.backends import BACKENDS, Variant
 from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
@@ -19,6 +17,7 @@ from speedyresnet.engine.recipe import Recipe, recipe_from_dict
 from speedyresnet.engine.step import REFERENCE_KERNELS
 from speedyresnet.engine.trainer import DTYPES
 
+from .paper import CIFAR10, paper_pack
 from .roofline import Ceilings
 
 SCHEMA = "speedyresnet.kernel_profile/1"
@@ -26,8 +25,6 @@ _MOST = 10_000_000
 """Images, steps, classes and launches: more than any table has."""
 _ROUNDING = 1e-3
 """Microseconds by which the stored time of a kernel may be too small."""
-CIFAR10 = {"name": "cifar10", "train_images": [50_000, 32, 32, 3], "test_images": [10_000, 32, 32, 3], "classes": 10}
-"""Data of a table that does not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +70,12 @@ class KernelTable:
     device: str | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     ceilings: Ceilings | None = None
+    always_averages: bool = False
+    """Steps before the average begins move it too, as they did when the first tables were recorded."""
+
+    def kind(self, variant: Variant) -> Variant:
+        """The kind of step that took the place of `variant` when the table was recorded."""
+        return variant._replace(averaging=True) if self.always_averages else variant
 
     @property
     def ordered(self) -> bool:
@@ -94,6 +97,7 @@ class KernelTable:
             "device": self.device,
             "environment": self.environment,
             "ceilings": None if self.ceilings is None else asdict(self.ceilings),
+            "always_averages": self.always_averages,
             "names": names,
             "variants": variants,
             "prepare": prepare,
@@ -102,20 +106,7 @@ class KernelTable:
 
     def pack(self) -> Pack:
         """Data of the same shapes on the meta device."""
-        shapes = [self.data[f"{split}_images"] for split in ("train", "test")]
-        images = [torch.empty(shape, dtype=torch.uint8, device="meta") for shape in shapes]
-        labels = [torch.empty(shape[0], dtype=torch.int64, device="meta") for shape in shapes]
-        return Pack(
-            train_images=images[0],
-            train_labels=labels[0],
-            test_images=images[1],
-            test_labels=labels[1],
-            name=self.data["name"],
-            class_names=tuple(map(str, range(self.data["classes"]))),
-            sha256="",
-            mean=(0.5,) * shapes[0][3],
-            std=(0.25,) * shapes[0][3],
-        )
+        return paper_pack(self.data)
 
 
 def _phase_dict(phase: Phase, places: dict[str, int]) -> dict[str, Any]:
@@ -170,10 +161,10 @@ def _launch(row: Any, names: Sequence[str]) -> Launch:
 
 
 def _variant(stored: Any) -> Variant:
-    bias, cutmix, size = _list(stored, "a variant")
-    if type(bias) is not bool or type(cutmix) is not bool:
-        raise ValueError("a variant is no [whitening bias, cutmix, size]")
-    return Variant(bias, cutmix, _whole(size, "the size of a variant"))
+    bias, cutmix, size, *averaging = _list(stored, "a variant")
+    if len(averaging) > 1 or any(type(each) is not bool for each in (bias, cutmix, *averaging)):
+        raise ValueError("a variant is no [whitening bias, cutmix, size, averaging]")
+    return Variant(bias, cutmix, _whole(size, "the size of a variant"), *averaging)
 
 
 def _phase(stored: Any, names: Sequence[str], variant: Variant | None) -> Phase:
@@ -264,6 +255,9 @@ def table_from(document: Any) -> KernelTable:
         device=stored.get("device"),
         environment=dict(stored.get("environment") or {}),
         ceilings=_ceilings(stored.get("ceilings")),
+        always_averages=bool(
+            stored.get("always_averages", all(len(each["variant"]) == 3 for each in stored["variants"]))
+        ),
     )
 
 

@@ -12,18 +12,17 @@ Source of the idea: David Page, "How to train your ResNet 3: regularisation" (my
 import functools
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from speedyresnet.engine.backends import compiled_or_captured
+from speedyresnet.engine.backends import regions_of, run_as
 from speedyresnet.engine.nets import Convolution
 from speedyresnet.engine.step import (
+    Regions,
     TrainingState,
-    average_,
     losses_and_logits,
-    optimize_,
     training_batch,
     whitened_batch,
 )
@@ -58,25 +57,37 @@ def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor]) -
         buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
 
 
-def _gradients(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> list[Tensor]:
-    losses, _ = losses_and_logits(state, batch, whitened=whitened)
+class _Given(NamedTuple):
+    """What the rungs above the convolutions work on."""
+
+    state: TrainingState
+    batch: Batch
+    whitened: bool
+    trained: Sequence[str]
+    averaging: bool
+    regions: Regions
+
+
+def _gradients(given: _Given) -> list[Tensor]:
+    state = given.state
+    losses, _ = losses_and_logits(state, given.batch, whitened=given.whitened, head=given.regions.head_losses)
     loss = losses.sum() * state.recipe.loss.scale
-    return list(torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters]))
+    return list(torch.autograd.grad(loss, [p for name in given.trained for p in state.groups[name].parameters]))
 
 
-def _differentiate(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> None:
+def _differentiate(given: _Given) -> None:
     """Forward and backward of the net, nothing else; the gradients are put where momentum belongs."""
-    buffers = [buffer for name in trained for buffer in state.groups[name].momentum_buffers]
-    torch._foreach_copy_(buffers, _gradients(state, batch, whitened, trained))
+    buffers = [buffer for name in given.trained for buffer in given.state.groups[name].momentum_buffers]
+    torch._foreach_copy_(buffers, _gradients(given))
 
 
-def _update(state: TrainingState, batch: Batch, whitened: bool, trained: Sequence[str]) -> None:
+def _update(given: _Given) -> None:
     """All of a step but its batch."""
-    gradients = _gradients(state, batch, whitened, trained)
+    state, gradients = given.state, _gradients(given)
     with torch.no_grad():
-        optimize_(state, gradients, trained)
-        if state.averages:
-            average_(state)
+        given.regions.optimize_(state, gradients, given.trained)
+        if state.averages and given.averaging:
+            given.regions.average_(state)
         state.counter.add_(1)
 
 
@@ -91,13 +102,13 @@ def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
     pairs = convolution_inputs(state, batch.images, whitened)
     for index, (_, x) in enumerate(pairs):  # the first one's input depends on nothing that is trained but the bias
         x.requires_grad_(index > 0 or variant.whitening_bias)
-    given = state, batch, whitened, trained
+    given = _Given(state, batch, whitened, trained, variant.averaging, regions_of(trainer.backend))
     rungs: list[Callable[[], None]] = [
         functools.partial(_convolve, pairs, [torch.empty_like(each.weight) for each, _ in pairs]),
-        functools.partial(_differentiate, *given),
-        functools.partial(_update, *given),
+        functools.partial(_differentiate, given),
+        functools.partial(_update, given),
     ]
-    return [*(compiled_or_captured(rung, state, trainer.backend) for rung in rungs), trainer.main_step]
+    return [*(run_as(trainer.backend, rung, state) for rung in rungs), trainer.main_step]
 
 
 def ladder(trainer: Trainer, rounds: int, steps: int) -> list[dict[str, Any]]:

@@ -20,15 +20,14 @@ from torch.utils.flop_counter import flop_registry
 
 from speedyresnet.engine.backends import Variant, make_step
 from speedyresnet.engine.data import Pack
-from speedyresnet.engine.evaluate import LabelledImages, device_scores
+from speedyresnet.engine.evaluate import device_scores
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.schedules import plan
-from speedyresnet.engine.step import TrainingState
-from speedyresnet.kernels.augment import TRANSFORM_NAMES, normalisation, transforms_from
+from speedyresnet.kernels.augment import TRANSFORM_NAMES, transforms_from
 
 from .net_parts import parts_of_net
+from .paper import paper_state, paper_test_set
 from .roofline import Ceilings
 
 OTHER = "other"
@@ -276,13 +275,9 @@ class OrderedWork:
 def _counted_step(
     recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, kernels: Mapping[str, str] | None
 ) -> _Counter:
-    net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").train()
-    images = torch.empty(pack.train_images.shape, dtype=torch.uint8, device="meta")
-    labels = torch.empty(len(pack.train_labels), dtype=torch.int64, device="meta")
-    schedule = plan(recipe, len(labels))
-    state = TrainingState(net, recipe, schedule, images, labels, pack.mean, pack.std, dtype, kernels)
+    state = paper_state(recipe, pack, dtype, kernels)
     counter = _Counter()
-    with listening(counter.part), parts_of_net(net, whitening_bias=variant.whitening_bias), counter:
+    with listening(counter.part), parts_of_net(state.net, whitening_bias=variant.whitening_bias), counter:
         make_step(state, "eager", variant)()
     return counter
 
@@ -305,14 +300,7 @@ def step_operations(
 def evaluation_operations(recipe: Recipe, pack: Pack, dtype: torch.dtype) -> OrderedWork:
     """The same of the final evaluation on the test images of data like `pack`."""
     net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").eval()
-    scale, shift = normalisation(pack.mean, pack.std, torch.promote_types(dtype, torch.float32), torch.device("meta"))
-    data = LabelledImages(
-        images=torch.empty(pack.test_images.shape, dtype=torch.uint8, device="meta"),
-        labels=torch.empty(len(pack.test_labels), dtype=torch.int64, device="meta"),
-        scale=scale,
-        shift=shift,
-        dtype=dtype,
-    )
+    data = paper_test_set(pack, dtype)
     counter, settings = _Counter(), recipe.evaluation
     with listening(counter.part), parts_of_net(net, whitening_bias=True), counter:
         device_scores(net, data, view=settings.view, batch_size=settings.batch_size, share=settings.share)

@@ -5,7 +5,9 @@
 - `compile` hands the step to torch.compile as one graph: gradients are taken inside with torch.autograd.grad, which
   Dynamo traces since torch 2.11.
 - `capture` captures the eager step as a CUDA graph and replays it: one launch a step. See `graphs.py`.
-- `graph` does that with the compiled step.
+- `graph` captures a step whose regions are compiled: the head with the loss, the optimizer, and averaging. The rest is
+  convolutions and kernels of ours, in which a compiler has nothing to fuse, and which it would compile anew for every
+  size of the images.
 """
 
 import functools
@@ -16,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from .evaluate import LabelledImages, device_scores, forward_of
 from .graphs import CapturedFunction, CapturedStep, Result, memory_of
 from .recipe import Recipe, View
 from .schedules import Plan
-from .step import TrainingState, training_step
+from .step import Regions, TrainingState, training_step
 from .torchscript import TracedForward, torchscript_obstacle
 
 LOG = logging.getLogger("speedyresnet")
@@ -37,6 +39,10 @@ COMPILING = ("compile", "graph")
 """Those that torch.compile prepares."""
 CAPTURING = ("capture", "graph")
 """Those that replay CUDA graphs."""
+Compiler = str | Callable[..., Any]
+"""What torch.compile takes as its backend."""
+INDUCTOR = "inductor"
+"""The compiler behind torch.compile."""
 _COMPILATIONS = 256
 """Of one function in one process: every step and every evaluation of every trainer is one (PyTorch's limit: 8)."""
 AUTO = "auto"
@@ -56,6 +62,8 @@ class Variant(NamedTuple):
     """Squares of other images are pasted in."""
     size: int = 0
     """Side that images are scaled down to; 0: not at all."""
+    averaging: bool = True
+    """The average moves, where the recipe has one; false before it begins."""
 
 
 def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
@@ -65,7 +73,13 @@ def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
         whitening_bias=recipe.net.whitening_bias and step < plan.whitening_bias_steps,
         cutmix=plan.first_cutmix_epoch is not None and epoch >= plan.first_cutmix_epoch,
         size=sizes[min(epoch, len(sizes) - 1)] if sizes else 0,
+        averaging=step >= (plan.first_averaging_step or 0),
     )
+
+
+def variants_of(recipe: Recipe, plan: Plan) -> list[Variant]:
+    """The kinds of steps of a run, in the order of their first step."""
+    return list(dict.fromkeys(variant_of_step(recipe, plan, step) for step in range(plan.steps)))
 
 
 def most_common_variant(recipe: Recipe, plan: Plan) -> Variant:
@@ -120,26 +134,49 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
     Raises:
         BackendError: from the function's first call, where tracing, compilation or capture fails; it names the place.
     """
-    step = functools.partial(training_step, state, **variant._asdict())
-    if backend == "torchscript":
-        forward = TracedForward(state, cutmix=variant.cutmix)
-        return _explained(functools.partial(step, forward=forward), backend)
-    return compiled_or_captured(step, state, backend)
+    return run_as(backend, step_function(state, backend, variant), state)
 
 
-def compiled_or_captured(step: Callable[[], None], state: TrainingState, backend: str) -> Callable[[], None]:
-    """`step`, which changes `state` only, as `backend` has it: compiled, captured, both, or as it is.
+def step_function(
+    state: TrainingState, backend: str, variant: Variant, compiler: Compiler = INDUCTOR
+) -> Callable[[], None]:
+    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile."""
+    step = functools.partial(training_step, state, **variant._asdict(), regions=regions_of(backend, compiler))
+    return (
+        functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix))
+        if backend == "torchscript"
+        else step
+    )
+
+
+def regions_of(backend: str, compiler: Compiler = INDUCTOR) -> Regions:
+    """The regions of a step, for `graph` each compiled as one graph when it is first called."""
+    return Regions(*(_compiled(region, compiler) for region in Regions())) if backend == "graph" else Regions()
+
+
+def run_as(backend: str, function: Callable[[], None], state: TrainingState) -> Callable[[], None]:
+    """`function`, which changes `state` only, as `backend` runs it: compiled whole, captured, or as it is.
 
     Raises:
         BackendError: from the first call, see `make_step`.
     """
-    if backend in COMPILING:
-        torch._dynamo.config.trace_autograd_ops = True
-        torch._dynamo.config.recompile_limit = _COMPILATIONS
-        step = torch.compile(step, fullgraph=True, dynamic=False)
+    function = whole(backend, function)
     if backend in CAPTURING:
-        return CapturedStep(state, step, functools.partial(_explaining, backend))
-    return _explained(step, backend) if backend in COMPILING else step
+        return CapturedStep(state, function, functools.partial(_explaining, backend))
+    return function if backend == "eager" else _explained(function, backend)
+
+
+def whole(backend: str, function: Callable[[], None], compiler: Compiler = INDUCTOR) -> Callable[[], None]:
+    """`function`, compiled as one graph if `backend` compiles whole steps."""
+    if backend != "compile":
+        return function
+    torch._dynamo.config.trace_autograd_ops = True
+    return _compiled(function, compiler)
+
+
+def _compiled(function: Callable[..., Any], compiler: Compiler) -> Callable[..., Any]:
+    torch._dynamo.config.recompile_limit = _COMPILATIONS
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
 
 
 def make_scorer(
@@ -154,15 +191,27 @@ def make_scorer(
         data: stays where it is; its content may change.
         view: the most views wanted.
     """
-    forward, settings = forward_of(state.net, weights), state.recipe.evaluation
-    if backend in COMPILING:
-        forward = torch.compile(forward, fullgraph=True, dynamic=False)
-    score = functools.partial(
-        device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
-    )
+    score = uncaptured_scorer(state, backend, weights, data, view)
     if backend in CAPTURING:
         return CapturedFunction(score, memory_of(state), functools.partial(_explaining, backend))
     return _explained(score, backend) if backend in COMPILING else score
+
+
+def uncaptured_scorer(
+    state: TrainingState,
+    backend: str,
+    weights: Mapping[str, Tensor] | None,
+    data: LabelledImages,
+    view: View,
+    compiler: Compiler = INDUCTOR,
+) -> Callable[[], dict[str, Tensor]]:
+    """The function that `make_scorer` captures, if it captures one; `compiler` is a backend of torch.compile."""
+    forward, settings = forward_of(state.net, weights), state.recipe.evaluation
+    if backend in COMPILING:
+        forward = _compiled(forward, compiler)
+    return functools.partial(
+        device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
+    )
 
 
 @contextmanager

@@ -302,21 +302,27 @@ class SpeedyResNet(nn.Module):
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"
 
-    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
+    def forward(self, x: Tensor, whitened: bool = False, headless: bool = False) -> Tensor:
         """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in.
 
-        With `whitened` the images have passed the whitening and its activation, see `Stem`.
+        Args:
+            x: the images, or with `whitened` what the whitening and its activation make of them, see `Stem`.
+            whitened: the images have passed the whitening.
+            headless: return the features that `logits_of` takes instead of the logits.
         """
         x = self.stem(x.contiguous() if self.contiguous else x, whitened)
         for group in self.groups:
             x = group(x)
-        return self.logits_of(x)
+        features = self.features_of(x)
+        return features if headless else self.logits_of(features)
 
-    def logits_of(self, x: Tensor) -> Tensor:
-        """[N, C, H, W], the map of the last group -> [N, classes]."""
+    def features_of(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], the map of the last group -> [N, F], pooled."""
         features = global_max_pool(x)
-        if self.concatenates_mean:
-            features = torch.cat([features, x.mean((2, 3))], 1)
+        return torch.cat([features, x.mean((2, 3))], 1) if self.concatenates_mean else features
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """[N, F], pooled features -> [N, classes]."""
         logits: Tensor = self.head(features)
         return logits * self.logit_scale
 

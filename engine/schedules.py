@@ -208,10 +208,16 @@ class Plan:
     """1 where Muon renormalises the filter banks, else 0."""
     averaging_keep: list[float]
     averaging_write_back: list[float]
-    first_averaging_epoch: int | None
+    first_averaging_step: int | None
+    """Steps done before the average begins; none without one."""
     first_cutmix_epoch: int | None
     """First epoch (0-based) with cutmix; none: never."""
     whitening_bias_steps: int
+
+    @property
+    def first_averaging_epoch(self) -> int | None:
+        """The epoch (0-based) in which the average begins; none without one."""
+        return None if self.first_averaging_step is None else self.first_averaging_step // self.steps_per_epoch
 
     def epoch_ends(self) -> list[int]:
         """The number of steps done at the end of each epoch; the last epoch may be a partial one."""
@@ -264,7 +270,7 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
         renormalise=renormalisation_table(recipe.optimizer.muon, curve_steps, steps),
         averaging_keep=keep,
         averaging_write_back=write_back,
-        first_averaging_epoch=None if first_averaging_step is None else first_averaging_step // steps_per_epoch,
+        first_averaging_step=first_averaging_step,
         first_cutmix_epoch=max(math.ceil(recipe.epochs - augmentation.cutmix_epochs), 0) if cutmix else None,
         whitening_bias_steps=whitening_bias_steps,
     )

@@ -10,7 +10,7 @@ So the same step runs eagerly, compiles as one graph, and runs on the `meta` dev
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -243,49 +243,26 @@ def pasted_share(state: TrainingState) -> float:
     return state.recipe.augmentation.cutmix**2 / math.prod(state.window)
 
 
-def losses_and_logits(state: TrainingState, batch: Batch, *, whitened: bool) -> tuple[Tensor, Tensor]:
+def head_losses(
+    state: TrainingState, features: Tensor, labels: Tensor, pasted_labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Loss of each image, [B], and logits, [B, classes], of pooled features [B, F]."""
+    logits = state.net.logits_of(features)
+    precise = logits.to(state.scale.dtype)
+    return batch_losses(state.recipe, precise, labels, pasted_labels, pasted_share(state)), logits
+
+
+HeadLosses = Callable[[TrainingState, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""See `head_losses`."""
+
+
+def losses_and_logits(
+    state: TrainingState, batch: Batch, *, whitened: bool, head: HeadLosses = head_losses
+) -> tuple[Tensor, Tensor]:
     """Loss of each image, [B], and logits, [B, classes]; `whitened` images have passed the whitening."""
-    logits = state.net(batch.images, whitened)
+    features = state.net(batch.images, whitened, headless=True)
     with part("head+loss"):
-        precise = logits.to(state.scale.dtype)
-        return batch_losses(state.recipe, precise, batch.labels, batch.pasted_labels, pasted_share(state)), logits
-
-
-def training_step(
-    state: TrainingState, *, whitening_bias: bool, cutmix: bool, size: int = 0, forward: Forward | None = None
-) -> None:
-    """Train one batch, in place.
-
-    Args:
-        state: of the run.
-        whitening_bias: still train the whitening bias; once frozen, the first 3x3 convolution needs no input
-            gradient.
-        cutmix: paste squares from other images.
-        size: side that images are scaled down to; 0: not at all.
-        forward: does what `losses_and_logits` does, in another way.
-    """
-    whitened = state.kernels["stem"] == "triton"
-    with part("augment+stem" if whitened else "augment"):
-        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
-    if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient
-        batch = batch._replace(images=batch.images.detach())
-    losses, logits = forward(*batch) if forward else losses_and_logits(state, batch, whitened=whitened)
-    with part("head+loss"):
-        loss = losses.sum() * state.recipe.loss.scale
-
-    trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
-    gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
-    with torch.no_grad():
-        with part("head+loss"):
-            correct = (logits.argmax(1) == batch.labels).sum()
-            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
-            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
-        with part("optimizer"):
-            optimize_(state, list(gradients), trained)
-        if state.averages:
-            with part("averaging"):
-                average_(state)
-        state.counter.add_(1)
+        return head(state, features, batch.labels, batch.pasted_labels)
 
 
 def batch_losses(
@@ -319,3 +296,66 @@ def average_(state: TrainingState) -> None:
     for average, live in zip(state.average, state.live, strict=True):
         mix_(average, live, keep)
         mix_(live, average, 1 - write_back)
+
+
+class Regions(NamedTuple):
+    """Parts of a step that depend neither on the kind of step nor on the size of the images.
+
+    torch.compile fuses well what is in them, and compiles each of them once for all steps of a run.
+    """
+
+    head_losses: HeadLosses = head_losses
+    optimize_: Callable[[TrainingState, list[Tensor], Sequence[str]], None] = optimize_
+    average_: Callable[[TrainingState], None] = average_
+
+
+def training_step(
+    state: TrainingState,
+    *,
+    whitening_bias: bool,
+    cutmix: bool,
+    size: int = 0,
+    averaging: bool = True,
+    forward: Forward | None = None,
+    regions: Regions = Regions(),  # noqa: B008 - immutable
+) -> None:
+    """Train one batch, in place.
+
+    Args:
+        state: of the run.
+        whitening_bias: still train the whitening bias; once frozen, the first 3x3 convolution needs no input
+            gradient.
+        cutmix: paste squares from other images.
+        size: side that images are scaled down to; 0: not at all.
+        averaging: move the average, where the recipe has one; before its first move that would change nothing.
+        forward: computes losses and logits in another way.
+        regions: functions that do parts of the step in another way.
+    """
+    whitened = state.kernels["stem"] == "triton"
+    with part("augment+stem" if whitened else "augment"):
+        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
+    if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient
+        batch = batch._replace(images=batch.images.detach())
+    if forward:
+        losses, logits = forward(*batch)
+    else:
+        losses, logits = losses_and_logits(state, batch, whitened=whitened, head=regions.head_losses)
+    with part("head+loss"):
+        loss = losses.sum() * state.recipe.loss.scale
+
+    trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
+    gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
+    always = [name for name in trained if name != "whitening_bias"]  # the same in every step, so that it compiles once
+    count = sum(len(state.groups[name].parameters) for name in always)
+    with torch.no_grad():
+        with part("head+loss"):
+            correct = (logits.argmax(1) == batch.labels).sum()
+            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+        with part("optimizer"):
+            regions.optimize_(state, list(gradients[:count]), always)
+            optimize_(state, list(gradients[count:]), trained[len(always) :])
+        if averaging and state.averages:
+            with part("averaging"):
+                regions.average_(state)
+        state.counter.add_(1)

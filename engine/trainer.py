@@ -37,8 +37,10 @@ from .backends import (
     make_step,
     most_common_variant,
     variant_of_step,
+    variants_of,
 )
 from .checkpoint import Checkpoint, CheckpointFile
+from .compiler_cache import compiled_code
 from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, Scores, read_scores
@@ -345,12 +347,6 @@ class Trainer:
     def _variant(self, step: int) -> Variant:
         return variant_of_step(self.recipe, self.plan, step)
 
-    def _variants(self) -> list[Variant]:
-        """All variants in the order of their first step; they change only at epoch ends and at the freezing."""
-        changes = [0, *self.plan.epoch_ends()[:-1], self.plan.whitening_bias_steps]
-        first_steps = sorted(step for step in changes if step < self.plan.steps)
-        return list(dict.fromkeys(map(self._variant, first_steps)))
-
     def _build_steps(self, backends: Sequence[str]) -> None:
         """Make all steps with the first of `backends` that does not fail, and say which fail; the last may raise."""
         for backend, following in itertools.pairwise(backends):
@@ -366,7 +362,13 @@ class Trainer:
         """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
         self.backend = backend
         self._scorers: dict[tuple[str, View], Callable[[], dict[str, Tensor]]] = {}
-        self._steps = {variant: make_step(self.state, self.backend, variant) for variant in self._variants()}
+        self._steps = {
+            variant: make_step(self.state, self.backend, variant) for variant in variants_of(self.recipe, self.plan)
+        }
+        with compiled_code(self.recipe, backend, self.device):
+            self._run_everything_once()
+
+    def _run_everything_once(self) -> None:
         self.prepare(seed=0)
         self.net.train()
         for step in self._steps.values():

@@ -23,11 +23,14 @@ from speedyresnet.engine.backends import (
     default_backends,
     make_scorer,
     make_step,
+    step_function,
     variant_of_step,
+    variants_of,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
 from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 from speedyresnet.engine.trainer import Trainer, pick_kernels
 from speedyresnet.kernels.language import AVAILABLE
@@ -56,12 +59,12 @@ def put_back(state, tensors):
             tensor.copy_(tensors[name])
 
 
-def assert_same_steps(make_state, backend, provider="reference", images=160):
+def assert_same_steps(make_state, backend, provider="reference", images=160, *, make=make_step, more=(), kinds=2):
     """One step of `backend` from each state of an eager run of two epochs gives the eager loss and weights.
 
     Our kernels take no float64. In float32 two values that nearly tie in a max-pool may swap, by the CPU's rounding.
     """
-    settings = ["batch_size=16", "epochs=2", "optimizer.whitening_bias_epochs=1", "net.widths=64,256"]
+    settings = ["batch_size=16", "epochs=2", "optimizer.whitening_bias_epochs=1", "net.widths=64,256", *more]
     if provider == "reference":
         settings.append("dtype=float64")
     close = {"rtol": 1e-4, "atol": 1e-5} if provider == "triton" else {"rtol": 1e-8, "atol": 1e-10}
@@ -71,7 +74,7 @@ def assert_same_steps(make_state, backend, provider="reference", images=160):
     for number in range(state.plan.steps):
         before, variant = copied(state), variant_of_step(state.recipe, state.plan, number)
         if variant not in steps:
-            steps[variant] = make_step(state, backend, variant)
+            steps[variant] = make(state, backend, variant)
         training_step(state, **variant._asdict())
         eager = copied(state)
         put_back(state, before)
@@ -80,7 +83,35 @@ def assert_same_steps(make_state, backend, provider="reference", images=160):
         for name, tensor in state.changing_tensors().items():
             torch.testing.assert_close(tensor.detach(), eager[name], **close, msg=lambda m, n=name: f"{n}: {m}")
         put_back(state, eager)
-    assert len(steps) == 2  # with and without the whitening bias
+    assert len(steps) == kinds  # with and without the whitening bias
+
+
+def test_before_the_average_begins_steps_leave_it_out(make_state):
+    """Which changes nothing: from its first step on an average of the end of a run is a new copy of the weights."""
+    settings = ["batch_size=16", "epochs=2", "dtype=float64"]
+    state, other = (make_state("progressive", *settings, "averaging.tail=0.5", images=160) for _ in range(2))
+    kinds = [variant_of_step(state.recipe, state.plan, step) for step in range(state.plan.steps)]
+    assert [each.averaging for each in kinds] == [False] * 15 + [True] * 5
+    for variant in kinds:
+        before = [each.clone() for part in state.average for each in part]
+        training_step(state, **variant._asdict())
+        training_step(other, **(variant._asdict() | {"averaging": True}))
+        unmoved = [
+            torch.equal(new, old) for new, old in zip((v for part in state.average for v in part), before, strict=True)
+        ]
+        assert all(unmoved) == (not variant.averaging or int(state.counter) % 4 != 0)
+    assert_same(state, other)
+
+
+def test_the_kinds_of_steps_in_the_order_of_their_first():
+    made = recipe("speedy", [])
+    kinds = variants_of(made, plan(made, 50_000))
+    assert kinds == [
+        Variant(True, False, 20, False), Variant(False, False, 20, False), Variant(False, False, 24, False),
+        Variant(False, False, 0, False), Variant(False, False, 0, True),
+    ]  # fmt: skip
+    airbench = recipe("airbench94", [])
+    assert variants_of(airbench, plan(airbench, 50_000)) == [Variant(True, False), Variant(False, False)]
 
 
 @TRACING
@@ -97,6 +128,15 @@ def test_compiled_steps_are_eager_steps(make_state):
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2  # one for each variant, and none since
+
+
+@pytest.mark.slow
+def test_steps_with_compiled_regions_are_eager_steps(make_state):
+    """What `graph` captures: three graphs for three kinds of steps, the last of which average."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert_same_steps(make_state, "graph", make=step_function, more=["averaging.tail=0.5"], kinds=3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
 @pytest.mark.slow
@@ -505,14 +545,14 @@ def gpu_state(make_state):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("plain", "captured"), [("eager", "capture"), ("compile", "graph")])
+@pytest.mark.parametrize("backend", ["capture", "graph"])
 @pytest.mark.parametrize("provider", ["reference", "triton"])
-def test_a_replayed_graph_is_the_step_that_was_captured(make_state, plain, captured, provider):
+def test_a_replayed_graph_is_the_step_that_was_captured(make_state, backend, provider):
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         states = [gpu_state(make_state) for _ in range(2)]
-        for state, backend in zip(states, (plain, captured), strict=True):
+        for state, make in zip(states, (step_function, make_step), strict=True):
             state.use_kernels(dict.fromkeys(REFERENCE_KERNELS, provider))
-            step = make_step(state, backend, Variant(whitening_bias=True, cutmix=False))
+            step = make(state, backend, Variant(whitening_bias=True, cutmix=False))
             for _ in range(5):
                 step()
     assert_same(*states)

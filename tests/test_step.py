@@ -133,7 +133,7 @@ def test_an_epoch_shows_every_image_once(make_state, monkeypatch):
 def test_the_loss_is_torchs_label_smoothing_loss(make_state, monkeypatch):
     state = make_state("airbench94", "dtype=float64", "augmentation.padding=0", "augmentation.flip=none")
     seen = {}
-    state.net.register_forward_hook(lambda module, inputs, output: seen.update(logits=output.detach()))
+    state.net.head.register_forward_hook(lambda module, inputs, output: seen.update(output=output.detach()))
     labels = []
     original = torch.Tensor.index_select
 
@@ -145,7 +145,7 @@ def test_the_loss_is_torchs_label_smoothing_loss(make_state, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "index_select", spy)
     training_step(state, whitening_bias=True, cutmix=False)
-    expected = F.cross_entropy(seen["logits"], labels[0], label_smoothing=0.2)
+    expected = F.cross_entropy(seen["output"] * state.recipe.net.logit_scale, labels[0], label_smoothing=0.2)
     torch.testing.assert_close(state.loss_log[0], expected)
 
 

@@ -1,0 +1,88 @@
+"""Compiled code kept between processes: one file for each recipe, backend, GPU and set of versions.
+
+Inductor keeps what it compiles in a folder that most machines empty when they start. A file here lies with the packs,
+and its content is put back into that folder before a run compiles, so that a new machine starts warm with a copy of it.
+Source: torch.compiler.save_cache_artifacts, "Portable caching" in PyTorch's documentation.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kernels.language import AVAILABLE, triton
+from .backends import COMPILING
+from .data import cache_folder
+from .errors import UserError
+from .files import write_atomically
+from .recipe import Recipe
+
+_DIGEST_BYTES = 32
+
+
+def artifacts_path(recipe: Recipe, backend: str, device: torch.device) -> Path:
+    """File of what torch.compile makes for `recipe` here.
+
+    It is in the cache folder, or where TORCHINDUCTOR_CACHE_DIR says that all compiled code shall be.
+    """
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    kind = (
+        recipe.hash,
+        backend,
+        torch.__version__,
+        triton.__version__ if AVAILABLE else None,
+        platform.python_version(),
+        (gpu.name, gpu.major, gpu.minor) if gpu else platform.machine(),
+    )
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    name = f"{recipe.name.replace('/', '-')}-{backend}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}.bin"
+    return (Path(folder) if folder else cache_folder()) / "compiled" / name
+
+
+@contextlib.contextmanager
+def compiled_code(recipe: Recipe, backend: str, device: torch.device) -> Iterator[None]:
+    """Within, torch.compile finds what it made for this recipe before; what it makes anew is kept afterwards.
+
+    A file that is damaged, of another version or cannot be written costs time and nothing else.
+    """
+    if backend not in COMPILING:
+        yield
+        return
+    path = artifacts_path(recipe, backend, device)
+    known = _load(path)
+    yield
+    made = torch.compiler.save_cache_artifacts()
+    if made is not None and _keys(made[1]) != known:
+        _store(path, made[0])
+
+
+def _keys(info: Any) -> dict[str, set[str]]:
+    """What a set of artifacts holds."""
+    return {kind: set(keys) for kind, keys in info.artifacts.items() if keys}
+
+
+def _load(path: Path) -> dict[str, set[str]] | None:
+    """Hand the content of `path` to the compiler; returns what it holds, none where there is nothing to use."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # there is none, or none that can be read: the compiler starts cold
+        return None
+    digest, artifacts = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(artifacts).digest() != digest:
+        return None
+    info = torch.compiler.load_cache_artifacts(artifacts)
+    return None if info is None else _keys(info)
+
+
+def _store(path: Path, artifacts: bytes) -> None:
+    content = hashlib.sha256(artifacts).digest() + artifacts
+    try:
+        write_atomically(path, lambda part: part.write_bytes(content))
+    except UserError as error:
+        warnings.warn(f"compiled code is not kept: {error}", stacklevel=2)
