@@ -107,6 +107,52 @@ def test_newton_schulz_brings_singular_values_near_one(shape, dtype, bound):
         assert (each.double() - reference_newton_schulz(matrix.double(), settings)).abs().max() < bound
 
 
+def iterated(matrices, settings):
+    """The iteration as it is written, with a new Gram matrix each time, in the dtype of `matrices`."""
+    a, b, c = settings.newton_schulz_coefficients
+    x, identity = matrices, torch.eye(matrices.shape[1], dtype=matrices.dtype)
+    for _ in range(settings.newton_schulz_steps):
+        gram = x @ x.mT
+        x = (a * identity + b * gram + c * (gram @ gram)) @ x
+    return x
+
+
+SPECTRA = {
+    "flat": torch.ones(64, dtype=torch.float64),
+    "falling": torch.logspace(0, -4, 64, dtype=torch.float64),
+    "low rank": torch.tensor([1.0] * 4 + [1e-3] * 60, dtype=torch.float64),
+    "rank one": torch.tensor([1.0] + [0.0] * 63, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_half_precision_loses_at_most_twice_what_the_plain_iteration_loses(spectrum, dtype, steps):
+    """Both against float64, on matrices of 64 x 320 as wide as they come, relative to the whole update."""
+    generator = torch.Generator().manual_seed(steps)
+    left, right = (torch.randn(2, 64, n, dtype=torch.float64, generator=generator) for n in (64, 320))
+    matrices = torch.linalg.qr(left)[0] * SPECTRA[spectrum] @ torch.linalg.qr(right.mT)[0].mT
+    matrices = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    settings = Muon(newton_schulz_steps=steps, newton_schulz_dtype=dtype)
+    exact = iterated(matrices, settings)
+    found = newton_schulz(matrices.float(), settings)
+    assert found.dtype == getattr(torch, dtype)
+    plain = iterated(matrices.to(found.dtype), settings)
+    errors = [float((each.double() - exact).norm() / exact.norm()) for each in (found, plain)]
+    assert errors[0] < 2 * errors[1]
+    assert errors[0] < {"float16": 0.2, "bfloat16": 1.5}[dtype]  # rank one at five steps is the worst
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 5])
+def test_the_gram_form_is_the_iteration(steps):
+    matrices = torch.randn(3, 8, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrices = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    settings = Muon(newton_schulz_steps=steps, newton_schulz_dtype="float64")
+    found = newton_schulz(matrices, settings)
+    torch.testing.assert_close(found, iterated(matrices, settings), rtol=1e-6, atol=1e-6)  # a norm of 1 + 1e-7
+
+
 def test_zeros_around_a_matrix_change_nothing():
     """Muon pads its matrices to one shape."""
     matrix = torch.randn(1, 6, 18, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
