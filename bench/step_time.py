@@ -53,8 +53,8 @@ class StepTime:
     """Time a step in which the GPU runs nothing; none on a CPU, or where the profiler does not work."""
     launches: float | None
     """Kernels or graphs launched a step; none likewise."""
-    peak_bytes: int
-    """While this backend was built and stepped: of the device, or on a CPU of its process."""
+    peak_bytes: int | None
+    """While this backend was built and stepped: of the device, or on a CPU of its process; see `record.peak_bytes`."""
     build_seconds: float
     kernels: dict[str, str]
     """What ran, by operation."""

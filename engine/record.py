@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -238,9 +237,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Most memory in use so far: allocated on a GPU, resident in this process on a CPU."""
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory in use so far: allocated on a GPU, resident in this process on a CPU.
+
+    None on a CPU where the system does not tell Python, as Windows does not.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
