@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speedyresnet.engine.plots import learning_rate_curves, plot_learning_rates
-from speedyresnet.engine.recipe import recipe_from_dict
+from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_clouds, series_colors, svg_picture

@@ -114,6 +114,14 @@ class RunRecord:
         write_atomically(Path(path), lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
 
 
+def claim_told(claim: Mapping[str, Any] | None) -> str:
+    """A claim, as records have it, in words; empty where there is none."""
+    if not claim:
+        return ""
+    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
+    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
+
+
 def differences_told(record: Mapping[str, Any]) -> str | None:
     """In words where the backend and kernels that ran are not those asked for; none where they are.
 
