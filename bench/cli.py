@@ -34,9 +34,10 @@ from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, check_writable, write_text
 from speedyresnet.engine.plots import matplotlib_pyplot
-from speedyresnet.engine.recipe import Recipe, recipe_file
-from speedyresnet.engine.recipe import group as group_called
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.python_files import file_of
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.recipes import group as group_called
+from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import pick_device, pick_dtype
 
@@ -180,7 +181,7 @@ def record_command(
     check_view(made, view)
     check_backend(backend, place)
     _check_seeds(seed, runs)
-    check_outputs([out], [data or made.data, recipe_file(recipe)])
+    check_outputs([out], [data or made.data, file_of(recipe)])
     read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
@@ -275,7 +276,7 @@ def compare_command(
     check_arms(arms, view, place)
     _check_seeds(seed, runs)
     source = data or arms[0].recipe.data
-    check_outputs([out], [source, *(recipe_file(word) for each in (name, *variants) for word in each.split())])
+    check_outputs([out], [source, *(file_of(word) for each in (name, *variants) for word in each.split())])
     read_pool(out)  # refuses another file before any work
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     outputs = Outputs()
@@ -311,7 +312,7 @@ def trim_command(
     check_backend(backend, place)
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
-    check_outputs([out], [data or made.data, recipe_file(recipe)])
+    check_outputs([out], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
     known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
     for each in what or ():
@@ -368,7 +369,7 @@ def step_command(
     backends = [backend] if backend else backends_of(place)
     for each in backends:
         check_backend(each, place)
-    check_outputs([out], [source, recipe_file(recipe)])
+    check_outputs([out], [source, file_of(recipe)])
     pack = load_data(source)
     times, failed = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
     compiling = [each.backend for each in times if each.backend in COMPILING] if builds else []
@@ -399,7 +400,7 @@ def _recorded_table(
     check_backend(backend, place)
     check_device(backend, place)
     made = recipe_called(recipe or default_recipe(place), settings)
-    check_outputs([out], [data or made.data, recipe_file(recipe)])
+    check_outputs([out], [data or made.data, file_of(recipe)])
     return record_table(made, load_data(data or made.data), place, backend, steps)
 
 
@@ -443,7 +444,7 @@ def _profile_eagerly(
     made = recipe_called(recipe or default_recipe(place), settings)
     if out is not None:
         check_writable(out)
-        check_outputs(profile_paths(out), [data or made.data, recipe_file(recipe)])
+        check_outputs(profile_paths(out), [data or made.data, file_of(recipe)])
         matplotlib_pyplot()
     other = None if against is None else read_profile(against)
     result, trace = profile_step(made, load_data(data or made.data), place, steps)
@@ -488,7 +489,7 @@ def profile_command(
     if stored is not None or backend != EAGER:
         if stored is not None and data is not None:
             raise UserError("--data with --from: a table holds the shapes of its data; leave --data out")
-        check_outputs([out], [stored, against, data, recipe_file(recipe)])
+        check_outputs([out], [stored, against, data, file_of(recipe)])
         other = None if against is None else read_table(against, "--against")
         if stored is not None:
             table, made = _stored_table(stored, recipe, settings or [], backend)
@@ -527,7 +528,7 @@ def versus_command(
     name = recipe or default_recipe(place)
     made = recipe_called(name, settings or ())
     check_backend(backend, place)
-    check_outputs([out, work and work / "log"], [data or made.data, recipe_file(recipe)])
+    check_outputs([out, work and work / "log"], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
     check_data(pack)
     options = ["--recipe", name, *(word for each in settings or () for word in ("--set", each))]
@@ -563,7 +564,7 @@ def kernels_command(
     place, console = pick_device(device), notes_console(as_json)
     _check_operations(only)
     made = recipe_called(recipe or default_recipe(place), settings or ())
-    check_outputs([out], [recipe_file(recipe)])
+    check_outputs([out], [file_of(recipe)])
     dtype = pick_dtype(made, place)
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
     for each in providers or ():
@@ -595,7 +596,7 @@ def regress_command(
     deadline = time.monotonic() + QUICK_SECONDS if quick else math.inf
     console = notes_console(as_json)
     mann_whitney_p([0.0], [1.0])  # refuses a missing scipy before anything is measured
-    check_outputs([out], [base, head, recipe_file(recipe)])
+    check_outputs([out], [base, head, file_of(recipe)])
     if base.endswith(".json") or head.endswith(".json"):
         result = files_report(Path(base), Path(head), effect / 100)
     else:

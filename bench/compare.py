@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.backends import AUTO, check_backend, default_backend
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs
-from speedyresnet.engine.recipe import Group, Recipe, with_settings
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.pack import Pack
+from speedyresnet.engine.recipe import Group, Recipe
+from speedyresnet.engine.recipes import recipe as recipe_called
+from speedyresnet.engine.settings import with_settings
 from speedyresnet.engine.trainer import Trainer
 
 from .pool import BASE, PoolPlan

@@ -11,7 +11,8 @@ from speedyresnet.bench.cases import EVERYWHERE, TRITON, cases_of, random_state
 from speedyresnet.bench.regress import differing_key
 from speedyresnet.bench.roofline import Ceilings, measured_ceilings
 from speedyresnet.engine.cli import default_recipe
-from speedyresnet.engine.recipe import Recipe, recipe
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.trainer import pick_device, pick_dtype

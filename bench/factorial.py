@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipes import recipe as recipe_called
 
 from .compare import OWN_VIEW, Arm, Run, arm_of, arm_row, runs_of
 from .pool import BASE, PoolPlan

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from speedyresnet.engine.data import cache_folder, make_pack, pack_path
+from speedyresnet.engine.data import cache_folder, pack_path
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, locked, write_atomically, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.synthetic import make_synthetic

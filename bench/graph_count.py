@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, fx
 
 from speedyresnet.engine.backends import step_function, uncaptured_scorer, variants_of, whole
-from speedyresnet.engine.data import Pack
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.trainer import fitting_plan, pick_dtype
 

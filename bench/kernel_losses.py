@@ -13,9 +13,10 @@ import torch
 import typer
 
 from speedyresnet.engine.cli import DeviceOption, SetOption, run_command_line
-from speedyresnet.engine.data import Pack, load_data
+from speedyresnet.engine.data import load_data
 from speedyresnet.engine.files import check_outputs, write_text
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.pack import Pack
+from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
 

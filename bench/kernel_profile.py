@@ -21,7 +21,7 @@ from speedyresnet.engine.backends import COMPILING, Variant, variant_of_step
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import Plan, plan
 from speedyresnet.engine.trainer import DTYPES, fitting_plan

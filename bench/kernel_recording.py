@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, fitting_plan, synchronize

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from speedyresnet.engine.backends import BACKENDS, Variant
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.json_files import json_value
 from speedyresnet.engine.nets import MAX_IMAGE_SIDE
-from speedyresnet.engine.recipe import Recipe, recipe_from_dict
+from speedyresnet.engine.pack import Pack
+from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.step import REFERENCE_KERNELS
 from speedyresnet.engine.trainer import DTYPES
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from speedyresnet.engine.backends import Variant
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 
 from .roofline import Ceilings

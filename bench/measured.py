@@ -9,8 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from speedyresnet.engine.errors import UserError
-from speedyresnet.engine.recipe import claim_told
-from speedyresnet.engine.record import machine_name
+from speedyresnet.engine.record import claim_told, machine_name
 
 from .record import VIEWS, Clock, clock_seconds
 from .statistics import Interval, mean_interval

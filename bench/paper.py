@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.evaluate import LabelledImages
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState

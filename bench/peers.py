@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import View
 
 from .record import Clock

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import record_function
 
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, write_atomically, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment

@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from speedyresnet.engine.data import Pack, held_out
+from speedyresnet.engine.data import held_out
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe, View
 from speedyresnet.engine.record import differences_told
 from speedyresnet.engine.trainer import Trainer

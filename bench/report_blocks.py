@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speedyresnet.engine.plots import learning_rate_curves, plot_learning_rates
-from speedyresnet.engine.recipe import recipe_from_dict
+from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.record import machine_name
 
 from .charts import Cloud, plot_clouds, series_colors, svg_picture
@@ -215,7 +215,7 @@ _STEP_CELLS: dict[str, Callable[[Document], str]] = {
     "host, ms": lambda row: f"{row['host_milliseconds']:.2f}",
     "idle GPU, ms": lambda row: _plain(row["idle_milliseconds"], 2),
     "launches": lambda row: _plain(row["launches"], 1),
-    "memory, GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
+    "memory, GB": lambda row: _plain(row["peak_bytes"] and row["peak_bytes"] / 1e9, 2),
     "build, s": lambda row: f"{row['build_seconds']:.1f}",
     "cold, s": lambda row: _plain(row["cold_build_seconds"], 1),
     "warm, s": lambda row: _plain(row["warm_build_seconds"], 1),

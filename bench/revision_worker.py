@@ -17,7 +17,7 @@ import torch
 
 from speedyresnet.bench.cases import EVERYWHERE, TRITON, cases_of, random_state
 from speedyresnet.engine.backends import default_backend, make_step, most_common_variant
-from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.trainer import pick_device, pick_dtype, pick_kernels
 

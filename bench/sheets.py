@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from speedyresnet.engine.data import Pack, make_pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.folder_layout import Labels
 from speedyresnet.engine.image_files import Images
+from speedyresnet.engine.pack import Pack, make_pack
 
 CIFAR10_SHA256 = "352d3fcc579817b5a983c78c3949a6ccbb63a257480cd4723d0cbb34424b3188"
 """Checksum of the pack of CIFAR-10, whatever it was made from."""

@@ -24,11 +24,12 @@ from rich.table import Table
 
 from speedyresnet.engine.backends import LOG, BackendError
 from speedyresnet.engine.cli import show_tracebacks
-from speedyresnet.engine.data import Pack, load_data
+from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError, one_line
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import differences_told, peak_bytes
 from speedyresnet.engine.signals import handled
 from speedyresnet.engine.trainer import Trainer, fitting_plan, pick_device, synchronize
@@ -53,8 +54,8 @@ class StepTime:
     """Time a step in which the GPU runs nothing; none on a CPU, or where the profiler does not work."""
     launches: float | None
     """Kernels or graphs launched a step; none likewise."""
-    peak_bytes: int
-    """While this backend was built and stepped: of the device, or on a CPU of its process."""
+    peak_bytes: int | None
+    """While this backend was built and stepped: of the device, or on a CPU of its process; see `record.peak_bytes`."""
     build_seconds: float
     kernels: dict[str, str]
     """What ran, by operation."""

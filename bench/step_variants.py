@@ -19,9 +19,10 @@ import typer
 
 from speedyresnet.engine.backends import AUTO, check_backend
 from speedyresnet.engine.cli import BackendOption, DeviceOption, SetOption, run_command_line
-from speedyresnet.engine.data import Pack, load_data
+from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, write_text
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.trainer import Trainer, pick_device
 

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from speedyresnet.engine.backends import Variant, make_step
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.evaluate import device_scores
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.kernels.augment import TRANSFORM_NAMES, transforms_from

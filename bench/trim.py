@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.backends import backends_of
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, write_text
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import VIEWS, Activation, Recipe
-from speedyresnet.engine.recipe import recipe as recipe_called
+from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.step import training_window
 from speedyresnet.engine.trainer import Trainer, pick_dtype, pick_kernels

@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from speedyresnet.engine.data import Pack
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
+from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment

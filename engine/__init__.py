@@ -7,9 +7,8 @@
 
 import logging
 import os
-import time
 
-_IMPORT_STARTED = time.perf_counter()
+from . import import_clock  # before everything else
 
 # PyTorch reads this at its first allocation: large CPU tensors go on huge pages, which saves a step of pocket most of
 # its page faults and a fifth of its time (bench/LOG.md, 2026-11-21).
@@ -19,30 +18,20 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 from .api import TrainedRun, evaluate, train
-from .data import Pack, load_data
+from .data import load_data
 from .errors import UserError
 from .evaluate import Accuracy
 from .export import export_model
 from .image_files import read_image
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
-from .recipe import (
-    Augmentation,
-    Averaging,
-    Claim,
-    Evaluation,
-    Loss,
-    Net,
-    Optimizer,
-    Recipe,
-    Schedule,
-    recipe,
-    with_settings,
-)
+from .pack import Pack
+from .recipe import Augmentation, Averaging, Claim, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
+from .recipes import recipe
 from .record import RunRecord
+from .settings import with_settings
 
-IMPORT_SECONDS = time.perf_counter() - _IMPORT_STARTED
-"""What importing this package took, PyTorch included where it was not imported before: part of the build clock."""
+import_clock.stop()
 
 __all__ = [
     "Accuracy",

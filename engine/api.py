@@ -8,15 +8,18 @@ from torch import Tensor
 
 from .backends import AUTO, default_backend
 from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkpoint
-from .data import Pack, load_data
+from .data import load_data
 from .errors import UserError, note
 from .evaluate import Accuracy
 from .files import check_outputs
 from .image_folders import Progress
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
-from .recipe import Recipe, View, checked_recipe, recipe_file
-from .recipe import recipe as recipe_called
+from .pack import Pack
+from .python_files import file_of
+from .recipe import Recipe, View
+from .recipe_checks import checked_recipe
+from .recipes import recipe as recipe_called
 from .record import RunRecord
 from .trainer import Display, Trainer, pick_device, pick_dtype
 
@@ -102,7 +105,7 @@ def train(
     resumed = begun.path if begun else None
     file = resumed if checkpoint is None else Path(checkpoint)
     checkpoints = CheckpointFile(file, checkpoint_minutes, display.note if display else note) if file else None
-    read = [None if isinstance(data, Pack) else data, recipe_file(recipe) if isinstance(recipe, str) else None]
+    read = [None if isinstance(data, Pack) else data, file_of(recipe) if isinstance(recipe, str) else None]
     check_outputs([file], read)
     pack = data if isinstance(data, Pack) else load_data(data)
     place = pick_device(str(device))

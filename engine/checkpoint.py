@@ -18,14 +18,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import Pack
 from .errors import UserError, note
 from .files import Outputs
 from .json_files import json_value
-from .recipe import Recipe, checked_recipe, typed_value
+from .pack import Pack
+from .recipe import Recipe
+from .recipe_checks import checked_recipe
 from .record import HistoryRow, RunRecord, finite_values
 from .step import TrainingState
 from .tensor_file import Header, read_tensors, save_tensors
+from .typed_values import typed_value
 
 FORMAT = "speedyresnet.checkpoint/1"
 DEFAULT_MINUTES = 10.0

@@ -29,7 +29,7 @@ from .api import train as train_run
 from .backends import AUTO, BACKENDS, LOG, check_backend, default_backend
 from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
 from .contact_sheet import check_picture, save_contact_sheet
-from .data import Pack, default_data, load_data, pack_name, pack_source, skipped_told, writable_pack_path
+from .data import default_data, load_data, pack_name, pack_source, skipped_told, writable_pack_path
 from .display import FileProgress, print_result, training_display
 from .doctor import examination, examination_text
 from .downloads import DOWNLOADS, Download
@@ -39,13 +39,17 @@ from .files import Outputs, check_outputs, check_writable, write_text
 from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
+from .pack import Pack
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
-from .recipe import DESCRIPTION, Group, Recipe, claim_told, recipe_file, with_settings
-from .recipe import group as group_called
-from .recipe import recipe as recipe_called
+from .python_files import file_of
+from .recipe import DESCRIPTION, Group, Recipe
+from .recipes import group as group_called
+from .recipes import recipe as recipe_called
 from .recipes import registered_groups, registered_recipes
+from .record import claim_told
 from .schedules import plan
+from .settings import with_settings
 from .signals import handle_stopping, interrupt_flag, stop_code
 from .step import training_window
 from .trainer import fitting_plan, pick_device, pick_dtype, pick_kernels
@@ -283,7 +287,7 @@ def train_command(
         made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
     pick_kernels(made, place, pick_dtype(made, place), backend)
-    check_outputs([out, save, checkpoint or resume], [data or made.data, recipe_file(recipe)])
+    check_outputs([out, save, checkpoint or resume], [data or made.data, file_of(recipe)])
     pack = _data_called(data) if data else _data_for(made)
     fitting_plan(made, pack)  # before anything is printed
     dtype = str(pick_dtype(made, place)).removeprefix("torch.")

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data import Pack
 from .errors import UserError
 from .files import check_writable, write_atomically
+from .pack import Pack
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_CLASSES = 20

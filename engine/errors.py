@@ -3,7 +3,9 @@
 After a mistake it exits with 2.
 """
 
+import difflib
 import warnings
+from collections.abc import Iterable
 
 
 def one_line(text: str) -> str:
@@ -25,3 +27,10 @@ class Note(UserWarning):
 def note(message: str) -> None:
     """Tell the user something of one line: on standard error in the command line, in Python as a warning."""
     warnings.warn(one_line(message), Note, stacklevel=3)
+
+
+def nearest_names(name: str, names: Iterable[str]) -> str:
+    """A hint that lists those of `names` that are like `name`, or else the three that are least unlike it."""
+    name, names = name[:100], sorted(names)
+    close = difflib.get_close_matches(name, names, n=3) or difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return f"did you mean {' or '.join(close)}?" if close else "there is none"

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import Pack, image_folder, load_data, note_skipped
+from .data import image_folder, load_data, note_skipped
 from .errors import UserError, note
 from .folder_layout import Listing, evaluation_folder, list_classes, note_unused_splits
 from .image_files import Images, Size, is_grey, resized
 from .image_folders import Progress, decode_all
+from .pack import Pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

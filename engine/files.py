@@ -1,7 +1,6 @@
 """Files that are either whole or not there: a crash never leaves half of one under its real name."""
 
 import contextlib
-import fcntl
 import glob
 import io
 import os
@@ -149,11 +148,21 @@ def locked(path: Path, *, wait: bool) -> Iterator[io.FileIO]:
     """The file `path`, open for appending, unbuffered and locked until the block ends or the process dies.
 
     Creates file and folder. Raises OSError, which is BlockingIOError where another holds the lock and `wait` is false.
+    Python for Windows has no such locks: there a note asks the user to let no other process use the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(file, path, wait=wait)
         yield file
+
+
+def _lock(file: io.FileIO, path: Path, *, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        note(f"{path} cannot be locked on this system: let no other process use it meanwhile")
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def check_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ copied into the tensors that the graph reads, never a new capture.
 
 import gc
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -33,12 +34,20 @@ class GraphMemory(NamedTuple):
     each."""
 
 
+_MEMORIES: weakref.WeakKeyDictionary[TrainingState, GraphMemory] = weakref.WeakKeyDictionary()
+"""What the graphs of each state share, for as long as the state lives."""
+
+
 def memory_of(state: TrainingState) -> GraphMemory:
-    """What the graphs of `state` share."""
-    if state.graph_memory is None:
-        state.graph_memory = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(state.images.device))
-    made: GraphMemory = state.graph_memory
-    return made
+    """The memory that all graphs of `state` share, made when it is first asked for."""
+    if state not in _MEMORIES:
+        _MEMORIES[state] = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(state.images.device))
+    return _MEMORIES[state]
+
+
+def forget_memory(state: TrainingState) -> None:
+    """Let later graphs of `state` have a new memory, as none can be captured into that of one that failed."""
+    _MEMORIES.pop(state, None)
 
 
 def captured(

@@ -14,14 +14,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..kernels.augment import normalisation
-from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
 from .evaluation_data import Wanted, evaluation_data
 from .image_folders import Progress
 from .json_files import json_value
 from .nets import MAX_IMAGE_SIDE, SpeedyResNet, check_image_size, make_net
-from .recipe import VIEWS, Recipe, View, recipe_from_dict
+from .pack import Pack
+from .recipe import VIEWS, Recipe, View
+from .recipe_checks import recipe_from_dict
 from .tensor_file import DTYPE_NAMES, Header, read_tensors, save_tensors
 from .trainer import DTYPES
 

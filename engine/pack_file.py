@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import DTYPES, Pack, assemble, find_fault
 from .errors import UserError
 from .json_files import json_value
+from .pack import DTYPES, Pack, assemble, find_fault
 from .tensor_file import DTYPE_NAMES, Header, read_tensors, save_tensors
 
 FORMAT = "speedyresnet.pack/1"

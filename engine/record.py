@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -113,6 +112,14 @@ class RunRecord:
     def write(self, path: str | Path) -> None:
         """Write the JSON document to `path`, which appears whole or not at all."""
         write_atomically(Path(path), lambda part: part.write_text(self.to_json() + "\n", encoding="utf-8"))
+
+
+def claim_told(claim: Mapping[str, Any] | None) -> str:
+    """A claim, as records have it, in words; empty where there is none."""
+    if not claim:
+        return ""
+    seconds = "" if claim["seconds"] is None else f" in {claim['seconds']} s"
+    return f"{100 * claim['accuracy']:.2f} %{seconds}, {claim['hardware']}"
 
 
 def differences_told(record: Mapping[str, Any]) -> str | None:
@@ -238,9 +245,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Most memory in use so far: allocated on a GPU, resident in this process on a CPU."""
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory in use so far: allocated on a GPU, resident in this process on a CPU.
+
+    None on a CPU where the system does not tell Python, as Windows does not.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

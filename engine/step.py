@@ -77,8 +77,6 @@ class TrainingState:
         self.loss_log = torch.zeros(plan.steps, dtype=precision, device=device)
         self.correct_log = torch.zeros(plan.steps, dtype=torch.int64, device=device)
 
-        self.graph_memory: Any = None
-        """Memory that the CUDA graphs of this state share; `graphs.py` makes it."""
         self.groups = self._parameter_groups()
         """By what they hold: convolutions, head, batch_norm_biases, batch_norm_scales and whitening_bias where they are
         trained.

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import SYNTHETIC, Pack, make_pack
 from .image_folders import Progress
+from .pack import Pack, make_pack
 
 Floats = npt.NDArray[np.floating[Any]]
 """Always float32: NumPy's stubs lose track of that in arithmetic."""
 Shape = Callable[[Floats, Floats], Floats]
 
+SYNTHETIC = "synthetic"
+"""What the data set is called."""
 PIXELS_PER_CHUNK = 1 << 18
 BLOBS = 2
 

@@ -41,11 +41,13 @@ from .backends import (
 )
 from .checkpoint import Checkpoint, CheckpointFile
 from .compiler_cache import compiled_code
-from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, Scores, read_scores
+from .graphs import forget_memory
+from .import_clock import import_seconds
 from .init import reset_parameters, whitening_filters
 from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_map_size, make_net, parameter_counts
+from .pack import Pack
 from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import Plan, plan
@@ -287,8 +289,6 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
-        from . import IMPORT_SECONDS  # known once the package is imported
-
         started = time.perf_counter()
         check_backend(backend, device)
         self.requested = {"backend": backend, "kernels": recipe.kernels}
@@ -321,7 +321,7 @@ class Trainer:
         self._test.images.copy_(pack.test_images)
         self._test.labels.copy_(pack.test_labels)
         synchronize(device)
-        self.build_seconds = IMPORT_SECONDS + time.perf_counter() - started
+        self.build_seconds = import_seconds() + time.perf_counter() - started
 
     @property
     def net(self) -> SpeedyResNet:
@@ -355,7 +355,7 @@ class Trainer:
             except BackendError as error:
                 LOG.debug("%s", error, exc_info=error)
                 warnings.warn(f"{error}. Going on with {following}.", stacklevel=3)
-            self.state.graph_memory = None  # PyTorch captures no second graph into the memory of one that failed
+            forget_memory(self.state)  # PyTorch captures no second graph into the memory of one that failed
         return self._warm_up(backends[-1])  # outside of `except`, whose error would keep alive what failed
 
     def _warm_up(self, backend: str) -> None:

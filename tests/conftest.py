@@ -23,7 +23,7 @@ from speedyresnet.engine import tensor_file
 from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.nets import make_net
-from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic

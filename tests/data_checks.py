@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from speedyresnet.engine import data
+from speedyresnet.engine.pack import DTYPES
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -37,7 +37,7 @@ def write_folder(folder, classes=CLASSES, test="test", prefix="", backwards=Fals
 
 
 def assert_same_pack(first, second):
-    for key in data.DTYPES:
+    for key in DTYPES:
         assert torch.equal(getattr(first, key), getattr(second, key)), key
     for key in ("name", "class_names", "sha256", "mean", "std"):
         assert getattr(first, key) == getattr(second, key), key

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from speedyresnet.engine.recipe import recipe
-from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.recipes import recipe, registered_recipes
 from speedyresnet.engine.step import transforms_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

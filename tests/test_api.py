@@ -14,13 +14,13 @@ from PIL import Image
 
 from speedyresnet import engine
 from speedyresnet.bench.cli import main
-from speedyresnet.engine import synthetic
+from speedyresnet.engine import data
 
 
 @pytest.fixture(scope="module")
 def drawn_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "make_synthetic", functools.cache(synthetic.make_synthetic))
+        patch.setattr(data, "make_synthetic", functools.cache(data.make_synthetic))
         yield
 
 

@@ -258,8 +258,8 @@ def test_the_graphs_of_a_state_share_their_memory(make_state, cuda):
     for each in (state, state, other):
         graphs.CapturedStep(each, lambda: streams.append(torch.cuda.current_stream()), contextlib.nullcontext)()
     first, second, third = cuda.graphs
-    assert first.pool is second.pool is state.graph_memory.pool
-    assert first.stream is second.stream is state.graph_memory.stream
+    assert first.pool is second.pool is graphs.memory_of(state).pool
+    assert first.stream is second.stream is graphs.memory_of(state).stream
     assert (third.pool is first.pool, third.stream is first.stream) == (False, False)
     assert all(stream is first.stream for stream in streams[:6])
     assert len(streams) == 9
@@ -337,7 +337,7 @@ def test_a_captured_evaluation_is_an_evaluation(make_state, cuda, monkeypatch, b
         losses.append(float(found["loss"]))
     assert losses[0] != losses[1]
     assert len(cuda.graphs) == 1
-    assert cuda.graphs[0].pool is state.graph_memory.pool
+    assert cuda.graphs[0].pool is graphs.memory_of(state).pool
 
 
 def run_of(trainer, seed):
@@ -430,8 +430,8 @@ def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pac
     assert record.accuracy == Trainer(trainer.recipe, small_pack, CPU, "eager").run(seed=1, validate=False).accuracy
     captured = [graph for graph in cuda.graphs if graph.replays]
     assert captured
-    assert all(graph.pool is trainer.state.graph_memory.pool for graph in captured)
-    assert cuda.graphs[0].pool is not trainer.state.graph_memory.pool  # that of the failed capture
+    assert all(graph.pool is graphs.memory_of(trainer.state).pool for graph in captured)
+    assert cuda.graphs[0].pool is not graphs.memory_of(trainer.state).pool  # that of the failed capture
 
 
 def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, failing_captures, cuda):

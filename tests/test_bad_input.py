@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import Recipe, UserError, evaluate, export_model, read_model, recipe, train
-from speedyresnet.engine.data import make_pack
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.model_file import save_model
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
 CLASSES = tuple("abcdefghij")

@@ -252,8 +252,7 @@ def test_the_module_is_batch_norm_and_activation_in_training_and_evaluation():
 
 def test_every_norm_of_the_shipped_recipes_is_compiled():
     from speedyresnet.engine.nets import BatchNorm, make_net
-    from speedyresnet.engine.recipe import recipe
-    from speedyresnet.engine.recipes import registered_recipes
+    from speedyresnet.engine.recipes import recipe, registered_recipes
 
     compiled = {case.shape for case in COMPILE_CASES}
     for name in registered_recipes():

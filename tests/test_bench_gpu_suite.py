@@ -26,7 +26,8 @@ from speedyresnet.bench.gpu_suite import Site, command_of, failures, listed, mak
 from speedyresnet.bench.peers import PEERS
 from speedyresnet.engine import UserError
 from speedyresnet.engine.cli import app, run_command_line
-from speedyresnet.engine.data import make_pack, pack_path
+from speedyresnet.engine.data import pack_path
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import read_pack, save_pack
 
 ROOT = Path(__file__).resolve().parent.parent

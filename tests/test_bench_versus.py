@@ -31,7 +31,7 @@ from speedyresnet.bench.versus import (
     run_process,
 )
 from speedyresnet.engine import UserError, recipe
-from speedyresnet.engine.data import make_pack
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from speedyresnet.engine import UserError, recipe, train
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
-from speedyresnet.engine.data import make_pack
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.trainer import Silent, Trainer
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2.5", "dtype=float32"]  # 10 steps an epoch, 25 in all

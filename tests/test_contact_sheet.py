@@ -4,8 +4,8 @@ from data_checks import assert_is_remedy
 from PIL import Image
 
 from speedyresnet.engine.contact_sheet import GAP, NAME_PIXELS, check_picture, contact_sheet, save_contact_sheet
-from speedyresnet.engine.data import make_pack
 from speedyresnet.engine.errors import UserError
+from speedyresnet.engine.pack import make_pack
 
 
 def flat_pack(classes, per_class=3, shape=(32, 32, 3), names=None):

@@ -174,8 +174,7 @@ def test_what_it_takes():
 
 def test_every_convolution_of_the_shipped_recipes_that_it_takes_is_compiled():
     from speedyresnet.engine.nets import ConvolutionGroup, make_net
-    from speedyresnet.engine.recipe import recipe
-    from speedyresnet.engine.recipes import registered_recipes
+    from speedyresnet.engine.recipes import recipe, registered_recipes
 
     needed = set()
     for name in registered_recipes():

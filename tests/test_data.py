@@ -10,9 +10,10 @@ from data_checks import CLASSES, assert_is_remedy, assert_same_pack, random_arra
 from torch import nn
 
 from speedyresnet.engine import data, synthetic
-from speedyresnet.engine.data import default_data, load_data, make_pack, pack_path, pack_source
+from speedyresnet.engine.data import default_data, load_data, pack_path, pack_source
 from speedyresnet.engine.errors import Note, UserError
 from speedyresnet.engine.files import write_atomically
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.synthetic import make_synthetic
 

@@ -18,7 +18,7 @@ from data_checks import assert_is_remedy, assert_same_pack
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, Imagenette
 
-from speedyresnet.engine import data, downloads, synthetic
+from speedyresnet.engine import data, downloads
 from speedyresnet.engine.data import default_data, load_data, pack_path, pack_source
 from speedyresnet.engine.downloads import DownloadError, is_reachable
 from speedyresnet.engine.errors import UserError
@@ -97,7 +97,7 @@ def closed_port(monkeypatch):
 
 @pytest.fixture
 def few_synthetic_images(monkeypatch):
-    monkeypatch.setattr(synthetic, "make_synthetic", lambda **kw: make_synthetic(train_images=50, test_images=20, **kw))
+    monkeypatch.setattr(data, "make_synthetic", lambda **kw: make_synthetic(train_images=50, test_images=20, **kw))
 
 
 def archived(files):

@@ -11,12 +11,13 @@ from data_checks import CLASSES, random_arrays, write_folder, write_images
 from PIL import Image
 
 from speedyresnet.engine import UserError, evaluate, read_model, recipe
-from speedyresnet.engine.data import make_pack, pack_source
+from speedyresnet.engine.data import pack_source
 from speedyresnet.engine.errors import Note
 from speedyresnet.engine.evaluation_data import Wanted, evaluation_data
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.model_file import save_model
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
 WANTED = Wanted(class_names=("cow", "ant", "bee"), channels=3, image_size=(8, 8))

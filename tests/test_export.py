@@ -23,7 +23,7 @@ from speedyresnet.engine.export import FORMATS, folded_net
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.model_file import Model
 from speedyresnet.engine.nets import BatchNorm, make_net
-from speedyresnet.engine.recipe import recipe
+from speedyresnet.engine.recipes import recipe
 from speedyresnet.kernels.augment import normalisation
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "classify.py"

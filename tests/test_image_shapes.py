@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speedyresnet.engine import UserError, evaluate, export_model, read_model, recipe, train
-from speedyresnet.engine.data import make_pack
+from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.step import REFERENCE_KERNELS, pasted_share
 from speedyresnet.engine.trainer import Trainer, check_fit
 from speedyresnet.kernels.language import AVAILABLE

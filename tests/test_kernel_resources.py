@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speedyresnet.engine.recipe import recipe
-from speedyresnet.engine.recipes import registered_recipes
+from speedyresnet.engine.recipes import recipe, registered_recipes
 from speedyresnet.engine.step import transforms_of
 from speedyresnet.kernels import resources
 from speedyresnet.kernels.augment import CIFAR10, COMPILE_CASES, IMAGENETTE, augment_constants

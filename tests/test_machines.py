@@ -27,8 +27,8 @@ def environment(**changes):
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | changes
 
 
-def hidden_process(code, *arguments, **changes):
-    command = [sys.executable, "-c", f"{HIDDEN}\n{textwrap.dedent(code)}", *map(str, arguments)]
+def hidden_process(code, *arguments, hidden=HIDDEN, **changes):
+    command = [sys.executable, "-c", f"{hidden}\n{textwrap.dedent(code)}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**changes), timeout=300)
 
 
@@ -61,6 +61,31 @@ def test_every_module_imports_and_the_cpu_trains_on_plain_pytorch_alone(small_pa
     done = hidden_process(code, tmp_path / "small.safetensors", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "finished\n"
+
+
+def test_the_engine_works_without_what_only_unix_has(small_pack, tmp_path):
+    """Windows has neither `fcntl` nor `resource`: nothing is locked, which a note says, and no memory is counted."""
+    save_pack(small_pack, tmp_path / "small.safetensors")
+    code = """
+        import os
+        from pathlib import Path
+        from speedyresnet.engine import evaluate, load_data, recipe, train
+        from speedyresnet.engine.files import locked
+        made = recipe("pocket", ["batch_size=64", "width_multiplier=0.125", "epochs=1"])
+        os.chdir(sys.argv[1])
+        pack = load_data("small.safetensors")
+        run = train(made, pack, device="cpu", checkpoint="checkpoint.safetensors")
+        run.save("model.safetensors")
+        run.record.write("run.json")
+        assert evaluate("model.safetensors", pack, device="cpu") == run.record.accuracy
+        with locked(Path("lock"), wait=False):
+            print(run.record.status, run.record.memory)
+    """
+    hidden = "import sys; sys.modules |= {'fcntl': None, 'resource': None}"
+    done = hidden_process(code, tmp_path, hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "finished {'peak_bytes': None}\n"
+    assert "Note: lock cannot be locked on this system: let no other process use it meanwhile" in done.stderr
 
 
 @pytest.mark.parametrize(

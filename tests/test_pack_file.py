@@ -8,10 +8,10 @@ from data_checks import CLASSES, assert_is_remedy, assert_same_pack, random_arra
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from speedyresnet.engine import data
-from speedyresnet.engine.data import load_data, make_pack
+from speedyresnet.engine.data import load_data
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.model_file import read_model
+from speedyresnet.engine.pack import DTYPES, make_pack
 from speedyresnet.engine.pack_file import read_pack, save_pack
 
 
@@ -81,7 +81,7 @@ def rewrite(pack, path, metadata=None, **tensors):
     save_pack(pack, path)
     with safe_open(path, framework="pt") as file:
         kept = file.metadata()
-    stored = {key: getattr(pack, key) for key in data.DTYPES} | tensors
+    stored = {key: getattr(pack, key) for key in DTYPES} | tensors
     save_file({key: value.contiguous() for key, value in stored.items()}, path, kept | (metadata or {}))
 
 
@@ -186,7 +186,7 @@ def test_header_longer_than_the_file_is_refused(tmp_path, length):
 def test_no_tensor_is_made_before_its_header_is_judged(tmp_path, headers_only, key, shape, dtype, words):
     """Of no bytes, so that a shape may be as large as it likes."""
     path, tensors, end = tmp_path / "hostile.safetensors", {key: entry(shape, 0, 0, dtype)}, 0
-    for name in set(data.DTYPES) - {key}:
+    for name in set(DTYPES) - {key}:
         images = name.endswith("images")
         size = 1 if images else 8
         tensors[name] = entry([1] * (4 if images else 1), end, end + size, "U8" if images else "I64")

@@ -16,7 +16,7 @@ from speedyresnet.engine.export import export_model
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.model_file import Model
 from speedyresnet.engine.nets import BatchNorm, check_image_size, last_map_size, make_net
-from speedyresnet.engine.recipe import group
+from speedyresnet.engine.recipes import group
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.trainer import pick_kernels
 

@@ -12,7 +12,7 @@ from speedyresnet.engine.plots import (
     plot_learning_rates,
     save_learning_rates,
 )
-from speedyresnet.engine.recipe import group
+from speedyresnet.engine.recipes import group
 
 IMAGES = 50_000
 

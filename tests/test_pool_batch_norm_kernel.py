@@ -254,8 +254,7 @@ def test_the_module_pools_in_training_and_evaluation():
 
 def test_every_pooling_of_the_shipped_recipes_is_compiled():
     from speedyresnet.engine.nets import make_net
-    from speedyresnet.engine.recipe import recipe
-    from speedyresnet.engine.recipes import registered_recipes
+    from speedyresnet.engine.recipes import recipe, registered_recipes
 
     compiled, needed = {case.shape for case in COMPILE_CASES}, set()
     for name in registered_recipes():

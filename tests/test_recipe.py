@@ -5,9 +5,10 @@ import operator
 import pytest
 
 from speedyresnet.engine import Net, Optimizer, Recipe, UserError, recipe, with_settings
-from speedyresnet.engine.recipe import checked_recipe, recipe_from_dict, setting_names
+from speedyresnet.engine.recipe_checks import checked_recipe, recipe_from_dict
 from speedyresnet.engine.recipes import registered_groups, registered_recipes
 from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.settings import setting_names
 
 
 def test_the_recipes_are_there():

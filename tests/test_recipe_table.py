@@ -8,7 +8,7 @@ import torch
 
 from speedyresnet.engine import recipe, train
 from speedyresnet.engine.nets import forward_flops_per_image, make_net, parameter_counts
-from speedyresnet.engine.recipe import group as group_called
+from speedyresnet.engine.recipes import group as group_called
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, training_window

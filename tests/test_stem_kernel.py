@@ -239,8 +239,7 @@ def test_a_module_is_refused_when_it_is_made(options, words):
 
 def test_every_stem_of_the_shipped_recipes_is_compiled():
     from speedyresnet.engine.nets import make_net
-    from speedyresnet.engine.recipe import recipe
-    from speedyresnet.engine.recipes import registered_recipes
+    from speedyresnet.engine.recipes import recipe, registered_recipes
 
     compiled = {
         (case.constants["S"].height,

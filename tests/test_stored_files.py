@@ -11,8 +11,7 @@ import pytest
 
 from speedyresnet.engine import evaluate, load_data, read_model, train
 from speedyresnet.engine.checkpoint import read_checkpoint
-from speedyresnet.engine.recipe import group, recipe
-from speedyresnet.engine.recipes import registered_groups, registered_recipes
+from speedyresnet.engine.recipes import group, recipe, registered_groups, registered_recipes
 
 STORED = Path(__file__).with_name("stored")
 RUN = json.loads((STORED / "run.json").read_text())

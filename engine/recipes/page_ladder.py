@@ -10,7 +10,8 @@ NumPy.
 import dataclasses
 from dataclasses import dataclass
 
-from ..recipe import Claim, Group, Recipe, with_settings
+from ..recipe import Claim, Group, Recipe
+from ..settings import with_settings
 from .davidnet import davidnet
 
 _SOURCE = "https://github.com/davidcpage/cifar10-fast/blob/f79e8b8/experiments.ipynb"

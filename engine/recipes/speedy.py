@@ -6,7 +6,8 @@ speedy-cuts --validation 5000` compares what might be left out of progressive; w
 
 import dataclasses
 
-from ..recipe import Group, Recipe, with_settings
+from ..recipe import Group, Recipe
+from ..settings import with_settings
 from .hiverge import progressive
 
 _CUTS: dict[str, tuple[str, tuple[str, ...]]] = {
