@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from speedyresnet.engine.backends import BACKENDS, Variant
+from speedyresnet.engine.device import DTYPES
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.json_files import json_value
 from speedyresnet.engine.nets import MAX_IMAGE_SIDE
@@ -18,7 +19,6 @@ from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.step import REFERENCE_KERNELS
-from speedyresnet.engine.trainer import DTYPES
 
 from .roofline import Ceilings
 
