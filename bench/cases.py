@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from speedyresnet.engine.backends import make_step, most_common_variant
+from speedyresnet.engine.fit import check_fit
 from speedyresnet.engine.init import reset_parameters
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, last_map_size, make_net
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
@@ -28,7 +30,6 @@ from speedyresnet.engine.step import (
     transforms_of,
     whitened_batch,
 )
-from speedyresnet.engine.trainer import check_fit, pick_kernels
 from speedyresnet.kernels.augment import Batch, augmented_batch
 from speedyresnet.kernels.convolution_pool import convolution_pool
 

@@ -25,12 +25,12 @@ from speedyresnet.engine.cli import (
     RecipeOption,
     SetOption,
     app,
-    default_recipe,
     finite,
     notes_console,
     run_command_line,
 )
 from speedyresnet.engine.data import load_data
+from speedyresnet.engine.device import pick_device
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, check_writable, write_text
 from speedyresnet.engine.plots import matplotlib_pyplot
@@ -39,10 +39,10 @@ from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipes import group as group_called
 from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import pick_device, pick_dtype
+from speedyresnet.engine.setup import chosen_recipe, default_recipe, place_recipe
 
 from .cases import OPERATIONS, PROVIDERS, cases_of
-from .compare import Arm, arm_of, check_arms, compare_runs, comparison, group_arms, print_comparison
+from .compare import Arm, arm_of, compare_runs, comparison, group_arms, place_arms, print_comparison
 from .factorial import Design, design_arms, design_of, print_screening, screening
 from .gpu_queue import by_value
 from .gpu_suite import failures, listed, make_site, print_list, run_queue
@@ -174,19 +174,18 @@ def record_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe many times and say with what confidence it reaches its targets (exit code 1: it does not)."""
-    place, console = pick_device(device), notes_console(as_json)
-    made = recipe_called(recipe or default_recipe(place), settings or ())
+    placed, console = chosen_recipe(recipe, settings, device, backend), notes_console(as_json)
+    made = placed.recipe
     view = view or made.evaluation.view
     _check_view_and_clock(view, clock)
     check_view(made, view)
-    check_backend(backend, place)
     _check_seeds(seed, runs)
     check_outputs([out], [data or made.data, file_of(recipe)])
     read_pool(out)  # refuses another file before any work
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
     outputs = Outputs()
-    records = record_runs(made, load_data(data or made.data), place, backend, plan, out, console, outputs)
+    records = record_runs(placed, load_data(data or made.data), plan, out, console, outputs)
     result = report(records, targets)
     _show(result, print_report, console, as_json, outputs=outputs)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
@@ -273,14 +272,14 @@ def compare_command(
         arms = design_arms(factors, name, settings or (), backend)
     else:
         arms = _paired_arms(variants, group, recipe, name, settings or [], backend)
-    check_arms(arms, view, place)
+    placed = place_arms(arms, view, place)
     _check_seeds(seed, runs)
     source = data or arms[0].recipe.data
     check_outputs([out], [source, *(file_of(word) for each in (name, *variants) for word in each.split())])
     read_pool(out)  # refuses another file before any work
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     outputs = Outputs()
-    records = compare_runs(arms, load_data(source), place, plan, out, console, outputs)
+    records = compare_runs(placed, load_data(source), plan, out, console, outputs)
     if factors:
         effects = screening(records, plan, factors, view, clock, rate)
         _show(effects, print_screening, console, as_json, outputs=outputs)
@@ -306,12 +305,11 @@ def trim_command(
     as_json: JsonOption = False,
 ) -> None:
     """What of a recipe could go or be replaced: step time with and without, and what to cut first."""
-    place, console = pick_device(device), notes_console(as_json)
+    console = notes_console(as_json)
     if accuracy and out is None:
         raise UserError("--accuracy needs --out FILE, beside which its runs are kept")
-    check_backend(backend, place)
-    name = recipe or default_recipe(place)
-    made = recipe_called(name, settings or ())
+    placed = chosen_recipe(recipe, settings, device, backend)
+    made, place = placed.recipe, placed.device
     check_outputs([out], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
     known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
@@ -319,7 +317,7 @@ def trim_command(
         if each not in known:
             raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")
     trimming = Trimming(
-        recipe=name,
+        recipe=recipe or default_recipe(place),
         settings=tuple(settings or ()),
         pack=pack,
         device=place,
@@ -359,16 +357,15 @@ def step_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time of a step by backend: whole, of the host, idle; launches, memory, build (exit code 1: one failed)."""
-    place, console = pick_device(device), notes_console(as_json)
-    name = recipe or default_recipe(place)
-    made = recipe_called(name, settings or ())
+    console = notes_console(as_json)
     if dry_run:
+        made = recipe_called(recipe or default_recipe(pick_device(device)), settings or ())
         _show(_counted_graphs(made, data, backend), print_graphs, console, as_json, out)
         return
-    source = data or made.data
+    placed = chosen_recipe(recipe, settings, device, backend or AUTO)
+    made, place = placed.recipe, placed.device
+    name, source = recipe or default_recipe(place), data or made.data
     backends = [backend] if backend else backends_of(place)
-    for each in backends:
-        check_backend(each, place)
     check_outputs([out], [source, file_of(recipe)])
     pack = load_data(source)
     times, failed = measure_steps(made, pack, place, backends, rounds=rounds, steps=steps)
@@ -396,12 +393,11 @@ def _recorded_table(
     recipe: str | None, settings: list[str], data: str | None, device: str, backend: str, steps: int, out: Path | None
 ) -> KernelTable:
     """The kernels of a backend whose step nothing on the host divides."""
-    place = pick_device(device)
-    check_backend(backend, place)
-    check_device(backend, place)
-    made = recipe_called(recipe or default_recipe(place), settings)
-    check_outputs([out], [data or made.data, file_of(recipe)])
-    return record_table(made, load_data(data or made.data), place, backend, steps)
+    placed = chosen_recipe(recipe, settings, device, backend)
+    check_device(backend, placed.device)
+    source = data or placed.recipe.data
+    check_outputs([out], [source, file_of(recipe)])
+    return record_table(placed, load_data(source), steps)
 
 
 def _show_kernels(
@@ -440,14 +436,14 @@ def _profile_eagerly(
     as_json: bool,
 ) -> None:
     """`bench profile` of the eager step, which the host divides into parts."""
-    place, console = pick_device(device), notes_console(as_json)
-    made = recipe_called(recipe or default_recipe(place), settings)
+    placed, console = chosen_recipe(recipe, settings, device, EAGER), notes_console(as_json)
+    source = data or placed.recipe.data
     if out is not None:
         check_writable(out)
-        check_outputs(profile_paths(out), [data or made.data, file_of(recipe)])
+        check_outputs(profile_paths(out), [source, file_of(recipe)])
         matplotlib_pyplot()
     other = None if against is None else read_profile(against)
-    result, trace = profile_step(made, load_data(data or made.data), place, steps)
+    result, trace = profile_step(placed, load_data(source), steps)
     if other is not None:
         result["against"] = side_by_side(result, other)
     with Outputs() as outputs:
@@ -526,8 +522,7 @@ def versus_command(
     if place.index:
         raise UserError(f"--device {device}: peers take the first GPU; set CUDA_VISIBLE_DEVICES={place.index} instead")
     name = recipe or default_recipe(place)
-    made = recipe_called(name, settings or ())
-    check_backend(backend, place)
+    made = place_recipe(recipe_called(name, settings or ()), place, backend).recipe
     check_outputs([out, work and work / "log"], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
     check_data(pack)
@@ -561,11 +556,11 @@ def kernels_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time of each operation of a step, on its own, beside the least it could take."""
-    place, console = pick_device(device), notes_console(as_json)
+    console = notes_console(as_json)
     _check_operations(only)
-    made = recipe_called(recipe or default_recipe(place), settings or ())
+    placed = chosen_recipe(recipe, settings, device, EAGER)
+    made, place, dtype = placed.recipe, placed.device, placed.dtype
     check_outputs([out], [file_of(recipe)])
-    dtype = pick_dtype(made, place)
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
     for each in providers or ():
         if each not in PROVIDERS:

@@ -5,7 +5,7 @@ they share cancels. A pair that trains on other images or weights shares less, w
 counts; one that diverged guesses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from speedyresnet.engine.backends import AUTO, check_backend, default_backend
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Group, Recipe
 from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.settings import with_settings
+from speedyresnet.engine.setup import PlacedRecipe, place_recipe
 from speedyresnet.engine.trainer import Trainer
 
 from .pool import BASE, PoolPlan
@@ -73,23 +73,28 @@ def group_arms(group: Group, settings: Sequence[str], backend: str) -> list[Arm]
     return [Arm(name, with_settings(each, settings), backend) for name, each in zip(names, group.members, strict=True)]
 
 
-def check_arms(arms: Sequence[Arm], view: str | None, device: torch.device) -> None:
-    """Raise UserError for arms that are the same, a backend that cannot run, or a view that one does not measure."""
+def place_arms(arms: Sequence[Arm], view: str | None, device: torch.device) -> dict[str, PlacedRecipe]:
+    """The arms on a device, by their names.
+
+    Raises:
+        UserError: arms that are the same, a backend that cannot run, or a view that an arm does not measure.
+    """
     seen: dict[tuple[str, str], str] = {}
+    found = {}
     for arm in arms:
-        check_backend(arm.backend, device)
+        found[arm.name] = placed = place_recipe(arm.recipe, device, arm.backend)
         if view is not None:
             check_view(arm.recipe, view)
-        key = arm.recipe.hash, default_backend(device) if arm.backend == AUTO else arm.backend
+        key = arm.recipe.hash, placed.backends[0]
         if key in seen:
             raise UserError(f"variant {arm.name!r} is the same as {seen[key]!r}; change something or leave it out")
         seen[key] = arm.name
+    return found
 
 
 def compare_runs(
-    arms: Sequence[Arm],
+    arms: Mapping[str, PlacedRecipe],
     pack: Pack,
-    device: torch.device,
     plan: PoolPlan,
     out: Path,
     console: Console,
@@ -100,7 +105,7 @@ def compare_runs(
     Each arm keeps its own copy of the data and, where CUDA graphs are replayed, the memory of its steps and evaluation.
     """
     pack = pack_to_test_on(pack, plan.validation)
-    trainers = {arm.name: Trainer(arm.recipe, pack, device, arm.backend) for arm in arms}
+    trainers = {name: Trainer(placed.with_data(pack.facts), pack) for name, placed in arms.items()}
     return run_pool(trainers, plan, out, console, outputs)
 
 

@@ -10,12 +10,10 @@ import torch
 from speedyresnet.bench.cases import EVERYWHERE, TRITON, cases_of, random_state
 from speedyresnet.bench.regress import differing_key
 from speedyresnet.bench.roofline import Ceilings, measured_ceilings
-from speedyresnet.engine.cli import default_recipe
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.record import environment
+from speedyresnet.engine.setup import chosen_recipe
 from speedyresnet.engine.step import TrainingState
-from speedyresnet.engine.trainer import pick_device, pick_dtype
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,9 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _chosen(config: pytest.Config) -> tuple[Recipe, torch.dtype, torch.device]:
-    device = pick_device(config.getoption("--device"))
-    made = recipe(config.getoption("--recipe") or default_recipe(device))
-    return made, pick_dtype(made, device), device
+    placed = chosen_recipe(config.getoption("--recipe"), None, config.getoption("--device"))
+    return placed.recipe, placed.dtype, placed.device
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

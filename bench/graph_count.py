@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import Tensor, fx
 
 from speedyresnet.engine.backends import step_function, uncaptured_scorer, variants_of, whole
+from speedyresnet.engine.device import pick_dtype
+from speedyresnet.engine.fit import fitting_plan
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.trainer import fitting_plan, pick_dtype
 
 from .paper import paper_state, paper_test_set
 
@@ -38,7 +39,7 @@ def count_graphs(recipe: Recipe, pack: Pack, backend: str) -> dict[str, Any]:
         graphs += 1
         return module.forward
 
-    fitting_plan(recipe, pack)
+    fitting_plan(recipe, pack.facts)
     dtype = pick_dtype(recipe, torch.device("cuda"))
     state = paper_state(recipe, pack, dtype)
     with warnings.catch_warnings():

@@ -14,11 +14,13 @@ import typer
 
 from speedyresnet.engine.cli import DeviceOption, SetOption, run_command_line
 from speedyresnet.engine.data import load_data
+from speedyresnet.engine.device import pick_device
 from speedyresnet.engine.files import check_outputs, write_text
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, pick_device
+from speedyresnet.engine.setup import set_up
+from speedyresnet.engine.trainer import Trainer
 
 app = typer.Typer(add_completion=False)
 STEPS = 6
@@ -28,7 +30,7 @@ TOLERANCES = {"speedy": 4e-3, "airbench94": 2e-4, "hlb-v0.7": 2e-4}
 
 def first_losses(name: str, settings: Sequence[str], pack: Pack, device: torch.device) -> list[float]:
     """The mean losses of the first STEPS eager steps of a recipe with seed 0."""
-    trainer = Trainer(recipe_called(name, settings), pack, device, "eager")
+    trainer = Trainer(set_up(recipe_called(name, settings), pack.facts, device, "eager"), pack)
     trainer.prepare(0)
     trainer.net.train()
     step, count = trainer.counted_steps[0]

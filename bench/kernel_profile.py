@@ -18,13 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from speedyresnet.engine.backends import COMPILING, Variant, variant_of_step
+from speedyresnet.engine.device import DTYPES
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import write_text
+from speedyresnet.engine.fit import fitting_plan
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import Plan, plan
-from speedyresnet.engine.trainer import DTYPES, fitting_plan
 
 from .kernel_parts import Assignment, Row, prepare_rows
 from .kernel_table import SCHEMA, KernelTable, Launch, Phase
@@ -155,7 +156,7 @@ def _steps_totals(
         UserError: the recipe has no such steps, or more or fewer of them.
     """
     pack, found = table.pack(), []
-    known = step_counts(recipe, fitting_plan(recipe, pack), table)
+    known = step_counts(recipe, fitting_plan(recipe, pack.facts), table)
     for phase in table.variants:
         if phase.variant is None or phase.variant not in known:
             raise UserError(

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from speedyresnet.engine.device import synchronize
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.pack import Pack
-from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, fitting_plan, synchronize
+from speedyresnet.engine.setup import PlacedRecipe
+from speedyresnet.engine.trainer import Trainer
 
 from .kernel_profile import step_counts
 from .kernel_table import KernelTable, Launch, Phase
@@ -110,22 +111,21 @@ def _recorded_step(trainer: Trainer, step: Callable[[], None], replays: int) -> 
     return *recorded_launches(step, trainer.device, calls), seconds
 
 
-def record_table(recipe: Recipe, pack: Pack, device: torch.device, backend: str, replays: int) -> KernelTable:
+def record_table(placed: PlacedRecipe, pack: Pack, replays: int) -> KernelTable:
     """Record the kernels of every kind of step, of prepare and of evaluate.
 
     Args:
-        recipe: what to step.
+        placed: what to step, on a CUDA GPU; see `check_device`.
         pack: the data set.
-        device: a CUDA GPU.
-        backend: see `check_device`.
         replays: steps of each kind that count.
 
     Raises:
         UserError: a recipe that does not fit the data or takes one step, or a profiler that sees nothing of the GPU.
     """
-    if fitting_plan(recipe, pack).steps < 2:
+    setup, recipe, device = placed.with_data(pack.facts), placed.recipe, placed.device
+    if setup.plan.steps < 2:
         raise UserError("a run of one step cannot be profiled, since the first does not count: give more epochs")
-    trainer = Trainer(recipe, pack, device, backend)
+    trainer = Trainer(setup, pack)
     trainer.prepare(seed=0)
     trainer.net.train()
     ceilings = measured_ceilings(device, list(dict.fromkeys((trainer.dtype, torch.float32))))

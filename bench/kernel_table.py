@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speedyresnet.engine.backends import BACKENDS, Variant
+from speedyresnet.engine.device import DTYPES
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.json_files import json_value
 from speedyresnet.engine.nets import MAX_IMAGE_SIDE
@@ -16,7 +17,6 @@ from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.step import REFERENCE_KERNELS
-from speedyresnet.engine.trainer import DTYPES
 
 from .paper import CIFAR10, paper_pack
 from .roofline import Ceilings

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import record_function
 
+from speedyresnet.engine.device import synchronize
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, write_atomically, write_text
 from speedyresnet.engine.json_files import Schema, fault_in, read_json
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.parts import listening
-from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, synchronize
+from speedyresnet.engine.setup import PlacedRecipe
+from speedyresnet.engine.trainer import Trainer
 
 from .net_parts import parts_of_net
 from .pictures import draw_parts, draw_roofline, picture_paths
@@ -133,13 +134,12 @@ def folded_parts(steps: Sequence[StepParts], traffic: dict[str, Traffic], ceilin
     return parts
 
 
-def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def profile_step(placed: PlacedRecipe, pack: Pack, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Profile the kind of step that a run takes most often.
 
     Args:
-        recipe: what to step.
+        placed: what to step, with the backend `eager`.
         pack: the data set.
-        device: where.
         steps: how many to record; parts are means over the middle half of them.
 
     Returns:
@@ -148,7 +148,8 @@ def profile_step(recipe: Recipe, pack: Pack, device: torch.device, steps: int) -
     Raises:
         UserError: a recipe that does not fit the data, or a profiler that sees nothing of the GPU.
     """
-    trainer = Trainer(recipe, pack, device, "eager")
+    recipe, device = placed.recipe, placed.device
+    trainer = Trainer(placed.with_data(pack.facts), pack)
     trainer.prepare(seed=0)
     trainer.net.train()
     steps = min(steps, trainer.plan.steps - 1)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe, View
 from speedyresnet.engine.record import differences_told
+from speedyresnet.engine.setup import PlacedRecipe
 from speedyresnet.engine.trainer import Trainer
 
 from .pool import BASE, PoolPlan, open_pool
@@ -56,17 +56,16 @@ def pack_to_test_on(pack: Pack, validation: int) -> Pack:
 
 
 def record_runs(
-    recipe: Recipe,
+    placed: PlacedRecipe,
     pack: Pack,
-    device: torch.device,
-    backend: str,
     plan: PoolPlan,
     out: Path,
     console: Console,
     outputs: Outputs | None = None,
 ) -> list[dict[str, Any]]:
     """Run the seeds of `plan` that `out` does not hold yet; see `run_pool`."""
-    trainer = Trainer(recipe, pack_to_test_on(pack, plan.validation), device, backend)
+    pack = pack_to_test_on(pack, plan.validation)
+    trainer = Trainer(placed.with_data(pack.facts), pack)
     return run_pool({BASE: trainer}, plan, out, console, outputs)
 
 

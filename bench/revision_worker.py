@@ -17,9 +17,19 @@ import torch
 
 from speedyresnet.bench.cases import EVERYWHERE, TRITON, cases_of, random_state
 from speedyresnet.engine.backends import default_backend, make_step, most_common_variant
-from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.step import TrainingState
-from speedyresnet.engine.trainer import pick_device, pick_dtype, pick_kernels
+
+try:
+    from speedyresnet.engine.device import pick_device, pick_dtype
+    from speedyresnet.engine.kernel_choice import pick_kernels
+    from speedyresnet.engine.recipes import recipe
+except ImportError:  # a revision that has these functions elsewhere
+    from speedyresnet.engine.recipe import recipe  # type: ignore[attr-defined, no-redef]
+    from speedyresnet.engine.trainer import (  # type: ignore[attr-defined, no-redef]
+        pick_device,
+        pick_dtype,
+        pick_kernels,
+    )
 
 Calls = dict[str, Callable[[], object]]
 STEP = "step"

@@ -25,14 +25,16 @@ from rich.table import Table
 from speedyresnet.engine.backends import LOG, BackendError
 from speedyresnet.engine.cli import show_tracebacks
 from speedyresnet.engine.data import load_data
+from speedyresnet.engine.device import pick_device, synchronize
 from speedyresnet.engine.errors import UserError, one_line
+from speedyresnet.engine.fit import fitting_plan
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import differences_told, peak_bytes
+from speedyresnet.engine.setup import chosen_recipe, set_up
 from speedyresnet.engine.signals import handled
-from speedyresnet.engine.trainer import Trainer, fitting_plan, pick_device, synchronize
+from speedyresnet.engine.trainer import Trainer
 
 from .trace import launches_and_idle_seconds, recorded_trace
 
@@ -191,7 +193,7 @@ class _Measured:
     """A backend in its own process; the methods answer the requests of `serve`."""
 
     def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
-        self._trainer = Trainer(recipe, pack, device, backend)
+        self._trainer = Trainer(set_up(recipe, pack.facts, device, backend), pack)
         self._trainer.prepare(seed=0)
         self._trainer.net.train()
 
@@ -239,7 +241,7 @@ def measure_steps(
     Raises:
         UserError: a recipe that does not fit the data, or not one of the backends can be measured.
     """
-    steps = min(steps, fitting_plan(recipe, pack).steps)
+    steps = min(steps, fitting_plan(recipe, pack.facts).steps)
     failed = dict[str, str]()
     with TemporaryDirectory() as folder, ExitStack() as stack:
         data = str(Path(folder, "pack.safetensors"))
@@ -343,7 +345,8 @@ def all_build_seconds(
 def print_build_seconds(arguments: str) -> None:
     """What `cold_and_warm_build_seconds` runs in its processes."""
     recipe, settings, data, device, backend = json.loads(arguments)
-    trainer = Trainer(recipe_called(recipe, settings), load_data(data), pick_device(device), backend)
+    pack = load_data(data)
+    trainer = Trainer(chosen_recipe(recipe, settings, device, backend).with_data(pack.facts), pack)
     print(trainer.build_seconds)
 
 

@@ -17,16 +17,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from speedyresnet.engine.backends import AUTO, check_backend
+from speedyresnet.engine.backends import AUTO
 from speedyresnet.engine.cli import BackendOption, DeviceOption, SetOption, run_command_line
 from speedyresnet.engine.data import load_data
+from speedyresnet.engine.device import pick_device
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, write_text
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.record import environment
-from speedyresnet.engine.trainer import Trainer, pick_device
+from speedyresnet.engine.setup import PlacedRecipe, place_recipe
+from speedyresnet.engine.trainer import Trainer
 
-from .compare import Arm, arm_of
+from .compare import arm_of
 from .step_time import timed_round
 
 app = typer.Typer(add_completion=False)
@@ -47,17 +49,17 @@ def kinds_of_steps(trainer: Trainer) -> list[dict[str, float]]:
     return found
 
 
-def variant_row(variant: str, arm: Arm, pack: Pack, device: torch.device) -> dict[str, Any]:
-    """What is known of a variant, which `arm` is, once it has been measured, or why it could not be."""
+def variant_row(variant: str, placed: PlacedRecipe, pack: Pack) -> dict[str, Any]:
+    """What is known of a variant, which `placed` is, once it has been measured, or why it could not be."""
     try:
-        trainer = Trainer(arm.recipe, pack, device, arm.backend)
+        trainer = Trainer(placed.with_data(pack.facts), pack)
         kinds = kinds_of_steps(trainer)
     except (UserError, RuntimeError) as error:
         traceback.print_exc()
         return {"variant": variant, "error": f"{type(error).__name__}: {error}"}
     return {
         "variant": variant,
-        "recipe": {"name": arm.recipe.name, "hash": arm.recipe.hash},
+        "recipe": {"name": placed.recipe.name, "hash": placed.recipe.hash},
         "backend": trainer.backend,
         "kernels": trainer.kernels,
         "build_seconds": trainer.build_seconds,
@@ -86,14 +88,13 @@ def main(
     """Measure all variants, storing the rows after each (exit code 1: one failed)."""
     place = pick_device(device)
     arms = [arm_of(f"{variant} {' '.join(settings or ())}", "speedy", (), backend) for variant in variants]
-    for arm in arms:
-        check_backend(arm.backend, place)
+    placed = [place_recipe(arm.recipe, place, arm.backend) for arm in arms]
     check_outputs([out], [data])
     pack = load_data(data)
     rows: list[dict[str, Any]] = []
     with Outputs() as outputs:
-        for variant, arm in zip(variants, arms, strict=True):
-            rows.append(variant_row(variant, arm, pack, place))
+        for variant, each in zip(variants, placed, strict=True):
+            rows.append(variant_row(variant, each, pack))
             print(told(rows[-1]), flush=True)
             result = {"environment": environment(place), "data": pack.name, "rows": rows}
             text = json.dumps(result, indent=1) + "\n"

@@ -22,15 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from speedyresnet.engine.backends import backends_of
+from speedyresnet.engine.device import pick_dtype
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, write_text
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import VIEWS, Activation, Recipe
 from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
+from speedyresnet.engine.setup import place_recipe, set_up
 from speedyresnet.engine.step import training_window
-from speedyresnet.engine.trainer import Trainer, pick_dtype, pick_kernels
+from speedyresnet.engine.trainer import Trainer
 
 from .compare import Arm, arm_of
 from .ladder import ladder
@@ -231,7 +234,8 @@ def accuracies(trimming: Trimming, arm: Arm, console: Console) -> list[float] | 
         return None
     plan = PoolPlan(runs=trimming.seeds, first_seed=0, validation=trimming.validation)
     pool = trimming.out.with_suffix(".runs") / f"{arm.recipe.hash}-{arm.backend}.jsonl"
-    runs = record_runs(arm.recipe, trimming.pack, trimming.device, arm.backend, plan, pool, console, trimming.outputs)
+    placed = place_recipe(arm.recipe, trimming.device, arm.backend)
+    runs = record_runs(placed, trimming.pack, plan, pool, console, trimming.outputs)
     found = {int(run["seed"]): float(run["accuracy"][arm.recipe.evaluation.view]) for run in runs}
     return [found[seed] for seed in plan.seeds]
 
@@ -288,7 +292,7 @@ def cut_first(row: dict[str, Any]) -> float:
 
 
 def _prepared(arm: Arm, trimming: Trimming) -> Trainer:
-    trainer = Trainer(arm.recipe, trimming.pack, trimming.device, arm.backend)
+    trainer = Trainer(set_up(arm.recipe, trimming.pack.facts, trimming.device, arm.backend), trimming.pack)
     trainer.prepare(seed=0)
     return trainer
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backends import AUTO, default_backend
+from .backends import AUTO
 from .checkpoint import DEFAULT_MINUTES, Checkpoint, CheckpointFile, read_checkpoint
 from .data import load_data
+from .device import pick_device
 from .errors import UserError, note
 from .evaluate import Accuracy
 from .files import check_outputs
@@ -21,7 +22,9 @@ from .recipe import Recipe, View
 from .recipe_checks import checked_recipe
 from .recipes import recipe as recipe_called
 from .record import RunRecord
-from .trainer import Display, Trainer, pick_device, pick_dtype
+from .setup import Setup, place_recipe
+from .trainer import Trainer
+from .watching import Display
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
@@ -102,22 +105,50 @@ def train(
     if type(seed) is not int or not MIN_SEED <= seed <= MAX_SEED:
         raise UserError(f"the seed {seed!r} must be an integer from {MIN_SEED} to {MAX_SEED}")
     begun = read_checkpoint(Path(resume)) if isinstance(resume, str | Path) else resume
-    resumed = begun.path if begun else None
-    file = resumed if checkpoint is None else Path(checkpoint)
-    checkpoints = CheckpointFile(file, checkpoint_minutes, display.note if display else note) if file else None
+    checkpoints = checkpoint_file(checkpoint, begun, checkpoint_minutes, display)
     read = [None if isinstance(data, Pack) else data, file_of(recipe) if isinstance(recipe, str) else None]
-    check_outputs([file], read)
+    check_outputs([checkpoints.path if checkpoints else None], read)
+    placed = place_recipe(made, pick_device(str(device)), backend)
     pack = data if isinstance(data, Pack) else load_data(data)
-    place = pick_device(str(device))
-    if begun:
-        executed = default_backend(place) if backend == AUTO else backend
-        begun.check_same_run(made, seed, pack, place, executed, pick_dtype(made, place))
-    trainer = Trainer(made, pack, place, backend)
-    record = trainer.run(seed, display, checkpoints=checkpoints, resume=begun)
+    setup = placed.with_data(pack.facts)
+    return train_set_up(setup, pack, seed=seed, display=display, checkpoints=checkpoints, resume=begun)
+
+
+def checkpoint_file(
+    path: str | Path | None, begun: Checkpoint | None, minutes: float, display: Display | None
+) -> CheckpointFile | None:
+    """Where checkpoints go: to `path`, else where the run that goes on came from; none: nowhere.
+
+    Raises:
+        UserError: too few minutes.
+    """
+    resumed = begun.path if begun else None
+    file = resumed if path is None else Path(path)
+    return CheckpointFile(file, minutes, display.note if display else note) if file else None
+
+
+def train_set_up(
+    setup: Setup,
+    pack: Pack,
+    *,
+    seed: int,
+    display: Display | None = None,
+    checkpoints: CheckpointFile | None = None,
+    resume: Checkpoint | None = None,
+) -> TrainedRun:
+    """Train one run of `setup` on `pack`, the data set that it was made for; see `train`.
+
+    Raises:
+        UserError: `resume` is of another run, or the backend fails.
+    """
+    if resume:
+        resume.check_same_run(setup, pack, seed)
+    trainer = Trainer(setup, pack)
+    record = trainer.run(seed, display, checkpoints=checkpoints, resume=resume)
     refused = checkpoints.refused if checkpoints else None
     if refused and display is None:
         note(refused)
-    state, dtype = trainer.reported_state(), trainer.dtype
+    state, dtype = trainer.reported_state(), setup.dtype
     return TrainedRun(record=record, net=trainer.net, state=state, pack=pack, dtype=dtype, refused=refused)
 
 

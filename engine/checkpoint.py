@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .device import dtype_name
 from .errors import UserError, note
 from .files import Outputs
 from .json_files import json_value
@@ -25,6 +27,7 @@ from .pack import Pack
 from .recipe import Recipe
 from .recipe_checks import checked_recipe
 from .record import HistoryRow, RunRecord, finite_values
+from .setup import Setup
 from .step import TrainingState
 from .tensor_file import Header, read_tensors, save_tensors
 from .typed_values import typed_value
@@ -65,18 +68,16 @@ class Checkpoint:
     progress: Progress
     tensors: dict[str, Tensor]
 
-    def check_same_run(
-        self, recipe: Recipe, seed: int, pack: Pack, device: torch.device, backend: str, dtype: torch.dtype
-    ) -> None:
+    def check_same_run(self, setup: Setup, pack: Pack, seed: int) -> None:
         """Raise UserError where this is a checkpoint of another run."""
         mine = self.progress
         pairs: dict[str, tuple[object, object]] = {
-            "recipe hash": (mine.recipe.hash, recipe.hash),
+            "recipe hash": (mine.recipe.hash, setup.recipe.hash),
             "seed": (mine.seed, seed),
             "data checksum": (mine.sha256, pack.sha256),
-            "device": (mine.device, device.type),
-            "backend": (mine.backend, backend),
-            "dtype": (mine.dtype, str(dtype).removeprefix("torch.")),
+            "device": (mine.device, setup.device.type),
+            "backend": (mine.backend, setup.backends[0]),
+            "dtype": (mine.dtype, dtype_name(setup.dtype)),
         }
         for name, (stored, given) in pairs.items():
             if stored != given:
@@ -201,3 +202,15 @@ class CheckpointFile:
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         save_tensors(self.path, state.changing_tensors(), metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Set when training has to stop for a moment: it is interrupted, or a checkpoint is due."""
+
+    interrupted: threading.Event
+    checkpoints: CheckpointFile
+
+    def is_set(self) -> bool:
+        """Whether it is time."""
+        return self.interrupted.is_set() or self.checkpoints.is_due()

@@ -23,16 +23,17 @@ from rich.table import Table
 
 from ..kernels import resources
 from ..kernels.resources import dumped_code
-from .api import MAX_SEED, MIN_SEED, TrainedRun
+from .api import MAX_SEED, MIN_SEED, TrainedRun, checkpoint_file
 from .api import evaluate as evaluate_model
-from .api import train as train_run
-from .backends import AUTO, BACKENDS, LOG, check_backend, default_backend
-from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Progress, read_checkpoint
+from .api import train_set_up as train_run
+from .backends import AUTO, BACKENDS, LOG
+from .checkpoint import DEFAULT_MINUTES, LEAST_MINUTES, Checkpoint, Progress, read_checkpoint
 from .contact_sheet import check_picture, save_contact_sheet
 from .data import default_data, load_data, pack_name, pack_source, skipped_told, writable_pack_path
+from .device import dtype_name, pick_device, pick_dtype
 from .display import FileProgress, print_result, training_display
 from .doctor import examination, examination_text
-from .downloads import DOWNLOADS, Download
+from .downloads import DOWNLOADS
 from .errors import Note, UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import Outputs, check_outputs, check_writable, write_text
@@ -50,9 +51,9 @@ from .recipes import registered_groups, registered_recipes
 from .record import claim_told
 from .schedules import plan
 from .settings import with_settings
+from .setup import PlacedRecipe, Setup, chosen_recipe, expected_data, place_recipe
 from .signals import handle_stopping, interrupt_flag, stop_code
 from .step import training_window
-from .trainer import fitting_plan, pick_device, pick_dtype, pick_kernels
 
 app = typer.Typer(
     add_completion=False,
@@ -227,11 +228,6 @@ def notes_console(quiet: bool = False) -> Console:
     return console if console.is_terminal else Console(**options, width=_FILE_COLUMNS)
 
 
-def default_recipe(device: torch.device) -> str:
-    """Name of the recipe that suits `device`."""
-    return "airbench94" if device.type == "cuda" else "pocket"
-
-
 def _data_called(name: str) -> Pack:
     with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
         return load_data(name, progress=progress)
@@ -254,6 +250,15 @@ def _with_those_of(
         begun.seed if seed is None else seed,
         data or begun.data,
     )
+
+
+def _placed_recipe(
+    begun: Checkpoint | None, recipe: str | None, settings: list[str] | None, device: str, backend: str
+) -> PlacedRecipe:
+    """What the options ask for; the recipe of the run that goes on where they name none and change nothing."""
+    if begun and not (recipe or settings):
+        return place_recipe(begun.progress.recipe, pick_device(device), backend)
+    return chosen_recipe(recipe, settings, device, backend)
 
 
 @app.command("train")
@@ -280,50 +285,45 @@ def train_command(
     begun = None if resume is None else read_checkpoint(resume)
     if begun:
         device, backend, seed, data = _with_those_of(begun.progress, device, backend, seed, data)
-    place, seed = pick_device(device), seed or 0
-    if begun and not (recipe or settings):
-        made = begun.progress.recipe
-    else:
-        made = recipe_called(recipe or default_recipe(place), settings or ())
-    check_backend(backend, place)
-    pick_kernels(made, place, pick_dtype(made, place), backend)
-    check_outputs([out, save, checkpoint or resume], [data or made.data, file_of(recipe)])
-    pack = _data_called(data) if data else _data_for(made)
-    fitting_plan(made, pack)  # before anything is printed
-    dtype = str(pick_dtype(made, place)).removeprefix("torch.")
-    console.print(
-        f"recipe {made.name} ({made.hash}), data {pack.name} ({len(pack.train_labels):,} + "
-        f"{len(pack.test_labels):,} images), device {place}, backend "
-        f"{default_backend(place) if backend == AUTO else backend}, {dtype}, seed {seed}",
-        highlight=False,
-    )
+    placed = _placed_recipe(begun, recipe, settings, device, backend)
+    check_outputs([out, save, checkpoint or resume], [data or placed.recipe.data, file_of(recipe)])
+    pack, seed = _data_called(data) if data else _data_for(placed.recipe), seed or 0
+    setup = placed.with_data(pack.facts)  # before anything is printed
+    console.print(_setup_told(setup, pack, seed), highlight=False)
     with contextlib.ExitStack() as stack:
         with training_display(console) as display:
-            run = train_run(
-                made, pack, device=place, backend=backend, seed=seed, display=display,
-                checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun,
-            )  # fmt: skip
+            checkpoints = checkpoint_file(checkpoint, begun, minutes, display)
+            run = train_run(setup, pack, seed=seed, display=display, checkpoints=checkpoints, resume=begun)
             stack.enter_context(interrupt_flag())  # from here on a signal waits until the result is kept
-        if run.record.status == "diverged":
-            advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
-            console.print(advice, highlight=False)
-        _keep_result(run, out, save, None if as_json else console)
+        _keep_result(run, out, save, console, as_json)
     raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": stop_code()}[run.record.status])
 
 
-def _keep_result(run: TrainedRun, out: Path | None, save: Path | None, console: Console | None) -> None:
+def _setup_told(setup: Setup, pack: Pack, seed: int) -> str:
+    """The line that `train` begins with."""
+    recipe, facts = setup.recipe, setup.data
+    return (
+        f"recipe {recipe.name} ({recipe.hash}), data {pack.name} ({facts.train_images:,} + {facts.test_images:,} "
+        f"images), device {setup.device}, backend {setup.backends[0]}, {dtype_name(setup.dtype)}, seed {seed}"
+    )
+
+
+def _keep_result(run: TrainedRun, out: Path | None, save: Path | None, console: Console, as_json: bool) -> None:
     """Write the files asked for, and print the result, as a table or as JSON, even where files are refused.
 
     Raises:
         UserError: files were refused, the last checkpoint too, and why.
     """
+    if run.record.status == "diverged":
+        advice = f"the loss is not finite from step {run.record.diverged_at_step} on: lower optimizer.learning_rate"
+        console.print(advice, highlight=False)
     with Outputs() as outputs:
         if out is not None:
             outputs.attempt(out, partial(run.record.write, out))
         if save is not None:
             outputs.attempt(save, partial(run.save, save))
         outputs.count(run.refused)
-        if console is None:
+        if as_json:
             print(run.record.to_json())
         else:
             print_result(console, run.record)
@@ -386,23 +386,16 @@ def export_command(
     )
 
 
-def _download_for(made: Recipe) -> Download:
-    """What is known of the data that a recipe is for; of CIFAR-10 where that is no download."""
-    return DOWNLOADS.get(made.data, DOWNLOADS["cifar10"])
-
-
 def _described(made: Recipe) -> dict[str, Any]:
     """What `recipes` tells of a recipe, on the data it is for, or on CIFAR-10 where that is no download.
 
     Memory is a GPU's. FLOPs are those of a training image, as in run records: of the window, where one is cropped out.
     """
-    source = _download_for(made)
-    train_images, test_images, classes = source.counts
-    height, width = training_window(made, source.size, source.size)
-    net = make_net(made, classes=classes, channels=3, dtype=pick_dtype(made, pick_device("cpu")), device="meta")
+    facts = expected_data(made)
+    height, width = training_window(made, *facts.image_size)
+    net = make_net(made, classes=facts.classes, channels=facts.channels, dtype=torch.float32, device="meta")
     parameters, trainable = parameter_counts(net)
-    schedule = plan(made, train_images)
-    images_shape = train_images + test_images, source.size, source.size, 3
+    schedule = plan(made, facts.train_images)
     return {
         "name": made.name,
         "summary": made.summary,
@@ -414,11 +407,9 @@ def _described(made: Recipe) -> dict[str, Any]:
         "parameters": parameters,
         "trainable_parameters": trainable,
         "forward_flops_per_image": forward_flops_per_image(
-            made, classes=classes, channels=3, height=height, width=width
+            made, classes=facts.classes, channels=facts.channels, height=height, width=width
         ),
-        "estimated_peak_bytes": estimated_peak_bytes(
-            made, classes=classes, images_shape=images_shape, dtype=pick_dtype(made, torch.device("cuda"))
-        ),
+        "estimated_peak_bytes": estimated_peak_bytes(made, facts, pick_dtype(made, torch.device("cuda"))),
         "steps": schedule.steps,
         "images_seen": schedule.steps * made.batch_size,
         "hash": made.hash,
@@ -443,7 +434,7 @@ def recipes_command(
     with Outputs() as outputs:
         if picture is not None:
             labelled = {each.name.removeprefix(f"{name}/"): each for each in made}
-            images = _download_for(made[0]).counts[0]
+            images = expected_data(made[0]).train_images
             title = f"{name}, {images:,} training images"
             outputs.attempt(picture, partial(save_learning_rates, title, labelled, images, picture))
         if as_json:
@@ -466,8 +457,8 @@ def _recipes_called(name: str | None) -> list[Recipe]:
 @app.command("doctor")
 def doctor_command(as_json: JsonOption = False) -> None:
     """What this machine can do, and how to get what is missing."""
-    place = pick_device("auto")
-    facts = examination(recipe_called(default_recipe(place)), place)
+    placed = chosen_recipe(None, None, "auto")
+    facts = examination(placed.with_data(expected_data(placed.recipe)))
     print(json.dumps(facts, indent=1) if as_json else examination_text(facts))
 
 

@@ -7,38 +7,37 @@ from typing import Any
 import torch
 
 from ..kernels.language import AVAILABLE
-from .backends import BACKENDS, backend_obstacle, cpp_compiler, default_backend
+from .backends import BACKENDS, backend_obstacle, cpp_compiler
 from .data import cache_folder
+from .device import dtype_name
 from .errors import UserError
 from .files import check_writable
-from .recipe import Recipe
 from .record import environment
-from .trainer import pick_dtype, pick_kernels
+from .setup import Setup
 
 CACHE_VARIABLE = "SPEEDYRESNET_CACHE"
 _COLUMNS = 80
 _PACKS_SHOWN = 6
 
 
-def examination(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def examination(setup: Setup) -> dict[str, Any]:
     """Everything `doctor` tells, as plain values: sizes in bytes; none where something is missing.
 
     Args:
-        recipe: the one taken where none is asked for.
-        device: likewise.
+        setup: of the recipe and the device that are taken where none is asked for.
     """
-    dtype = pick_dtype(recipe, device)
+    device = setup.device
     facts = {
         "environment": environment(device),
         "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         "compiler": cpp_compiler(),
         "backends": {name: backend_obstacle(name, device) for name in BACKENDS},
         "default": {
-            "recipe": recipe.name,
+            "recipe": setup.recipe.name,
             "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "backend": default_backend(device),
-            "kernels": pick_kernels(recipe, device, dtype),
+            "dtype": dtype_name(setup.dtype),
+            "backend": setup.backends[0],
+            "kernels": setup.kernels,
         },
         "cache": _cache(),
     }

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .nets import make_net
+from .pack import DataFacts
 from .recipe import Augmentation, Recipe
 from .schedules import plan
 from .step import TrainingState, training_step
@@ -41,26 +42,26 @@ class _LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def estimated_peak_bytes(
-    recipe: Recipe, *, classes: int, images_shape: tuple[int, int, int, int], dtype: torch.dtype
-) -> int:
+def estimated_peak_bytes(recipe: Recipe, facts: DataFacts, dtype: torch.dtype) -> int:
     """Most bytes in use at once in an eager step with plain PyTorch: data, weights, optimizer, average, activations.
 
     Left out: what the device itself, cuDNN and cuBLAS need, and what the allocator loses to fragmentation.
 
     Args:
         recipe: of the run; of its augmentation only the crop counts, the rest never needs the most.
-        classes: of the data set.
-        images_shape: N, H, W, C of all uint8 images on the device, for training and for testing.
+        facts: of the data set, all of whose images are on the device.
         dtype: of the activations.
     """
     augmentation = Augmentation(crop=recipe.augmentation.crop, padding=0, flip="none")
     recipe = dataclasses.replace(recipe, augmentation=augmentation)
-    count, *_, channels = images_shape
+    count, channels = facts.train_images + facts.test_images, facts.channels
     bytes_in_use = _LiveBytes()
     with torch.device("meta"), bytes_in_use:
-        net = make_net(recipe, classes=classes, channels=channels, dtype=dtype, device="meta").train()
-        data = torch.empty(images_shape, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+        net = make_net(recipe, classes=facts.classes, channels=channels, dtype=dtype, device="meta").train()
+        data = (
+            torch.empty((count, *facts.image_size, channels), dtype=torch.uint8),
+            torch.empty(count, dtype=torch.int64),
+        )
         mean_and_std = [0.5] * channels, [0.25] * channels
         state = TrainingState(net, recipe, plan(recipe, count), *data, *mean_and_std, dtype)
         training_step(state, whitening_bias=recipe.net.whitening_bias, cutmix=False)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..kernels.augment import normalisation
+from .device import DTYPES, dtype_name
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, device_scores, forward_of, read_scores
 from .evaluation_data import Wanted, evaluation_data
@@ -24,7 +25,6 @@ from .pack import Pack
 from .recipe import VIEWS, Recipe, View
 from .recipe_checks import recipe_from_dict
 from .tensor_file import DTYPE_NAMES, Header, read_tensors, save_tensors
-from .trainer import DTYPES
 
 FORMAT = "speedyresnet.model/1"
 
@@ -82,7 +82,7 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
         "mean": json.dumps(pack.mean),
         "std": json.dumps(pack.std),
         "image_size": json.dumps(pack.image_size),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }
     save_tensors(path, state, metadata)
 

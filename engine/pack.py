@@ -32,6 +32,19 @@ DTYPES = {
 ROWS_PER_SUM = 128
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What of a data set decides how a recipe is run on it."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    channels: int
+    """Of an image: 3 for colour."""
+    classes: int
+    train_images: int
+    test_images: int
+
+
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pack:
@@ -74,6 +87,17 @@ class Pack:
     def channels(self) -> int:
         """Channels of an image: 3 for colour."""
         return self.train_images.shape[3]
+
+    @property
+    def facts(self) -> DataFacts:
+        """What a run is set up from."""
+        return DataFacts(
+            image_size=self.image_size,
+            channels=self.channels,
+            classes=self.num_classes,
+            train_images=len(self.train_labels),
+            test_images=len(self.test_labels),
+        )
 
 
 def make_pack(

@@ -11,295 +11,73 @@ logged is read after the last clock has stopped.
 
 import dataclasses
 import itertools
-import math
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels.language import AVAILABLE, INTERPRETED
-from ..kernels.stem import takes_stem
-from .backends import (
-    AUTO,
-    CAPTURING,
-    LOG,
-    BackendError,
-    Variant,
-    check_backend,
-    default_backends,
-    make_scorer,
-    make_step,
-    most_common_variant,
-    variant_of_step,
-    variants_of,
-)
-from .checkpoint import Checkpoint, CheckpointFile
+from .backends import LOG, BackendError, Variant, make_step, most_common_variant, variant_of_step, variants_of
+from .checkpoint import Checkpoint, CheckpointFile, Pause
 from .compiler_cache import compiled_code
-from .errors import UserError
-from .evaluate import Accuracy, LabelledImages, Scores, read_scores
+from .device import Marks, synchronize
+from .evaluate import Accuracy, LabelledImages
+from .evaluator import Evaluator
 from .graphs import forget_memory
 from .import_clock import import_seconds
 from .init import reset_parameters, whitening_filters
-from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_map_size, make_net, parameter_counts
+from .nets import SpeedyResNet, make_net
 from .pack import Pack
-from .recipe import Recipe, View
-from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
-from .schedules import Plan, plan
+from .record import HistoryRow, RunRecord, peak_bytes
+from .run_records import epoch_row, new_record, note_divergence, read_history
+from .setup import Setup
 from .signals import interrupt_flag
-from .step import REFERENCE_KERNELS, TrainingState, training_window
-
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-
-
-class Display(Protocol):
-    """Who wants to know how a run goes. Called from the training loop: `step` has to be quick."""
-
-    def start(self, steps: int) -> None:
-        """Training begins."""
-
-    def step(self, step: int) -> None:
-        """So many steps are issued."""
-
-    def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
-
-    def note(self, text: str) -> None:
-        """Something else is going on."""
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def start(self, steps: int) -> None:
-        """Training begins."""
-
-    def step(self, step: int) -> None:
-        """So many steps are issued."""
-
-    def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
-
-    def note(self, text: str) -> None:
-        """Something else is going on."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`, made ready; `auto` is the GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: unknown device, or CUDA asked for and absent.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise UserError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA GPUs")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # a few shapes, met hundreds of times: let cuDNN try its ways
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # kernels are launched on the current device, wherever their tensors are
-    return device
-
-
-def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations that `recipe` means on `device`."""
-    if recipe.dtype != "auto":
-        return DTYPES[recipe.dtype]
-    if device.type == "cuda":
-        return torch.float16
-    able = torch.cpu.get_capabilities()
-    fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
-    return torch.bfloat16 if recipe.optimizer.master_weights and fast else torch.float32
-
-
-def pick_kernels(
-    recipe: Recipe, device: torch.device, dtype: torch.dtype, backend: str = "eager", channels: int = 3
-) -> dict[str, str]:
-    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch, as is the net in TorchScript.
-
-    Args:
-        recipe: what is asked for.
-        device: where it runs.
-        dtype: of weights and activations.
-        backend: how a step is executed.
-        channels: of the images.
-
-    Raises:
-        UserError: kernels=triton where they cannot run.
-    """
-    if not AVAILABLE:
-        obstacle = "needs Triton, which is not installed here"
-    elif device.type != "cuda" and not INTERPRETED:
-        obstacle = "needs a CUDA GPU"
-    elif dtype == torch.float64:
-        obstacle = "takes no float64"
-    else:
-        obstacle = None
-    if recipe.kernels == "triton" and obstacle:
-        raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
-    chosen = recipe.kernels == "triton" or (recipe.kernels == "auto" and device.type == "cuda")
-    kernels = dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
-    net = recipe.net
-    taps = 3 * net.whitening_kernel**2  # images have at most 3 channels
-    other_layout = net.memory_format != "channels_last"
-    if other_layout or net.whitening_padding or not (taps and takes_stem(taps, 2 * taps, net.whitening_stride)):
-        kernels["stem"] = "reference"
-    if other_layout or net.batch_norm_precision == "native":
-        kernels["batch_norm_act"] = "reference"
-    if kernels["batch_norm_act"] == "reference" or net.pool != "before_norm" or net.pre_activation_blocks:
-        kernels["pool_batch_norm_act"] = "reference"
-    fuses_convolution = net.pool == "before_norm" and net.first_kernel == 3 and not net.pre_activation_blocks
-    if other_layout or not fuses_convolution or not _prefers_convolution_pool(recipe, device, dtype, channels):
-        kernels["convolution_pool"] = "reference"
-    if backend == "torchscript":
-        kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}
-    return kernels
-
-
-def _prefers_convolution_pool(recipe: Recipe, device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    """Whether to use `convolution_pool` where it fits: on a GPU it is made for the tensor cores of Hopper.
-
-    `auto` takes it where it has been measured, behind 24 whitening filters: a run of `speedy` on an H100 takes 0.839
-    instead of 0.907 seconds (sum of its steps, backend `capture`).
-    """
-    net = recipe.net
-    if device.type != "cuda":
-        return recipe.kernels == "triton"
-    if dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(device) != (9, 0):
-        return False
-    filters = channels * net.whitening_kernel**2 * (2 if net.whitening_sign_pairs else 1)
-    return recipe.kernels == "triton" or (filters == 24 and not net.project_width)
-
-
-def check_fit(recipe: Recipe, height: int, width: int) -> None:
-    """Raise UserError where the net or the augmentation of `recipe` cannot take images of this size."""
-    augmentation, room = recipe.augmentation, 2 * recipe.augmentation.padding
-    if augmentation.padding >= min(height, width):
-        raise UserError(
-            f"augmentation.padding={augmentation.padding} must be smaller than images of {min(height, width)} pixels"
-        )
-    if augmentation.crop > min(height, width) + room:
-        raise UserError(
-            f"augmentation.crop={augmentation.crop} exceeds images of {height} x {width} pixels padded to "
-            f"{height + room} x {width + room}"
-        )
-    check_image_size(recipe.net, height, width)  # which evaluation takes whole
-    _check_window_fit(recipe, *training_window(recipe, height, width))
-
-
-def _check_window_fit(recipe: Recipe, height: int, width: int) -> None:
-    """Raise UserError where the net or the augmentation of `recipe` cannot take windows of this size."""
-    augmentation, side = recipe.augmentation, min(height, width)
-    for size in augmentation.sizes:
-        if size > side:
-            raise UserError(f"augmentation.sizes: windows of {height} x {width} pixels cannot be scaled down to {size}")
-    for size in {0, *augmentation.sizes}:
-        rows, columns = size or height, size or width
-        check_image_size(recipe.net, rows, columns)
-        groups = recipe.net.batch_norm_groups
-        if recipe.batch_size // groups * math.prod(last_map_size(recipe.net, rows, columns)) < 2:
-            raise UserError(
-                f"batch_size={recipe.batch_size} leaves batch norm one value of {rows} x {columns} pixels; "
-                f"set it to {2 * groups} or more"
-            )
-    for name in ("cutout", "cutmix"):
-        if getattr(augmentation, name) > side:
-            raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds windows of {side} pixels")
-
-
-def fitting_plan(recipe: Recipe, pack: Pack) -> Plan:
-    """The plan of `recipe` on `pack`; raises UserError where its net, augmentation or batches do not fit the images."""
-    check_fit(recipe, *pack.image_size)
-    return plan(recipe, len(pack.train_labels))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Marks:
-    """Moments in the work of a device, taken without waiting for it.
-
-    Args:
-        device: on CUDA a mark is an event between two kernels; on a CPU, which is never behind, it is the time.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[Any] = []
-
-    def add(self) -> None:
-        """Mark the end of all work that has been issued."""
-        if self._device.type == "cuda":
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record()
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Seconds from the first mark to each later one; the device has to be done with its work."""
-        if self._device.type == "cuda":
-            return [self._marks[0].elapsed_time(mark) / 1e3 for mark in self._marks[1:]]
-        return [mark - self._marks[0] for mark in self._marks[1:]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Set when training has to stop for a moment: it is interrupted, or a checkpoint is due."""
-
-    interrupted: threading.Event
-    checkpoints: CheckpointFile
-
-    def is_set(self) -> bool:
-        """Whether it is time."""
-        return self.interrupted.is_set() or self.checkpoints.is_due()
+from .step import TrainingState
+from .watching import Display, Silent
 
 
 class Trainer:
     """A recipe, a data set and a device made ready; `run(seed)` as often as wanted.
 
     Args:
-        recipe: what to do.
-        pack: the data set.
-        device: where.
-        backend: see `backends.py`.
+        setup: what to do, where and how.
+        pack: the data set that it was made for.
 
     Raises:
-        UserError: data that does not fit the recipe, or a backend this machine cannot run.
+        BackendError: the backend that was asked for fails, or all that `auto` tries.
     """
 
-    def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
+    def __init__(self, setup: Setup, pack: Pack) -> None:
         started = time.perf_counter()
-        check_backend(backend, device)
-        self.requested = {"backend": backend, "kernels": recipe.kernels}
-        self.plan = fitting_plan(recipe, pack)
-        self.recipe, self.pack, self.device = recipe, pack, device
-        self.dtype = pick_dtype(recipe, device)
-        self.kernels = pick_kernels(recipe, device, self.dtype, backend, pack.channels)
-        net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
-        self.state = TrainingState(
+        self.setup, self.pack = setup, pack
+        self.recipe, self.plan, self.device = setup.recipe, setup.plan, setup.device
+        self.dtype, self.kernels, self.requested = setup.dtype, setup.kernels, setup.requested
+        self.state = self._new_state()
+        self._test = LabelledImages(
+            images=torch.randint(0, 256, pack.test_images.shape, dtype=torch.uint8, device=self.device),
+            labels=torch.zeros(len(pack.test_labels), dtype=torch.int64, device=self.device),
+            scale=self.state.scale,
+            shift=self.state.shift,
+            dtype=self.dtype,
+        )
+        self._build_steps(setup.backends)
+        self.state.images.copy_(pack.train_images)
+        self.state.labels.copy_(pack.train_labels)
+        self._test.images.copy_(pack.test_images)
+        self._test.labels.copy_(pack.test_labels)
+        synchronize(self.device)
+        self.build_seconds = import_seconds() + time.perf_counter() - started
+
+    def _new_state(self) -> TrainingState:
+        """The state of the run on random pixels: no pixel of the data set is read before its clocks run."""
+        pack, device = self.pack, self.device
+        net = make_net(self.recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
+        return TrainingState(
             net,
-            recipe,
+            self.recipe,
             self.plan,
             torch.randint(0, 256, pack.train_images.shape, dtype=torch.uint8, device=device),
             torch.zeros(len(pack.train_labels), dtype=torch.int64, device=device),
@@ -308,20 +86,6 @@ class Trainer:
             self.dtype,
             self.kernels,
         )
-        self._test = LabelledImages(
-            images=torch.randint(0, 256, pack.test_images.shape, dtype=torch.uint8, device=device),
-            labels=torch.zeros(len(pack.test_labels), dtype=torch.int64, device=device),
-            scale=self.state.scale,
-            shift=self.state.shift,
-            dtype=self.dtype,
-        )
-        self._build_steps(default_backends(device) if backend == AUTO else (backend,))
-        self.state.images.copy_(pack.train_images)
-        self.state.labels.copy_(pack.train_labels)
-        self._test.images.copy_(pack.test_images)
-        self._test.labels.copy_(pack.test_labels)
-        synchronize(device)
-        self.build_seconds = import_seconds() + time.perf_counter() - started
 
     @property
     def net(self) -> SpeedyResNet:
@@ -361,10 +125,9 @@ class Trainer:
     def _warm_up(self, backend: str) -> None:
         """Do everything once on random pixels, so that compilation and the libraries' own set-up are over."""
         self.backend = backend
-        self._scorers: dict[tuple[str, View], Callable[[], dict[str, Tensor]]] = {}
-        self._steps = {
-            variant: make_step(self.state, self.backend, variant) for variant in variants_of(self.recipe, self.plan)
-        }
+        variants = variants_of(self.recipe, self.plan)
+        self._steps = {variant: make_step(self.state, backend, variant) for variant in variants}
+        self._evaluator = Evaluator(self.state, self._test, backend)
         with compiled_code(self.recipe, backend, self.device):
             self._run_everything_once()
 
@@ -373,14 +136,7 @@ class Trainer:
         self.net.train()
         for step in self._steps.values():
             step()
-        self.net.eval()
-        settings, whole = self.recipe.evaluation, self._test
-        if self.backend in CAPTURING:
-            self.evaluate()
-        else:  # one batch sets everything up
-            few = slice(0, settings.batch_size)
-            part = dataclasses.replace(whole, images=whole.images[few], labels=whole.labels[few])
-            make_scorer(self.state, self.backend, self._other_weights(settings.weights), part, settings.view)()
+        self._evaluator.warm_up()
 
     def prepare(self, seed: int) -> float:
         """Reset everything for a run with `seed`; returns the seconds it took."""
@@ -403,10 +159,9 @@ class Trainer:
         validate: bool = True,
         checkpoints: CheckpointFile | None = None,
     ) -> None:
-        """The training loop over the prepared state, from where `record` is; a signal to stop ends it with what is
-        done.
+        """Run the training loop over the prepared state, from where `record` is.
 
-        Fills in the status, steps, train clock and history of `record`.
+        Fills in the status, steps, train clock and history of `record`. A signal to stop ends the loop early.
         """
         display.start(self.plan.steps)
         if checkpoints:
@@ -419,11 +174,10 @@ class Trainer:
                 stopped = interrupted.is_set()
                 if stopped and checkpoints:
                     checkpoints.attempt(self.state, record, again=False)
-                if record.steps > epoch * self.plan.steps_per_epoch:
-                    record.history.append(self._validated_row(epoch, record, validate=validate and not stopped))
-                    display.epoch(record.history[-1])
-                    if not math.isfinite(record.history[-1].loss):
-                        record.status, record.diverged_at_step = "diverged", self._first_bad_step()
+                if row := self._row(epoch, record, validate=validate and not stopped):
+                    record.history.append(row)
+                    display.epoch(row)
+                    if note_divergence(record, self.state):
                         return
                 if stopped:
                     return
@@ -461,10 +215,10 @@ class Trainer:
         record.seconds.train = (record.seconds.train or 0.0) + time.perf_counter() - started
 
     def _train_unwatched(self, record: RunRecord, marks: Marks) -> None:
-        """Issue all steps without waiting for the device, then wait once; a signal to stop ends it with what is
-        issued.
+        """Issue all steps without waiting for the device, then wait once.
 
-        Fills in the status, steps and train clock of `record`; `marks` gets the start and the end of each epoch.
+        Fills in the status, steps and train clock of `record`; `marks` gets the start and the end of each epoch. A
+        signal to stop ends the loop early.
         """
         with interrupt_flag() as interrupted:
             started = time.perf_counter()
@@ -483,48 +237,19 @@ class Trainer:
 
     def _read_history(self, record: RunRecord, marks: Marks) -> None:
         """Fill in the history of a run that nobody watched, and whether it diverged."""
-        losses, correct = (log[: record.steps].double().cpu() for log in (self.state.loss_log, self.state.correct_log))
-        for epoch, seconds in enumerate(marks.seconds()):
-            first, last = epoch * self.plan.steps_per_epoch, min(self.plan.epoch_ends()[epoch], record.steps)
-            if last > first:
-                record.history.append(self._history_row(epoch, last, losses[first:last], correct[first:last], seconds))
-        if record.status == "finished" and not all(math.isfinite(row.loss) for row in record.history):
-            record.status, record.diverged_at_step = "diverged", self._first_bad_step()
+        record.history = read_history(self.state, record.steps, marks)
+        if record.status == "finished":
+            note_divergence(record, self.state)
 
-    def _first_bad_step(self) -> int:
-        """The first step, counted from 1, whose loss is not finite."""
-        return int((~torch.isfinite(self.state.loss_log)).nonzero()[0]) + 1
-
-    def _history_row(self, epoch: int, last: int, losses: Tensor, correct: Tensor, seconds: float) -> HistoryRow:
-        """The row of an epoch without validation.
-
-        Args:
-            epoch: counted from 0.
-            last: number of steps done at its end.
-            losses: of its steps, in double precision.
-            correct: images of each step that were classified correctly, in double precision.
-            seconds: of the train clock at its end.
-        """
-        return HistoryRow(
-            epoch=epoch + 1,
-            step=last,
-            loss=float(losses.mean()),
-            lr=self.plan.learning_rate[last - 1] * self.recipe.optimizer.convolution_learning_rate,
-            seconds=seconds,
-            train_accuracy=float(correct.mean()) / self.recipe.batch_size,
-        )
-
-    def _validated_row(self, epoch: int, record: RunRecord, *, validate: bool) -> HistoryRow:
-        """The row of the epoch that just ended, read from the logs, and validation if that is wanted and due."""
-        first, last = epoch * self.plan.steps_per_epoch, record.steps
-        losses, correct = (log[first:last].double() for log in (self.state.loss_log, self.state.correct_log))
-        row = self._history_row(epoch, last, losses, correct, record.seconds.train or 0.0)
+    def _row(self, epoch: int, record: RunRecord, *, validate: bool) -> HistoryRow | None:
+        """The row of the epoch that just ended, with validation if that is wanted and due; None without any step."""
+        row = epoch_row(self.state, epoch, record.steps, record.seconds.train or 0.0)
         every = self.recipe.evaluation.every
-        if not (validate and every > 0 and (epoch + 1) % every == 0):
+        if row is None or not (validate and every > 0 and (epoch + 1) % every == 0):
             return row
-        live = self.scores("live")
+        live = self._evaluator.scores("live")
         started = self.plan.first_averaging_epoch
-        averaged = self.scores("averaged") if started is not None and epoch >= started else None
+        averaged = self._evaluator.scores("averaged") if started is not None and epoch >= started else None
         return dataclasses.replace(
             row,
             val_loss=live.loss,
@@ -532,25 +257,9 @@ class Trainer:
             averaged_accuracy=averaged.accuracy["single_view"] if averaged else None,
         )
 
-    def scores(self, weights: str, view: View = "single_view") -> Scores:
-        """Accuracy and loss on all test images of the `live` or `averaged` weights; leaves the net evaluating."""
-        self.net.eval()
-        if (weights, view) not in self._scorers:
-            other = self._other_weights(weights)
-            self._scorers[weights, view] = make_scorer(self.state, self.backend, other, self._test, view)
-        return read_scores(self._scorers[weights, view](), len(self._test.labels))
-
-    def _other_weights(self, weights: str) -> dict[str, Tensor] | None:
-        """What to evaluate instead of the net's own parameters and buffers, by name."""
-        return self.state.averaged_state() if weights == "averaged" else None
-
     def evaluate(self) -> tuple[Accuracy, float]:
         """The recipe's final evaluation, and the seconds it took."""
-        started = time.perf_counter()
-        settings = self.recipe.evaluation
-        accuracy = self.scores(settings.weights, settings.view).accuracy
-        synchronize(self.device)
-        return Accuracy(weights=settings.weights, **accuracy), time.perf_counter() - started
+        return self._evaluator.evaluate()
 
     def reported_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the weights that the recipe reports, by name."""
@@ -600,6 +309,10 @@ class Trainer:
                 record.seconds.wall = None if resume else time.perf_counter() - started
         except KeyboardInterrupt:
             record.status = "diverged" if record.status == "diverged" else "interrupted"
+        return self._completed(record, marks)
+
+    def _completed(self, record: RunRecord, marks: Marks | None) -> RunRecord:
+        """`record` with what is read once all clocks have stopped."""
         if marks:
             self._read_history(record, marks)
         record.images_seen = record.steps * self.recipe.batch_size
@@ -608,35 +321,6 @@ class Trainer:
 
     def new_record(self, seed: int) -> RunRecord:
         """The record of a run that has not begun."""
-        pack = self.pack
-        height, width = training_window(self.recipe, *pack.image_size)
-        parameters, trainable = parameter_counts(self.net)
-        flops = forward_flops_per_image(
-            self.recipe, classes=pack.num_classes, channels=pack.channels, height=height, width=width
-        )
-        return RunRecord(
-            status="interrupted",
-            recipe=self.recipe,
-            data={
-                "name": pack.name,
-                "sha256": pack.sha256,
-                "train_images": len(pack.train_labels),
-                "test_images": len(pack.test_labels),
-                "classes": pack.num_classes,
-            },
-            seed=seed,
-            device=str(self.device),
-            backend=self.backend,
-            dtype=str(self.dtype).removeprefix("torch."),
-            kernels=self.kernels,
-            requested=self.requested,
-            environment=environment(self.device),
-            model={
-                "parameters": parameters,
-                "trainable_parameters": trainable,
-                "forward_flops_per_image": flops,
-            },
-            memory={"peak_bytes": None},
-            seconds=Seconds(build=self.build_seconds),
-            accuracy=Accuracy(weights=self.recipe.evaluation.weights),
+        return new_record(
+            self.setup, self.pack, self.net, seed=seed, backend=self.backend, build_seconds=self.build_seconds
         )

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_checks import Capturable
+from trainers import trainer_of
 
 from speedyresnet.engine import backends, graphs, recipe, train
 from speedyresnet.engine.backends import (
@@ -29,10 +30,10 @@ from speedyresnet.engine.backends import (
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
-from speedyresnet.engine.trainer import Trainer, pick_kernels
 from speedyresnet.kernels.language import AVAILABLE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -216,13 +217,13 @@ SMALL = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
 
 
 def test_auto_goes_on_eagerly_and_says_so(small_pack, monkeypatch):
-    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: ("compile", "eager"))
+    monkeypatch.setattr("speedyresnet.engine.setup.default_backends", lambda _: ("compile", "eager"))
     monkeypatch.setattr(torch, "compile", lambda step, **_: failing)
     with pytest.warns(UserWarning, match="Going on with eager"):
-        trainer = Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto")
+        trainer = trainer_of(recipe("airbench94", SMALL), small_pack, backend="auto")
     assert trainer.backend == "eager"
     with pytest.raises(BackendError):
-        Trainer(recipe("airbench94", SMALL), small_pack, CPU, "compile")
+        trainer_of(recipe("airbench94", SMALL), small_pack, backend="compile")
 
 
 # -- what a CUDA graph holds, on a CPU
@@ -350,7 +351,7 @@ def test_a_captured_run_is_an_eager_run(small_pack, cuda, monkeypatch):
     monkeypatch.setattr(backends, "backend_obstacle", lambda *_: None)
     settings = "batch_size=128", "epochs=0.4", "optimizer.whitening_bias_epochs=0.2"
     made = recipe("airbench94", [*SMALL, *settings])
-    eager, captured = (Trainer(made, small_pack, CPU, backend) for backend in ("eager", "capture"))
+    eager, captured = (trainer_of(made, small_pack, backend=backend) for backend in ("eager", "capture"))
     captured.evaluate()
     assert len(cuda.graphs) == 3  # two kinds of steps and the evaluation, before any run
     for seed in (1, 2):
@@ -378,7 +379,7 @@ def default_of_a_gpu(cuda, monkeypatch):
         alive.extend(each() is not None for each in left)
         training_step(state, **options)
 
-    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: default_backends(GPU))
+    monkeypatch.setattr("speedyresnet.engine.setup.default_backends", lambda _: default_backends(GPU))
     monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
     monkeypatch.setattr(backends, "training_step", step)
     return alive
@@ -387,7 +388,7 @@ def default_of_a_gpu(cuda, monkeypatch):
 def warnings_of_auto(small_pack):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        trainer = Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto")
+        trainer = trainer_of(recipe("airbench94", SMALL), small_pack, backend="auto")
     return trainer, [str(each.message) for each in found if each.category is UserWarning]
 
 
@@ -427,7 +428,7 @@ def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pac
     assert "not permitted when stream is capturing" in told[0]
     record = trainer.run(seed=1, validate=False)
     assert (record.status, record.backend, record.requested["backend"]) == ("finished", "capture", "auto")
-    assert record.accuracy == Trainer(trainer.recipe, small_pack, CPU, "eager").run(seed=1, validate=False).accuracy
+    assert record.accuracy == trainer_of(trainer.recipe, small_pack).run(seed=1, validate=False).accuracy
     captured = [graph for graph in cuda.graphs if graph.replays]
     assert captured
     assert all(graph.pool is graphs.memory_of(trainer.state).pool for graph in captured)
@@ -459,9 +460,9 @@ def test_whatever_a_compiler_raises_is_one_line_and_a_traceback(small_pack, make
     step = make_step(make_state(), "compile", Variant(whitening_bias=True, cutmix=False))
     with pytest.raises(BackendError, match=r"--backend compile failed at .*out of resource.*use --backend eager"):
         step()
-    monkeypatch.setattr("speedyresnet.engine.trainer.default_backends", lambda _: ("compile", "eager"))
+    monkeypatch.setattr("speedyresnet.engine.setup.default_backends", lambda _: ("compile", "eager"))
     with caplog.at_level("DEBUG", "speedyresnet"), pytest.warns(UserWarning, match="Going on with eager"):
-        assert Trainer(recipe("airbench94", SMALL), small_pack, CPU, "auto").backend == "eager"
+        assert trainer_of(recipe("airbench94", SMALL), small_pack, backend="auto").backend == "eager"
     assert "raise kind(" in caplog.text
 
 
@@ -598,7 +599,7 @@ def test_the_graphs_of_a_state_use_the_same_memory(make_state):
 @pytest.mark.parametrize("backend", ["capture", "graph"])
 def test_a_captured_run_learns_and_takes_a_new_seed(small_pack, backend):
     made = recipe("airbench94", ["batch_size=64", "epochs=8"])
-    trainer = Trainer(made, small_pack, GPU, backend)
+    trainer = trainer_of(made, small_pack, GPU, backend)
     assert trainer.backend == backend
     accuracies = [trainer.run(seed).accuracy.six_view for seed in (0, 1)]
     assert min(accuracies) > 0.4
@@ -617,11 +618,11 @@ def test_after_a_real_capture_that_fails_auto_captures_and_trains(small_pack, mo
         return asked
 
     made = recipe("airbench94", ["batch_size=64", "epochs=8"])
-    before = Trainer(made, small_pack, GPU, "capture")
+    before = trainer_of(made, small_pack, GPU, "capture")
     with monkeypatch.context() as patches:
         patches.setattr(torch, "compile", asking)
         with pytest.warns(UserWarning, match=r"--backend graph failed at .*Going on with capture"):
-            trainer = Trainer(made, small_pack, GPU, "auto")
+            trainer = trainer_of(made, small_pack, GPU, "auto")
     assert trainer.backend == "capture"
     torch.cuda.empty_cache()
     torch.rand(1, device=GPU)
@@ -629,4 +630,4 @@ def test_after_a_real_capture_that_fails_auto_captures_and_trains(small_pack, mo
         record = each.run(seed=0, validate=False)
         assert record.accuracy.six_view > 0.4
     assert trainer.run(seed=0, validate=False).requested["backend"] == "auto"
-    assert Trainer(made, small_pack, GPU, "capture").run(seed=1, validate=False).accuracy.six_view > 0.4
+    assert trainer_of(made, small_pack, GPU, "capture").run(seed=1, validate=False).accuracy.six_view > 0.4

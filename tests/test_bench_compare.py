@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from speedyresnet.bench.compare import OWN_VIEW, Arm, arm_of, check_arms, compare_runs, comparison, print_comparison
+from speedyresnet.bench.compare import OWN_VIEW, Arm, arm_of, compare_runs, comparison, place_arms, print_comparison
 from speedyresnet.bench.pool import BASE, PoolPlan, read_pool
 from speedyresnet.bench.statistics import Interval, mean_interval
 from speedyresnet.bench.verdicts import seconds_per_tenth_point, verdict_on
@@ -24,7 +24,7 @@ def arms_of(variants=VARIANTS, settings=TINY):
 
 
 def compare(pack, out, plan=PLAN, settings=TINY):
-    return compare_runs(arms_of(plan.variants, settings), pack, CPU, plan, out, Console(quiet=True))
+    return compare_runs(place_arms(arms_of(plan.variants, settings), None, CPU), pack, plan, out, Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +231,12 @@ def test_what_a_variant_says(tmp_path):
 
 def test_arms_that_are_the_same_are_refused():
     with pytest.raises(UserError, match=r"'net.residual=none' is the same as 'base'"):
-        check_arms(arms_of(["net.residual=none"]), None, CPU)
+        place_arms(arms_of(["net.residual=none"]), None, CPU)
     with pytest.raises(UserError, match="the same as"):
-        check_arms(arms_of(["backend=auto"]), None, CPU)  # which is eager here
+        place_arms(arms_of(["backend=auto"]), None, CPU)  # which is eager here
     with pytest.raises(UserError, match="six_view is not measured"):
-        check_arms(arms_of(), "six_view", CPU)
-    check_arms(arms_of(), "mirror", CPU)
+        place_arms(arms_of(), "six_view", CPU)
+    place_arms(arms_of(), "mirror", CPU)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from speedyresnet.bench.traffic import Operation, evaluation_operations, step_op
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.backends import Variant
 from speedyresnet.engine.schedules import plan
+from speedyresnet.engine.setup import place_recipe
 from speedyresnet.engine.step import REFERENCE_KERNELS
 from speedyresnet.kernels.language import AVAILABLE
 from speedyresnet.kernels.resources import compile_cases
@@ -490,7 +491,7 @@ def test_a_table_is_recorded_from_what_the_profiler_sees(small_pack, monkeypatch
     monkeypatch.setattr(kernel_recording, "recorded_trace", trace_of)
     monkeypatch.setattr(kernel_recording, "measured_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr(kernel_recording.Trainer, "counted_steps", property(counted))
-    table = record_table(made, small_pack, CPU, "eager", 3)
+    table = record_table(place_recipe(made, CPU, "eager"), small_pack, 3)
     counts = step_counts(made, plan(made, len(small_pack.train_labels)))
     assert traces[: len(counts)] == [4] * len(counts)
     assert [(each.variant, each.steps) for each in table.variants] == list(counts.items())
@@ -504,14 +505,14 @@ def test_a_table_is_recorded_from_what_the_profiler_sees(small_pack, monkeypatch
 
 def test_a_run_of_one_step_is_refused(small_pack):
     with pytest.raises(UserError, match="one step cannot be profiled"):
-        record_table(recipe("airbench94", ["batch_size=640", "epochs=1"]), small_pack, CPU, "eager", 3)
+        record_table(place_recipe(recipe("airbench94", ["batch_size=640", "epochs=1"]), CPU, "eager"), small_pack, 3)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["capture", "graph"])
 def test_kernels_of_a_step_on_the_gpu_have_parts(small_pack, backend):
     made = recipe("speedy", ["batch_size=64", "epochs=4"])
-    table = record_table(made, small_pack, torch.device("cuda"), backend, 5)
+    table = record_table(place_recipe(made, torch.device("cuda"), backend), small_pack, 5)
     result = folded(table)
     assert result["run"]["unassigned_share"] <= 0.01
     assert sum(each["seconds"] for each in result["parts"]) == pytest.approx(result["step_seconds"], rel=0.05)

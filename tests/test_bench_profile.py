@@ -22,6 +22,7 @@ from speedyresnet.engine import UserError, parts, recipe
 from speedyresnet.engine.backends import Variant
 from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.pack_file import save_pack
+from speedyresnet.engine.setup import place_recipe
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
@@ -263,7 +264,7 @@ def test_nobody_listens_after_a_profile():
 
 @pytest.fixture(scope="module")
 def profiled(small_pack):
-    return profile_step(recipe("airbench94", [*TINY, "epochs=8"]), small_pack, CPU, steps=8)
+    return profile_step(place_recipe(recipe("airbench94", [*TINY, "epochs=8"]), CPU, "eager"), small_pack, steps=8)
 
 
 def test_parts_add_up_to_the_step(profiled):
@@ -352,7 +353,7 @@ def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
 @pytest.mark.gpu
 def test_parts_of_a_step_on_the_gpu_add_up(small_pack):
     made = recipe("airbench94", ["batch_size=64", "epochs=2"])
-    result, _ = profile_step(made, small_pack, torch.device("cuda"), steps=8)
+    result, _ = profile_step(place_recipe(made, torch.device("cuda"), "eager"), small_pack, steps=8)
     assert sum(each["seconds"] for each in result["parts"]) == pytest.approx(result["step_seconds"], rel=0.03)
     found = {each["name"]: each for each in result["parts"]}
     assert found["other"]["share"] <= 0.05

@@ -14,6 +14,7 @@ from speedyresnet.bench.statistics import summary
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.data import held_out
 from speedyresnet.engine.pack_file import save_pack
+from speedyresnet.engine.setup import place_recipe
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
 NO_TARGETS = Targets(accuracy=None, view="six_view", seconds=None, clock="total")
@@ -23,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main(
 def record(pack, out, runs=3, settings=(), **plan):
     made = recipe("airbench94", [*TINY, *settings])
     plan = PoolPlan(**{"runs": runs, "first_seed": 0, "validation": 0} | plan)
-    return record_runs(made, pack, torch.device("cpu"), "eager", plan, out, Console(quiet=True))
+    return record_runs(place_recipe(made, torch.device("cpu"), "eager"), pack, plan, out, Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+from trainers import trainer_of
 
 from speedyresnet.bench import step_time
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.step_time import cold_and_warm_build_seconds, launches_and_idle, measure_steps
-from speedyresnet.engine import UserError, backends, recipe, trainer
+from speedyresnet.engine import UserError, recipe, setup, trainer
 from speedyresnet.engine.backends import BackendError, make_step
 from speedyresnet.engine.pack_file import save_pack
 
@@ -89,7 +90,7 @@ def serve(connection, made, data, device, backend, debug):
         print("a compiler's own words")
         return make_step(state, "eager", variant)
 
-    backends.check_backend = trainer.check_backend = lambda name, place: None
+    setup.check_backend = lambda name, place: None
     trainer.make_step = make
     SERVE(connection, made, data, device, backend, debug)
 
@@ -100,7 +101,6 @@ def test_a_backend_that_fails_or_is_killed_is_named_and_the_others_are_timed(sma
     monkeypatch.setattr(step_time, "serve", serve)
     names = ["compile", "graph", "capture", "eager"]
     monkeypatch.setattr("speedyresnet.bench.cli.backends_of", lambda device: names)
-    monkeypatch.setattr("speedyresnet.bench.cli.check_backend", lambda backend, device: None)
     settings = [word for each in TINY for word in ("--set", each)]
     words = ["bench", "step", "--recipe", "airbench94", *settings, "--data", str(data), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["speedyresnet", *words, "--rounds", "2", "--steps", "2", "--out", str(out)])
@@ -173,7 +173,7 @@ def test_a_failure_is_one_line(error, told):
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_without_a_working_profiler_launches_are_unknown(small_pack, monkeypatch):
     """What a GPU is without CUPTI: the profiler only has the host's side."""
-    made = trainer.Trainer(recipe("airbench94", TINY), small_pack, CPU, "eager")
+    made = trainer_of(recipe("airbench94", TINY), small_pack)
     made.device = torch.device("cuda")
     monkeypatch.setattr(step_time, "synchronize", lambda device: None)
     with pytest.warns(UserWarning, match="saw no kernel"):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import trainers
 from rich.console import Console
 
 from speedyresnet.bench import trim as trimming_module
@@ -26,18 +27,18 @@ from speedyresnet.bench.trim import (
     trim,
 )
 from speedyresnet.engine import UserError, recipe
+from speedyresnet.engine.fit import check_fit
 from speedyresnet.engine.nets import Convolution, make_net
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
-from speedyresnet.engine.trainer import Trainer, check_fit
 
 TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32"]
 CPU = torch.device("cpu")
 
 
 def trainer_of(pack, *settings, name="airbench94", backend="eager"):
-    trainer = Trainer(recipe(name, [*TINY, *settings]), pack, CPU, backend)
+    trainer = trainers.trainer_of(recipe(name, [*TINY, *settings]), pack, backend=backend)
     trainer.prepare(seed=0)
     return trainer
 

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from speedyresnet.engine import UserError, recipe, train
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
+from speedyresnet.engine.evaluator import Evaluator
 from speedyresnet.engine.pack import make_pack
-from speedyresnet.engine.trainer import Silent, Trainer
+from speedyresnet.engine.watching import Silent
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2.5", "dtype=float32"]  # 10 steps an epoch, 25 in all
 
@@ -100,14 +101,14 @@ def test_every_checkpoint_on_the_way_leads_to_the_same_end(small_pack, whole, tm
 
 
 def test_an_interrupted_validation_is_done_again(small_pack, whole, tmp_path, monkeypatch):
-    scores, path = Trainer.scores, tmp_path / "run.checkpoint"
+    scores, path = Evaluator.scores, tmp_path / "run.checkpoint"
 
     def interrupting(self, weights, *view):
         if weights == "live":
             signal.raise_signal(signal.SIGINT)
         return scores(self, weights, *view)
 
-    monkeypatch.setattr(Trainer, "scores", interrupting)
+    monkeypatch.setattr(Evaluator, "scores", interrupting)
     first = trained(small_pack, checkpoint=path)
     assert (first.record.status, first.record.steps, len(first.record.history)) == ("interrupted", 10, 1)
     monkeypatch.undo()
@@ -200,7 +201,8 @@ def test_writing_checkpoints_is_on_no_clock(small_pack, whole, tmp_path, monkeyp
     def slow(self, state, record):
         StoppedClock.now += 1000
 
-    monkeypatch.setattr("speedyresnet.engine.trainer.time", StoppedClock)
+    for module in ("trainer", "evaluator"):
+        monkeypatch.setattr(f"speedyresnet.engine.{module}.time", StoppedClock)
     monkeypatch.setattr(CheckpointFile, "is_due", lambda self: next(moments) % 4 == 3)
     monkeypatch.setattr(CheckpointFile, "write", slow)
     run = trained(small_pack, checkpoint=tmp_path / "run.checkpoint")

@@ -120,9 +120,11 @@ PROGRAM = """
 import json, sys, torch
 from torch._dynamo.utils import counters
 from speedyresnet.engine import load_data, recipe
+from speedyresnet.engine.setup import set_up
 from speedyresnet.engine.trainer import Trainer
 settings = ["batch_size=64", "epochs=1", "width_multiplier=0.125", "dtype=float32", "net.widths=64,64"]
-Trainer(recipe("airbench94", settings), load_data(sys.argv[1]), torch.device("cpu"), "compile")
+pack = load_data(sys.argv[1])
+Trainer(set_up(recipe("airbench94", settings), pack.facts, torch.device("cpu"), "compile"), pack)
 print(json.dumps({key: counters["inductor"][f"fxgraph_cache_{key}"] for key in ("hit", "miss")}))
 """
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from trainers import trainer_of
 
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.pool import BASE, PoolPlan, open_pool, read_pool
@@ -38,7 +39,7 @@ PLAN = PoolPlan(runs=3, first_seed=0, validation=0)
 
 @pytest.fixture(scope="module")
 def trainer(small_pack):
-    made = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    made = trainer_of(recipe("airbench94", TINY), small_pack)
     made.prepare(seed=0)
     return made
 
@@ -211,7 +212,7 @@ def disk(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def large(small_pack):
-    return Trainer(recipe("airbench94", [*TINY, "width_multiplier=0.5"]), small_pack, torch.device("cpu"), "eager")
+    return trainer_of(recipe("airbench94", [*TINY, "width_multiplier=0.5"]), small_pack)
 
 
 @pytest.mark.parametrize("what", ["pack", "record", "model", "checkpoint", "export"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import UserError, read_model, recipe, schedules
+from speedyresnet.engine.fit import check_fit
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.model_file import save_model
 from speedyresnet.engine.nets import make_net
@@ -28,7 +29,6 @@ from speedyresnet.engine.pack_file import read_pack, save_pack
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipe_checks import recipe_from_dict
 from speedyresnet.engine.settings import setting_names
-from speedyresnet.engine.trainer import check_fit
 
 EXAMPLES = os.environ.get("SPEEDYRESNET_FUZZ_EXAMPLES")
 fuzzed = settings(

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from trainers import trainer_of
 
 from speedyresnet.engine import UserError, evaluate, export_model, read_model, recipe, train
+from speedyresnet.engine.fit import check_fit
 from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.step import REFERENCE_KERNELS, pasted_share
-from speedyresnet.engine.trainer import Trainer, check_fit
 from speedyresnet.kernels.language import AVAILABLE
 
 NARROW = ["width_multiplier=0.125", "dtype=float32", "evaluation.every=0"]
@@ -71,7 +72,7 @@ def test_windows_train_and_whole_images_are_evaluated(crop, flops):
     """The record has the FLOPs of a training image; here they are counted by hand."""
     pack, seen = shaped_pack(24, 40, 3, 2, images=64), []
     settings = [*NARROW, "batch_size=16", "epochs=2", "optimizer.learning_rate=0.2", f"augmentation.crop={crop}"]
-    trainer = Trainer(recipe("hlb-v0.7", settings), pack, torch.device("cpu"), "eager")
+    trainer = trainer_of(recipe("hlb-v0.7", settings), pack)
     trainer.net.stem.register_forward_pre_hook(
         lambda stem, given: seen.append((stem.training, tuple(given[0].shape[2:])))
     )

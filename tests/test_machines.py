@@ -14,6 +14,7 @@ from speedyresnet.bench.cli import main
 from speedyresnet.engine import doctor, recipe
 from speedyresnet.engine.doctor import examination, examination_text
 from speedyresnet.engine.pack_file import save_pack
+from speedyresnet.engine.setup import expected_data, set_up
 from speedyresnet.kernels.language import AVAILABLE
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
@@ -33,7 +34,7 @@ def hidden_process(code, *arguments, hidden=HIDDEN, **changes):
 
 
 def examined():
-    return examination(recipe("pocket"), torch.device("cpu"))
+    return examination(set_up(recipe("pocket"), expected_data(recipe("pocket")), torch.device("cpu")))
 
 
 def run_here(monkeypatch, capsys, *arguments):

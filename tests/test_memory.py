@@ -9,6 +9,7 @@ from speedyresnet.engine import recipe
 from speedyresnet.engine.backends import variant_of_step
 from speedyresnet.engine.memory import estimated_peak_bytes
 from speedyresnet.engine.nets import make_net
+from speedyresnet.engine.pack import DataFacts
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState, training_step
 
@@ -46,5 +47,6 @@ def allocated_peak(made, path):
 def test_the_estimate_is_what_a_step_allocates(name, settings, tmp_path):
     """Where activations weigh most, where weights do, and where augmentation does."""
     made = recipe(name, [*settings, "dtype=float32"])
-    estimate = estimated_peak_bytes(made, classes=10, images_shape=(IMAGES, 32, 32, 3), dtype=torch.float32)
+    facts = DataFacts(image_size=(32, 32), channels=3, classes=10, train_images=IMAGES, test_images=0)
+    estimate = estimated_peak_bytes(made, facts, torch.float32)
     assert estimate == pytest.approx(allocated_peak(made, tmp_path / "trace.json"), rel=0.05)

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from speedyresnet.engine import UserError, nets, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.memory import _LiveBytes
 from speedyresnet.engine.nets import BatchNorm, global_max_pool, make_net, parameter_counts
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
-from speedyresnet.engine.trainer import pick_kernels
 from speedyresnet.kernels.augment import normalisation
 
 

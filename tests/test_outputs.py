@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from trainers import trainer_of
 
 from speedyresnet.bench import gpu_suite, pool, profiling, trim
 from speedyresnet.engine import UserError, evaluate, read_model, recipe, train
@@ -110,7 +110,7 @@ def test_a_refused_checkpoint_is_not_tried_at_every_step(small_pack, tmp_path, m
     """A minute counts from the attempt, however it ended."""
     now = [0.0]
     monkeypatch.setattr("speedyresnet.engine.checkpoint.time.monotonic", lambda: now[0])
-    made = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    made = trainer_of(recipe("airbench94", TINY), small_pack)
     (tmp_path / "folder").mkdir()
     file = CheckpointFile(tmp_path / "folder", minutes=1, tell=lambda text: None)
     file.wait()

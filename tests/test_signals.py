@@ -18,7 +18,8 @@ from speedyresnet.engine import recipe, train
 from speedyresnet.engine.checkpoint import read_checkpoint
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.signals import STOPPING, handled, interrupt_flag, stop_at_once, stop_code
-from speedyresnet.engine.trainer import Silent, Trainer
+from speedyresnet.engine.trainer import Trainer
+from speedyresnet.engine.watching import Silent
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
 TINY = ["batch_size=64", "width_multiplier=0.125", "dtype=float32"]

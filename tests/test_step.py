@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from speedyresnet.engine import recipe
 from speedyresnet.engine.init import whitening_filters
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
-from speedyresnet.engine.trainer import pick_kernels
 
 VARIANTS = [
     ("airbench94", True, False),

@@ -7,11 +7,15 @@ import time
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainers import trainer_of
 
 from speedyresnet.engine import UserError, evaluate, recipe, train
+from speedyresnet.engine.device import pick_device, pick_dtype
+from speedyresnet.engine.evaluator import Evaluator
 from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.signals import interrupt_flag
-from speedyresnet.engine.trainer import Silent, Trainer, pick_device, pick_dtype
+from speedyresnet.engine.trainer import Trainer
+from speedyresnet.engine.watching import Silent
 from speedyresnet.kernels.augment import normalisation
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
@@ -116,9 +120,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_pack, t
 
 
 def test_preparing_whitens_with_the_first_training_images(small_pack):
-    trainer = Trainer(
-        recipe("airbench94", [*TINY, "net.whitening_images=100"]), small_pack, torch.device("cpu"), "eager"
-    )
+    trainer = trainer_of(recipe("airbench94", [*TINY, "net.whitening_images=100"]), small_pack)
     trainer.prepare(seed=0)
     scale_and_shift = normalisation(small_pack.mean, small_pack.std, torch.float64, torch.device("cpu"))
     expected = whitening_filters(small_pack.train_images[:100], *scale_and_shift, trainer.recipe.net)
@@ -127,7 +129,7 @@ def test_preparing_whitens_with_the_first_training_images(small_pack):
 
 
 def test_a_trainer_can_run_again_from_scratch(small_pack, tiny_run):
-    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    trainer = trainer_of(recipe("airbench94", TINY), small_pack)
     trainer.run(seed=7)
     second = trainer.run(seed=1)
     assert [row.loss for row in second.history] == losses_of(tiny_run)
@@ -177,7 +179,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_a_diverged_run_says_so(small_pack):
-    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    trainer = trainer_of(recipe("airbench94", TINY), small_pack)
 
     class BadStep(Silent):
         def step(self, step):
@@ -235,14 +237,14 @@ def test_training_works_outside_the_main_thread(small_pack, tiny_run):
 
 
 def test_validation_is_in_no_clock(small_pack, monkeypatch):
-    original = Trainer.scores
+    original = Evaluator.scores
 
     def slow(self, *arguments):
         time.sleep(0.5)
         return original(self, *arguments)
 
     base = train(recipe("airbench94", TINY), small_pack, device="cpu").record.seconds
-    monkeypatch.setattr(Trainer, "scores", slow)
+    monkeypatch.setattr(Evaluator, "scores", slow)
     run = train(recipe("airbench94", TINY), small_pack, device="cpu").record
     assert run.seconds.train < base.train + 0.9  # two epochs, each with two validations
     assert run.seconds.evaluate > 0.5
@@ -254,7 +256,7 @@ def test_validation_is_in_no_clock(small_pack, monkeypatch):
 
 @pytest.fixture
 def tiny_trainer(small_pack):
-    return Trainer(recipe("airbench94", [*TINY, "epochs=2.5"]), small_pack, torch.device("cpu"), "eager")
+    return trainer_of(recipe("airbench94", [*TINY, "epochs=2.5"]), small_pack)
 
 
 def rows_without_seconds(record):
@@ -370,7 +372,7 @@ def test_a_second_interruption_keeps_the_epochs_that_are_done(tiny_trainer, monk
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["eager", "capture"])
 def test_on_a_gpu_too_the_clocks_leave_nothing_out(small_pack, backend):
-    trainer = Trainer(recipe("airbench94", ["batch_size=64", "epochs=32"]), small_pack, torch.device("cuda"), backend)
+    trainer = trainer_of(recipe("airbench94", ["batch_size=64", "epochs=32"]), small_pack, "cuda", backend)
     record = trainer.run(seed=1, validate=False)
     seconds = record.seconds
     assert seconds.wall == pytest.approx(seconds.prepare + seconds.train + seconds.evaluate, rel=0.01)
@@ -395,7 +397,7 @@ def test_an_interrupted_evaluation_keeps_the_training(small_pack, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    trainer = Trainer(recipe("airbench94", TINY), small_pack, torch.device("cpu"), "eager")
+    trainer = trainer_of(recipe("airbench94", TINY), small_pack)
     monkeypatch.setattr(Trainer, "evaluate", interrupted)
     record = trainer.run(seed=0)
     assert (record.status, record.steps, record.seconds.evaluate) == ("interrupted", 20, None)
@@ -426,7 +428,7 @@ def test_the_compile_backend_trains_like_eager(small_pack):
     torch._dynamo.utils.counters.clear()
     made = recipe("airbench94", [*TINY, "optimizer.whitening_bias_epochs=1", "evaluation.every=0"])
     eager = train(made, small_pack, device="cpu")
-    trainer = Trainer(made, small_pack, torch.device("cpu"), "compile")
+    trainer = trainer_of(made, small_pack, backend="compile")
     built = dict(torch._dynamo.utils.counters["stats"])
     compiled = trainer.run(seed=0)
     assert built["unique_graphs"] == 3
@@ -453,7 +455,7 @@ def test_real_images_train_on_the_gpu(real_pack):
 
 def test_images_grow_with_the_epochs(small_pack, monkeypatch):
     settings = [*TINY, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
-    trainer = Trainer(recipe("airbench94", settings), small_pack, torch.device("cpu"), "eager")
+    trainer = trainer_of(recipe("airbench94", settings), small_pack)
     sides = []
     trainer.net.stem.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[2]))
     trainer.prepare(seed=0)
@@ -469,12 +471,12 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
 @pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "from 0 to"), ("4", "too small")])
 def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
     with pytest.raises(UserError, match=words):
-        Trainer(recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"]), small_pack, torch.device("cpu"), "eager")
+        trainer_of(recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"]), small_pack)
 
 
 def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):
     for name, variants in (("airbench94", 2), ("hlb-v0.4", 1)):
-        trainer = Trainer(recipe(name, [*TINY, "epochs=4"]), small_pack, torch.device("cpu"), "eager")
+        trainer = trainer_of(recipe(name, [*TINY, "epochs=4"]), small_pack)
         assert len(trainer._steps) == variants
 
 

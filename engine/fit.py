@@ -1,0 +1,52 @@
+"""Whether the net, the augmentation and the batches of a recipe fit the images of a data set."""
+
+import math
+
+from .errors import UserError
+from .nets import check_image_size, last_map_size
+from .pack import DataFacts
+from .recipe import Recipe
+from .schedules import Plan, plan
+from .step import training_window
+
+
+def check_fit(recipe: Recipe, height: int, width: int) -> None:
+    """Raise UserError where the net or the augmentation of `recipe` cannot take images of this size."""
+    augmentation, room = recipe.augmentation, 2 * recipe.augmentation.padding
+    if augmentation.padding >= min(height, width):
+        raise UserError(
+            f"augmentation.padding={augmentation.padding} must be smaller than images of {min(height, width)} pixels"
+        )
+    if augmentation.crop > min(height, width) + room:
+        raise UserError(
+            f"augmentation.crop={augmentation.crop} exceeds images of {height} x {width} pixels padded to "
+            f"{height + room} x {width + room}"
+        )
+    check_image_size(recipe.net, height, width)  # which evaluation takes whole
+    _check_window_fit(recipe, *training_window(recipe, height, width))
+
+
+def _check_window_fit(recipe: Recipe, height: int, width: int) -> None:
+    """Raise UserError where the net or the augmentation of `recipe` cannot take windows of this size."""
+    augmentation, side = recipe.augmentation, min(height, width)
+    for size in augmentation.sizes:
+        if size > side:
+            raise UserError(f"augmentation.sizes: windows of {height} x {width} pixels cannot be scaled down to {size}")
+    for size in {0, *augmentation.sizes}:
+        rows, columns = size or height, size or width
+        check_image_size(recipe.net, rows, columns)
+        groups = recipe.net.batch_norm_groups
+        if recipe.batch_size // groups * math.prod(last_map_size(recipe.net, rows, columns)) < 2:
+            raise UserError(
+                f"batch_size={recipe.batch_size} leaves batch norm one value of {rows} x {columns} pixels; "
+                f"set it to {2 * groups} or more"
+            )
+    for name in ("cutout", "cutmix"):
+        if getattr(augmentation, name) > side:
+            raise UserError(f"augmentation.{name}={getattr(augmentation, name)} exceeds windows of {side} pixels")
+
+
+def fitting_plan(recipe: Recipe, data: DataFacts) -> Plan:
+    """The plan of `recipe` on `data`; raises UserError where net, augmentation or batches do not fit the images."""
+    check_fit(recipe, *data.image_size)
+    return plan(recipe, data.train_images)
