@@ -1,5 +1,6 @@
 """The Python API: what the command line does, as functions that return typed objects."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .files import check_outputs
 from .image_folders import Progress
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
+from .outside_kernels import load_kernels
 from .recipe import Recipe, View, checked_recipe, recipe_file
 from .recipe import recipe as recipe_called
 from .record import RunRecord
@@ -53,6 +55,7 @@ def train(
     checkpoint: str | Path | None = None,
     checkpoint_minutes: float = DEFAULT_MINUTES,
     resume: Checkpoint | str | Path | None = None,
+    kernels: Mapping[str, str] | None = None,
 ) -> TrainedRun:
     """Train one run. Ctrl-C or SIGTERM ends the training early with what is done; a second one stops at once.
 
@@ -71,6 +74,8 @@ def train(
         checkpoint_minutes: from one checkpoint to the next.
         resume: go on from this checkpoint of the same run. On a CPU with as many threads it gives the same bits as
             without the interruption. The clocks `prepare` and `train` go on too; `build` is that of the last part.
+        kernels: `my_file.py:KERNEL` by operation, a kernel of one's own. It is held to its reference first, on every
+            shape of the recipe. It takes the place of what `kernels` of the recipe says.
 
     Raises:
         UserError: anything wrong with what was given, such as a checkpoint of another run, or a file for checkpoints
@@ -104,12 +109,13 @@ def train(
     checkpoints = CheckpointFile(file, checkpoint_minutes, display.note if display else note) if file else None
     read = [None if isinstance(data, Pack) else data, recipe_file(recipe) if isinstance(recipe, str) else None]
     check_outputs([file], read)
+    providers = load_kernels(kernels or {})
     pack = data if isinstance(data, Pack) else load_data(data)
     place = pick_device(str(device))
     if begun:
         executed = default_backend(place) if backend == AUTO else backend
-        begun.check_same_run(made, seed, pack, place, executed, pick_dtype(made, place))
-    trainer = Trainer(made, pack, place, backend)
+        begun.check_same_run(made, seed, pack, place, executed, pick_dtype(made, place), providers)
+    trainer = Trainer(made, pack, place, backend, providers)
     record = trainer.run(seed, display, checkpoints=checkpoints, resume=begun)
     refused = checkpoints.refused if checkpoints else None
     if refused and display is None:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .errors import UserError, note
 from .files import Outputs
 from .json_files import json_value
 from .recipe import Recipe, checked_recipe, typed_value
-from .record import HistoryRow, RunRecord, finite_values
+from .record import KERNEL_PROVIDERS, HistoryRow, RunRecord, finite_values
 from .step import TrainingState
 from .tensor_file import Header, read_tensors, save_tensors
 
@@ -53,6 +53,8 @@ class Progress:
     history: tuple[HistoryRow, ...]
     """Of the epochs that are done."""
     resumed_at_steps: tuple[int, ...]
+    kernel_files: tuple[str, ...] = ()
+    """OPERATION=PROVIDER of each kernel from outside of the package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,14 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def check_same_run(
-        self, recipe: Recipe, seed: int, pack: Pack, device: torch.device, backend: str, dtype: torch.dtype
+        self,
+        recipe: Recipe,
+        seed: int,
+        pack: Pack,
+        device: torch.device,
+        backend: str,
+        dtype: torch.dtype,
+        kernels: Mapping[str, str] | None = None,
     ) -> None:
         """Raise UserError where this is a checkpoint of another run."""
         mine = self.progress
@@ -75,6 +84,7 @@ class Checkpoint:
             "device": (mine.device, device.type),
             "backend": (mine.backend, backend),
             "dtype": (mine.dtype, str(dtype).removeprefix("torch.")),
+            "--kernel": (", ".join(mine.kernel_files) or "none", ", ".join(_outside(kernels or {})) or "none"),
         }
         for name, (stored, given) in pairs.items():
             if stored != given:
@@ -104,6 +114,11 @@ class Checkpoint:
         record.steps, record.history = progress.steps, list(progress.history)
         record.seconds.prepare, record.seconds.train = progress.prepare_seconds, progress.train_seconds
         record.resumed_at_steps = [*progress.resumed_at_steps, progress.steps]
+
+
+def _outside(kernels: Mapping[str, str]) -> tuple[str, ...]:
+    """OPERATION=PROVIDER of the kernels that this package does not ship."""
+    return tuple(f"{name}={each}" for name, each in sorted(kernels.items()) if each not in KERNEL_PROVIDERS)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -196,6 +211,7 @@ class CheckpointFile:
             train_seconds=record.seconds.train or 0.0,
             history=tuple(record.history),
             resumed_at_steps=tuple(record.resumed_at_steps),
+            kernel_files=_outside(record.kernels),
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         save_tensors(self.path, state.changing_tensors(), metadata)

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels import resources
-from ..kernels.resources import dumped_code
 from .api import MAX_SEED, MIN_SEED, TrainedRun
 from .api import evaluate as evaluate_model
 from .api import train as train_run
@@ -36,9 +35,12 @@ from .downloads import DOWNLOADS, Download
 from .errors import Note, UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import Outputs, check_outputs, check_writable, write_text
+from .kernel_choice import check_kernels
 from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
+from .operations import shipped_operations
+from .outside_kernels import kernel_references, load_kernels
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
 from .recipe import DESCRIPTION, Group, Recipe, claim_told, recipe_file, with_settings
@@ -48,7 +50,7 @@ from .recipes import registered_groups, registered_recipes
 from .schedules import plan
 from .signals import handle_stopping, interrupt_flag, stop_code
 from .step import training_window
-from .trainer import fitting_plan, pick_device, pick_dtype, pick_kernels
+from .trainer import fitting_plan, pick_device, pick_dtype
 
 app = typer.Typer(
     add_completion=False,
@@ -269,6 +271,9 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on from this checkpoint; --data only if it was no name.")
     ] = None,
+    kernels: Annotated[
+        list[str] | None, typer.Option("--kernel", help="Your own: OPERATION=my_file.py:KERNEL, checked first.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
@@ -282,7 +287,9 @@ def train_command(
     else:
         made = recipe_called(recipe or default_recipe(place), settings or ())
     check_backend(backend, place)
-    pick_kernels(made, place, pick_dtype(made, place), backend)
+    references = kernel_references(kernels or ())
+    load_kernels(references)  # refused before anything is read
+    check_kernels(made, place, pick_dtype(made, place))
     check_outputs([out, save, checkpoint or resume], [data or made.data, recipe_file(recipe)])
     pack = _data_called(data) if data else _data_for(made)
     fitting_plan(made, pack)  # before anything is printed
@@ -297,7 +304,7 @@ def train_command(
         with training_display(console) as display:
             run = train_run(
                 made, pack, device=place, backend=backend, seed=seed, display=display,
-                checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun,
+                checkpoint=checkpoint, checkpoint_minutes=minutes, resume=begun, kernels=references,
             )  # fmt: skip
             stack.enter_context(interrupt_flag())  # from here on a signal waits until the result is kept
         if run.record.status == "diverged":
@@ -484,15 +491,15 @@ def kernels_command(
     """What the Triton kernels need, compiled here for every target; no GPU is needed."""
     try:
         if ptx_hash:
-            hashes = resources.ptx_hashes(name)
+            hashes = resources.ptx_hashes(shipped_operations(), name)
             print(json.dumps(hashes, indent=1) if as_json else "\n".join(f"{hashes[key]}  {key}" for key in hashes))
             return
         if dump is not None:
-            print(dumped_code(name, dump, against), end="")
+            print(resources.dumped_code(shipped_operations(), name, dump, against), end="")
             return
         if update and name is not None:
             raise UserError("--update takes no name: the limits of a version of Triton are of all its kernels")
-        rows = resources.all_resources(name)
+        rows = resources.all_resources(shipped_operations(), name)
     except ValueError as error:
         raise UserError(str(error)) from error
     with Outputs() as outputs:

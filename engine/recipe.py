@@ -10,21 +10,19 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import inspect
 import json
 import operator
-import os
 import re
 import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError
+from .python_files import failures_explained, module_of_file
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "celu"]
 View = Literal["single_view", "mirror", "six_view"]
@@ -410,22 +408,11 @@ def group(name: str) -> Group:
 
 
 def _recipe_from_file(reference: str) -> Recipe:
-    file, _, function = reference.rpartition(":")
-    path = Path(file)
-    if not os.path.isfile(path):
-        raise UserError(f"recipe file {file} does not exist; give my_file.py:function")
-    spec = importlib.util.spec_from_file_location(f"speedyresnet_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"recipe file {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    module, function = module_of_file(reference, "recipe", "my_file.py:function")
+    file = reference.rpartition(":")[0]
+    with failures_explained(f"recipe {reference}"):
         functions = dict(inspect.getmembers(module, callable))
         made = functions[function]() if function in functions else None
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's own code raises is the user's to mend
-        raise UserError(f"recipe {reference} failed: {type(error).__name__}: {error}") from error
     if function not in functions:
         raise UserError(f"{file} has no function {function!r}; {nearest_names(function, functions)}")
     if not isinstance(made, Recipe):

@@ -16,15 +16,13 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels.language import AVAILABLE, INTERPRETED
-from ..kernels.stem import takes_stem
 from .backends import (
     AUTO,
     CAPTURING,
@@ -43,12 +41,14 @@ from .data import Pack
 from .errors import UserError
 from .evaluate import Accuracy, LabelledImages, Scores, read_scores
 from .init import reset_parameters, whitening_filters
+from .kernel_choice import pick_kernels as pick_kernels  # known by this address to other revisions, see bench regress
 from .nets import SpeedyResNet, check_image_size, forward_flops_per_image, last_map_size, make_net, parameter_counts
+from .outside_kernels import with_outside_kernels
 from .recipe import Recipe, View
 from .record import HistoryRow, RunRecord, Seconds, environment, peak_bytes
 from .schedules import Plan, plan
 from .signals import interrupt_flag
-from .step import REFERENCE_KERNELS, TrainingState, training_window
+from .step import TrainingState, training_window
 
 DTYPES = {
     "float16": torch.float16,
@@ -124,65 +124,6 @@ def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     able = torch.cpu.get_capabilities()
     fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
     return torch.bfloat16 if recipe.optimizer.master_weights and fast else torch.float32
-
-
-def pick_kernels(
-    recipe: Recipe, device: torch.device, dtype: torch.dtype, backend: str = "eager", channels: int = 3
-) -> dict[str, str]:
-    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch, as is the net in TorchScript.
-
-    Args:
-        recipe: what is asked for.
-        device: where it runs.
-        dtype: of weights and activations.
-        backend: how a step is executed.
-        channels: of the images.
-
-    Raises:
-        UserError: kernels=triton where they cannot run.
-    """
-    if not AVAILABLE:
-        obstacle = "needs Triton, which is not installed here"
-    elif device.type != "cuda" and not INTERPRETED:
-        obstacle = "needs a CUDA GPU"
-    elif dtype == torch.float64:
-        obstacle = "takes no float64"
-    else:
-        obstacle = None
-    if recipe.kernels == "triton" and obstacle:
-        raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
-    chosen = recipe.kernels == "triton" or (recipe.kernels == "auto" and device.type == "cuda")
-    kernels = dict.fromkeys(REFERENCE_KERNELS, "triton" if chosen and not obstacle else "reference")
-    net = recipe.net
-    taps = 3 * net.whitening_kernel**2  # images have at most 3 channels
-    other_layout = net.memory_format != "channels_last"
-    if other_layout or net.whitening_padding or not (taps and takes_stem(taps, 2 * taps, net.whitening_stride)):
-        kernels["stem"] = "reference"
-    if other_layout or net.batch_norm_precision == "native":
-        kernels["batch_norm_act"] = "reference"
-    if kernels["batch_norm_act"] == "reference" or net.pool != "before_norm" or net.pre_activation_blocks:
-        kernels["pool_batch_norm_act"] = "reference"
-    fuses_convolution = net.pool == "before_norm" and net.first_kernel == 3 and not net.pre_activation_blocks
-    if other_layout or not fuses_convolution or not _prefers_convolution_pool(recipe, device, dtype, channels):
-        kernels["convolution_pool"] = "reference"
-    if backend == "torchscript":
-        kernels = REFERENCE_KERNELS | {"augment": kernels["augment"]}
-    return kernels
-
-
-def _prefers_convolution_pool(recipe: Recipe, device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    """Whether to use `convolution_pool` where it fits: on a GPU it is made for the tensor cores of Hopper.
-
-    `auto` takes it where it has been measured, behind 24 whitening filters: a run of `speedy` on an H100 takes 0.839
-    instead of 0.907 seconds (sum of its steps, backend `capture`).
-    """
-    net = recipe.net
-    if device.type != "cuda":
-        return recipe.kernels == "triton"
-    if dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability(device) != (9, 0):
-        return False
-    filters = channels * net.whitening_kernel**2 * (2 if net.whitening_sign_pairs else 1)
-    return recipe.kernels == "triton" or (filters == 24 and not net.project_width)
 
 
 def check_fit(recipe: Recipe, height: int, width: int) -> None:
@@ -279,12 +220,20 @@ class Trainer:
         pack: the data set.
         device: where.
         backend: see `backends.py`.
+        kernels: providers of operations from outside of the package, see `outside_kernels.load_kernels`.
 
     Raises:
         UserError: data that does not fit the recipe, or a backend this machine cannot run.
     """
 
-    def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        pack: Pack,
+        device: torch.device,
+        backend: str,
+        kernels: Mapping[str, str] | None = None,
+    ) -> None:
         from . import IMPORT_SECONDS  # known once the package is imported
 
         started = time.perf_counter()
@@ -293,7 +242,9 @@ class Trainer:
         self.plan = fitting_plan(recipe, pack)
         self.recipe, self.pack, self.device = recipe, pack, device
         self.dtype = pick_dtype(recipe, device)
-        self.kernels = pick_kernels(recipe, device, self.dtype, backend, pack.channels)
+        images = pack.train_images.shape
+        picked = pick_kernels(recipe, device, self.dtype, backend, images)
+        self.kernels = with_outside_kernels(picked, kernels or {}, recipe, images, device, self.dtype, backend)
         net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         self.state = TrainingState(
             net,

@@ -76,7 +76,7 @@ def speedyresnet(monkeypatch, capfd):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, words)])
-        monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
+        monkeypatch.setattr("speedyresnet.engine.kernel_choice.INTERPRETED", False)  # as users have it
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

@@ -27,9 +27,10 @@ from speedyresnet.engine.backends import (
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
-from speedyresnet.engine.trainer import Trainer, pick_kernels
+from speedyresnet.engine.trainer import Trainer
 from speedyresnet.kernels.language import AVAILABLE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

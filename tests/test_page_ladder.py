@@ -14,11 +14,11 @@ from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.backends import variant_of_step
 from speedyresnet.engine.export import export_model
 from speedyresnet.engine.init import reset_parameters
+from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.model_file import Model
 from speedyresnet.engine.nets import BatchNorm, check_image_size, last_map_size, make_net
 from speedyresnet.engine.recipe import group
 from speedyresnet.engine.schedules import plan
-from speedyresnet.engine.trainer import pick_kernels
 
 LADDER = group("page-ladder")
 RUNGS = [each.name for each in (LADDER.base, *LADDER.variants)]

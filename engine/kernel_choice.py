@@ -1,0 +1,75 @@
+"""Which kernels a run uses: each operation of its recipe asks the kernel that there is for it."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..kernels.contract import REFERENCE, TRITON, Kernel, Operation, Target, registered
+from ..kernels.language import AVAILABLE, INTERPRETED
+from .errors import UserError
+from .operations import INPUT, images_of, placed_operations
+from .recipe import Recipe
+from .step import REFERENCE_KERNELS, KernelChoice
+
+
+def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why no kernel at all runs there; none: they do."""
+    if not AVAILABLE:
+        return "needs Triton, which is not installed here"
+    if device.type != "cuda" and not INTERPRETED:
+        return "needs a CUDA GPU"
+    return "takes no float64" if dtype == torch.float64 else None
+
+
+def check_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise UserError for kernels=triton where they cannot run."""
+    obstacle = kernel_obstacle(device, dtype)
+    if recipe.kernels == TRITON and obstacle:
+        raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
+
+
+def pick_kernels(
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str = "eager",
+    images: Sequence[int] | None = None,
+) -> KernelChoice:
+    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch, as is the net in TorchScript.
+
+    An operation counts as done by a kernel where the kernel does it somewhere in the net.
+
+    Args:
+        recipe: what is asked for.
+        device: where it runs.
+        dtype: of weights and activations.
+        backend: how a step is executed.
+        images: [N, H, W, C] of the training images; none: of those that the recipe is for.
+
+    Raises:
+        UserError: kernels=triton where they cannot run.
+    """
+    check_kernels(recipe, device, dtype)
+    chosen = KernelChoice(REFERENCE_KERNELS)
+    if recipe.kernels == REFERENCE or kernel_obstacle(device, dtype):
+        return chosen
+    cuda = device.type == "cuda"
+    target = Target(device.type, torch.cuda.get_device_capability(device) if cuda else None)
+    places, kernels, refused = placed_operations(recipe, images or images_of(recipe), dtype), registered(), set()
+    for place, operations in places.items():
+        for name in dict.fromkeys(each.name for each in operations):
+            own = [each for each in operations if each.name == name]
+            in_reach = backend != "torchscript" or place == INPUT
+            if name in kernels and in_reach and all(_takes(kernels[name], each, recipe, target) for each in own):
+                chosen[name] = TRITON
+            else:
+                refused.add((place, name))
+    chosen.refused = frozenset(refused)
+    return chosen
+
+
+def _takes(kernel: Kernel, operation: Operation, recipe: Recipe, target: Target) -> bool:
+    """Whether the kernel is used for an operation on a target, as the recipe's setting `kernels` has it."""
+    if kernel.fits(operation) is not None or not kernel.runs_on(operation, target):
+        return False
+    return recipe.kernels == TRITON or kernel.auto(operation, target)
