@@ -6,7 +6,7 @@ them. A new operation is one function under `@operation`; a new way to do an old
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from speedyresnet.engine.backends import make_step, most_common_variant
 from speedyresnet.engine.fit import check_fit
 from speedyresnet.engine.init import reset_parameters
 from speedyresnet.engine.kernel_choice import pick_kernels
-from speedyresnet.engine.nets import BatchNorm, Convolution, ConvolutionGroup, last_map_size, make_net
+from speedyresnet.engine.nets import BatchNorm, Convolution, last_map_size, make_net, net_operations
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import (
@@ -30,17 +30,21 @@ from speedyresnet.engine.step import (
     transforms_of,
     whitened_batch,
 )
-from speedyresnet.kernels.augment import Batch, augmented_batch
-from speedyresnet.kernels.convolution_pool import convolution_pool
+from speedyresnet.kernels.augment import Batch
+from speedyresnet.kernels.contract import (
+    REFERENCE,
+    Kernel,
+    Operation,
+    kernel_called,
+    outside_providers,
+    registered,
+)
+from speedyresnet.kernels.contract import TRITON as TRITON
 
 from .other_augmentations import masked_crops, torchvision_augmentation
 from .traffic import Traffic, tensor_bytes, traffic_of
 
 Direction = Literal["forward", "backward", "dgrad", "wgrad", "step"]
-REFERENCE = "reference"
-"""The provider that is plain PyTorch, as in `--set kernels=reference`."""
-TRITON = "triton"
-"""The provider that is our kernel."""
 COMPILED = "compile"
 """torch.compile's version of the reference."""
 NATIVE = "native"
@@ -48,6 +52,10 @@ NATIVE = "native"
 EVERYWHERE = (REFERENCE, "eager")
 """Providers that a CPU has too."""
 PROVIDERS = (*EVERYWHERE, TRITON, COMPILED, NATIVE, "torchvision", "masks")
+
+
+RANDOM_IMAGES = (50_000, 32, 32, 3)
+"""[N, H, W, C] of what cases train on, as many as CIFAR-10 has."""
 
 
 class Work(NamedTuple):
@@ -104,10 +112,11 @@ def random_state(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> Tr
     """A state ready to step on 50,000 random images of CIFAR-10's size; UserError where they do not fit."""
     check_fit(recipe, 32, 32)
     net = make_net(recipe, classes=10, channels=3, dtype=dtype, device=device).train()
-    images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, 10, (50_000,), device=device)
-    kernels = pick_kernels(recipe, device, dtype)
-    state = TrainingState(net, recipe, plan(recipe, 50_000), images, labels, (0.5,) * 3, (0.25,) * 3, dtype, kernels)
+    images = torch.randint(0, 256, RANDOM_IMAGES, dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, RANDOM_IMAGES[:1], device=device)
+    kernels = pick_kernels(recipe, device, dtype, images=RANDOM_IMAGES)
+    data = images, labels, (0.5,) * 3, (0.25,) * 3
+    state = TrainingState(net, recipe, plan(recipe, len(labels)), *data, dtype, kernels)
     if device.type != "meta":
         reset_parameters(net, recipe.net, seed=0)
         state.restart(seed=0)
@@ -133,7 +142,12 @@ def cases_of(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> list[C
     """All cases of `recipe` with activations of `dtype` on `device`, in the order of the step; nothing is computed."""
     paper = random_state(recipe, dtype, torch.device("meta"))
     found = [case for function in OPERATIONS.values() for case in function(paper)]
-    return [case for case in found if case.provider in EVERYWHERE or device.type == "cuda"]
+    return [case for case in found if case.provider in EVERYWHERE or device.type == "cuda" or _is_file(case.provider)]
+
+
+def _is_file(provider: str) -> bool:
+    """Whether a provider is a kernel from a file of the user's own."""
+    return provider not in PROVIDERS
 
 
 def _case(operation: str, paper: TrainingState, make: Callable[[TrainingState], Work], **settings: object) -> Case:
@@ -193,9 +207,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _without_cudnn(function: Callable[..., object], *arguments: object) -> object:
+def _without_cudnn(function: Callable[..., object], *arguments: object, **options: object) -> object:
     with torch.backends.cudnn.flags(enabled=False):
-        return function(*arguments)
+        return function(*arguments, **options)
 
 
 def _by(
@@ -209,7 +223,12 @@ def _by(
         return reference
     if provider == COMPILED:
         return _compiled(reference)
-    return kernel if provider == TRITON else functools.partial(_without_cudnn, reference)
+    return functools.partial(_without_cudnn, reference) if provider == NATIVE else kernel
+
+
+def provided(operation: str, provider: str) -> Callable[..., Any]:
+    """What a provider that is a kernel does `operation` with; for all others the kernel of this package."""
+    return kernel_called(operation, TRITON if provider in PROVIDERS else provider).function
 
 
 def _modules(paper: TrainingState, kind: type[nn.Module]) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -236,15 +255,13 @@ def layer_of(path: str) -> str:
 
 def _augmented(state: TrainingState, provider: str, batch_size: int) -> Callable[[], Batch]:
     """A function that makes the next batch of the run, of any size."""
-
-    def call(provider: str) -> Batch:
-        return augmented_batch(
-            state.images, state.labels, state.seed, state.counter, state.scale, state.shift,
-            transforms_of(state.recipe, cutmix=False), batch_size=batch_size,
-            steps_per_epoch=len(state.images) // batch_size, dtype=state.dtype, provider=provider,
-        )  # fmt: skip
-
-    return _by(provider, state, functools.partial(call, REFERENCE), functools.partial(call, TRITON))
+    arguments = {name: getattr(state, name) for name in ("images", "labels", "seed", "counter", "scale", "shift")}
+    call = functools.partial(
+        _by(provider, state, registered()["augment"].reference, provided("augment", provider)),
+        **arguments, transforms=transforms_of(state.recipe, cutmix=False), batch_size=batch_size,
+        steps_per_epoch=len(state.images) // batch_size, dtype=state.dtype,
+    )  # fmt: skip
+    return call
 
 
 def _pixels_read(state: TrainingState, batch_size: int) -> Tensor:
@@ -268,7 +285,7 @@ def _augment(paper: TrainingState) -> Iterator[Case]:
         return Work(call, [pixels], [batch, state.labels[:batch_size].clone()])
 
     batch_size, images = paper.recipe.batch_size, len(paper.images)
-    for provider in (REFERENCE, TRITON, COMPILED, "torchvision", "masks"):
+    for provider in (REFERENCE, TRITON, COMPILED, "torchvision", "masks", *outside_providers("augment")):
         case = functools.partial(make, provider, batch_size)
         yield _case("augment", paper, case, direction="forward", provider=provider)
     for provider in (TRITON, COMPILED, "masks"):
@@ -289,13 +306,13 @@ def _augment_and_stem(paper: TrainingState) -> Iterator[Case]:
 
     def subject(provider: str, state: TrainingState) -> Subject:
         own = copy.copy(state)
-        own.kernels = {**state.kernels, "augment": TRITON if provider == TRITON else REFERENCE}
+        own.functions = {"augment": registered()["augment"].reference, "stem": provided("stem", provider)}
         pixels = _pixels_read(state, state.recipe.batch_size)
         function = functools.partial(_by(provider, state, apart, fused), own)
         return Subject(function, [pixels, *state.net.stem.whitening.parameters()])
 
     gradients: Gradients = {} if bias is None else {"backward": ([2], [0, 1, 2])}
-    for provider in (REFERENCE, TRITON, COMPILED):
+    for provider in (REFERENCE, TRITON, COMPILED, *outside_providers("stem")):
         where = {"provider": provider, "shape": (paper.recipe.batch_size, *paper.window, paper.images.shape[3])}
         yield from _passes("augment+stem", paper, functools.partial(subject, provider), gradients, **where)
 
@@ -343,61 +360,44 @@ def _pools(paper: TrainingState) -> Iterator[Case]:
         yield from _passes("pool", paper, subject, {"backward": ([0], [])}, shape=shape, layer=layer)
 
 
-def _norm_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
-    apart, fused = (copy.copy(state.net.get_submodule(path)) for _ in range(2))
-    apart.provider, fused.provider = REFERENCE, TRITON  # type: ignore[assignment]
-    function = _by(provider, state, lambda x, _: apart(x), lambda x, _: fused(x))
-    return Subject(function, [_random_like(shape, state), apart.get_parameter("bias")])
+def _kernel_subject(kernel: Kernel, described: Operation, provider: str, state: TrainingState) -> Subject:
+    """What `provider` makes of inputs that the kernel draws."""
+    given = kernel.inputs(described, state.images.device, 0)
+    names = _read_names(kernel, given)
+    function = _by(provider, state, kernel.reference, provided(kernel.operation, provider))
+
+    def call(*tensors: Tensor) -> Tensor:
+        result: Tensor = function(**(given | dict(zip(names, tensors, strict=True))))
+        return result
+
+    return Subject(call, [given[name] for name in names])
 
 
-@operation("batch_norm_act")
-def _norms(paper: TrainingState) -> Iterator[Case]:
-    """Batch norm with float32 statistics and the activation after it."""
-    gradients: Gradients = {"backward": ([0, 1], [0, 1])}
-    for path, shape, layer in _modules(paper, BatchNorm):
-        for provider in (REFERENCE, NATIVE, COMPILED, TRITON):
-            subject = functools.partial(_norm_subject, path, shape, provider)
-            where = {"shape": shape, "layer": layer, "provider": provider}
-            yield from _passes("batch_norm_act", paper, subject, gradients, **where)
+def _read_names(kernel: Kernel, given: Mapping[str, Any]) -> list[str]:
+    """The inputs that want gradients, and those that the backward pass reads."""
+    trained = (name for name, value in given.items() if isinstance(value, Tensor) and value.requires_grad)
+    return list(dict.fromkeys([*kernel.read_backward, *trained]))
 
 
-def _pool_norm_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
-    group = state.net.get_submodule(path)
-    assert isinstance(group, ConvolutionGroup)
-    norm = copy.copy(group.norms[0])
-    norm.provider = REFERENCE  # type: ignore[assignment]
-    function = _by(provider, state, lambda x, _: norm(group.pool(x)), lambda x, _: norm.pooled(x))  # type: ignore[operator]
-    return Subject(function, [_random_like(shape, state), norm.get_parameter("bias")])
+def _kernel_cases(kernel: Kernel, paper: TrainingState) -> Iterator[Case]:
+    """What the groups of the net ask a kernel for, forward and backward."""
+    batch = paper.recipe.batch_size, paper.images.shape[3], *paper.window
+    for path, operations in net_operations(paper.recipe, (batch,), paper.dtype).items():
+        for described in (each for each in operations if each.name == kernel.operation and path.startswith("groups.")):
+            given = kernel.inputs(described, paper.images.device, 0)
+            names = _read_names(kernel, given)
+            wanted = [number for number, name in enumerate(names) if given[name].requires_grad]
+            gradients: Gradients = {"backward": (wanted, list(range(len(kernel.read_backward))))}
+            ours = () if kernel.fits(described) else (TRITON, *outside_providers(kernel.operation))
+            for provider in (REFERENCE, NATIVE, COMPILED, *ours):
+                subject = functools.partial(_kernel_subject, kernel, described, provider)
+                where = {"shape": described.shape, "layer": layer_of(path), "provider": provider}
+                yield from _passes(kernel.operation, paper, subject, gradients, **where)
 
 
-@operation("pool_batch_norm_act")
-def _pool_norms(paper: TrainingState) -> Iterator[Case]:
-    """Max-pooling with the batch norm and the activation after it."""
-    gradients: Gradients = {"backward": ([0, 1], [0, 1])}
-    for path, shape, layer in _modules(paper, nn.MaxPool2d):
-        for provider in (REFERENCE, NATIVE, COMPILED, TRITON):
-            subject = functools.partial(_pool_norm_subject, path.removesuffix(".pool"), shape, provider)
-            where = {"shape": shape, "layer": layer, "provider": provider}
-            yield from _passes("pool_batch_norm_act", paper, subject, gradients, **where)
-
-
-def _convolution_pool_subject(path: str, shape: Sequence[int], provider: str, state: TrainingState) -> Subject:
-    module = state.net.get_submodule(path)
-    assert isinstance(module, Convolution)
-    pool = functools.partial(nn.functional.max_pool2d, kernel_size=2)
-    function = _by(provider, state, lambda x, w: pool(nn.functional.conv2d(x, w, padding=1)), convolution_pool)
-    return Subject(function, [_random_like(shape, state).detach(), _random_like(module.weight.shape, state)])
-
-
-@operation("convolution_pool")
-def _pooled_convolutions(paper: TrainingState) -> Iterator[Case]:
-    """First convolutions of groups, where a kernel takes them, with max-pooling; only the weight wants a gradient."""
-    for path, shape, layer in _modules(paper, ConvolutionGroup):
-        if paper.net.get_submodule(path).convolution_pool_fits:
-            for provider in (REFERENCE, COMPILED, TRITON):
-                subject = functools.partial(_convolution_pool_subject, f"{path}.convolutions.0", shape, provider)
-                where = {"shape": shape, "layer": layer, "provider": provider}
-                yield from _passes("convolution_pool", paper, subject, {"backward": ([1], [0])}, **where)
+for _kernel in registered().values():
+    if _kernel.operation not in OPERATIONS:
+        OPERATIONS[_kernel.operation] = functools.partial(_kernel_cases, _kernel)
 
 
 @operation("head+loss")

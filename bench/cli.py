@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -33,6 +34,8 @@ from speedyresnet.engine.data import load_data
 from speedyresnet.engine.device import pick_device
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs, check_outputs, check_writable, write_text
+from speedyresnet.engine.operations import operations_of
+from speedyresnet.engine.outside_kernels import check_outside_kernel, load_kernel
 from speedyresnet.engine.plots import matplotlib_pyplot
 from speedyresnet.engine.python_files import file_of
 from speedyresnet.engine.recipe import Recipe
@@ -41,7 +44,7 @@ from speedyresnet.engine.recipes import recipe as recipe_called
 from speedyresnet.engine.record import environment
 from speedyresnet.engine.setup import chosen_recipe, default_recipe, place_recipe
 
-from .cases import OPERATIONS, PROVIDERS, cases_of
+from .cases import OPERATIONS, PROVIDERS, RANDOM_IMAGES, cases_of
 from .compare import Arm, arm_of, compare_runs, comparison, group_arms, place_arms, print_comparison
 from .factorial import Design, design_arms, design_of, print_screening, screening
 from .gpu_queue import by_value
@@ -548,7 +551,8 @@ def kernels_command(
     device: DeviceOption = "auto",
     only: OperationOption = None,
     providers: Annotated[
-        list[str] | None, typer.Option("--provider", help="For example triton, reference or compile. None: all.")
+        list[str] | None,
+        typer.Option("--provider", help="For example triton, compile, or my_file.py:KERNEL, checked first. None: all."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 15,
     listed: Annotated[bool, typer.Option("--list", help="Only say what would be measured.")] = False,
@@ -561,15 +565,24 @@ def kernels_command(
     placed = chosen_recipe(recipe, settings, device, EAGER)
     made, place, dtype = placed.recipe, placed.device, placed.dtype
     check_outputs([out], [file_of(recipe)])
+    providers = [_provider_called(each, made, dtype, place) for each in providers or ()]
     cases = [case for case in cases_of(made, dtype, place) if not only or case.operation in only]
-    for each in providers or ():
-        if each not in PROVIDERS:
-            raise UserError(f"--provider {each}: choose {', '.join(PROVIDERS)}")
     cases = [case for case in cases if not providers or case.provider in providers]
     result = cases_report(made, dtype, place, cases, 0 if listed else rounds)
     _show(result, print_cases, console, as_json, out)
     if not (as_json or listed) and len({case.provider for case in cases}) > 1:
         print_providers(console, result)
+
+
+def _provider_called(name: str, made: Recipe, dtype: torch.dtype, device: torch.device) -> str:
+    """A provider of cases; a kernel from a file of the user's own is loaded, and held to its reference."""
+    if ".py:" in name:
+        operation, provider = load_kernel(name)
+        check_outside_kernel(operations_of(made, RANDOM_IMAGES, dtype), operation, provider, device)
+        return provider
+    if name not in PROVIDERS:
+        raise UserError(f"--provider {name}: choose {', '.join(PROVIDERS)} or my_file.py:KERNEL")
+    return name
 
 
 @bench_app.command("regress")

@@ -9,24 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from speedyresnet.kernels.contract import registered
+
 Role = Literal["own", "convolution", "before", "after", "product", "after_product", "fill", "words", "inductor",
                "native", "unknown"]  # fmt: skip
 PASSES = ("forward", "dgrad", "wgrad")
-OWN_KERNELS = {
-    "augment_kernel": "stem",
-    "stem_kernel": "stem",
-    "stem_gradient_kernel": "stem",
-    "statistics_kernel": "norm+pool",
-    "combine_statistics_kernel": "norm+pool",
-    "apply_kernel": "norm+pool",
-    "gradient_sums_kernel": "norm+pool",
-    "combine_gradient_sums_kernel": "norm+pool",
-    "input_gradient_kernel": "norm+pool",
-    "pool_statistics_kernel": "norm+pool",
-    "unpool_gradient_kernel": "norm+pool",
-    "convolution_pool_kernel": "convolution forward",
-    "convolution_pool_gradient_kernel": "convolution wgrad",
-}
+OWN_KERNELS = {name: group for kernel in registered().values() for name, group in kernel.gpu_functions.items()}
 """Groups of the kernels of this package, by name."""
 
 _CUDNN_PASSES = {"fprop": "forward", "dgrad": "dgrad", "wgrad": "wgrad"}

@@ -9,6 +9,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from speedyresnet.kernels.contract import registered
+
 from .kernel_names import OWN_KERNELS, PASSES, Kernel, kernel_of
 from .kernel_table import Launch
 from .kernel_work import GROUPS, PRODUCT, Slot, Work
@@ -18,7 +20,7 @@ Row = tuple[str, str]
 UNASSIGNED: Row = ("unassigned", "other")
 _OWN_TAIL = re.compile("reduce_kernel|copy|elementwise_kernel<[0-9, ]+, at::native::FillFunctor")
 """PyTorch's kernels behind one of ours, inside the same operator: they sum partial results and change the type."""
-_WITH_TAIL = ("stem_gradient_kernel", "convolution_pool_gradient_kernel", "combine_gradient_sums_kernel")
+_WITH_TAIL = tuple(name for kernel in registered().values() for name in kernel.followed_by_pytorch)
 _RESET = re.compile("fill|zero|distribution|multi_tensor|div|welford")
 
 
@@ -191,7 +193,8 @@ class Assignment:
     def _by_names(self, rows: list[Row | None]) -> list[Row | None]:
         """Without an order; cuDNN fills memory and reduces for weight gradients."""
         found = {kind.what for kind in self._kinds}
-        tails = [name for name in _WITH_TAIL[:2] if name in found]
+        # Those of norms, which only ghost batch norm has, are few.
+        tails = [name for name in reversed(_WITH_TAIL) if name in found and OWN_KERNELS[name] != "norm+pool"]
         for place, kind in enumerate(self._kinds):
             which = kind.what or ("wgrad" if "wgrad" in found else "forward")
             if kind.role in ("before", "after", "fill") and which in found:

@@ -214,7 +214,7 @@ def _data(stored: Any) -> dict[str, Any]:
 
 
 def _providers(stored: Any) -> dict[str, str]:
-    known = {name: stored[name] for name in REFERENCE_KERNELS}
+    known = REFERENCE_KERNELS | {name: stored[name] for name in REFERENCE_KERNELS if name in stored}
     if not set(known.values()) <= {"triton", "reference"}:
         raise ValueError("kernels names a provider other than triton and reference")
     return known

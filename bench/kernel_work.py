@@ -7,7 +7,6 @@ writes for others.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.recipe import Recipe
 
 from .roofline import Ceilings
-from .traffic import Operation, OrderedWork, evaluation_operations, step_operations
+from .traffic import Operation, OrderedWork, evaluation_operations, own_operator, step_operations
 
 _LAYER = re.compile(r"(?P<layer>\S+?)(\+pool)? \d+x\d+ (?P<which>forward|dgrad|wgrad)")
 PRODUCT = "product"
@@ -67,36 +66,10 @@ class Work:
         return sum(each.group == "head+loss" for each in self.slots[PRODUCT])
 
 
-def _large(sizes: Sequence[int], least: int) -> int:
-    """Bytes of the tensors of at least so many: activations, not vectors of channels."""
-    return sum(size for size in sizes if size >= least)
-
-
 def own_kernel_bytes(operation: Operation) -> dict[str, int]:
-    """Bytes that each of our kernels moves for `operation`, by the kernel's name; empty if it has none.
-
-    The small second stages of reductions are kernels as well; they move next to nothing.
-    """
-    reads, writes = operation.reads, operation.writes
-    match operation.name.removeprefix("speedyresnet.").removesuffix(".default"):
-        case "augment" | "stem" | "convolution_pool" as name:
-            return {f"{name}_kernel": operation.bytes}
-        case "stem_backward" | "convolution_pool_backward" as name:
-            return {f"{name.removesuffix('backward')}gradient_kernel": operation.bytes}
-        case "batch_norm_act":
-            passes = {"statistics_kernel": reads[0], "combine_statistics_kernel": 0}
-            return passes | {"apply_kernel": _large(reads, reads[0]) + writes[0]}
-        case "pool_batch_norm_act":
-            first = reads[0] + writes[1] + writes[2]
-            return {"pool_statistics_kernel": first, "combine_statistics_kernel": 0, "apply_kernel": 2 * writes[1]}
-        case "batch_norm_act_backward":
-            given = _large(reads, reads[0])
-            passes = {"gradient_sums_kernel": given, "combine_gradient_sums_kernel": 0}
-            return passes | {"input_gradient_kernel": given + _large(writes, reads[0])}
-        case "pool_batch_norm_act_backward":
-            passes = {"gradient_sums_kernel": 2 * reads[0], "combine_gradient_sums_kernel": 0}
-            return passes | {"unpool_gradient_kernel": sum(reads[:3]) + writes[0]}
-    return {}
+    """Bytes that each of our kernels moves for `operation`, by the kernel's name; empty if it has none."""
+    own = own_operator(operation.name)
+    return own.bytes(operation.reads, operation.writes) if own else {}
 
 
 def _convolution_slots(part: str, operation: Operation) -> list[tuple[str, Slot]]:

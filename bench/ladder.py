@@ -94,7 +94,7 @@ def _update(given: _Given) -> None:
 def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
     """The functions of `RUNGS`, for the kind of step that a run takes most often."""
     state, variant = trainer.state, trainer.main_variant
-    whitened = state.kernels["stem"] == "triton"
+    whitened = state.kernels["stem"] != "reference"
     with torch.no_grad():
         batch = (whitened_batch if whitened else training_batch)(state, cutmix=variant.cutmix, size=variant.size)
     trains_bias = variant.whitening_bias and not whitened  # the fused stem belongs to the data

@@ -1,15 +1,16 @@
 """The parts of a net by the names people use: stem, group1.conv1 31x31, pool, norm+activation, head+loss."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from speedyresnet.engine.nets import Convolution, ConvolutionGroup, PreActivationBlock, SpeedyResNet, Stem
+from speedyresnet.engine.nets import Convolution, ConvolutionGroup, KernelPlace, PreActivationBlock, SpeedyResNet, Stem
 from speedyresnet.engine.parts import part
+from speedyresnet.kernels.contract import registered
 
 
 def part_of_module(path: str, module: nn.Module) -> str | None:
@@ -62,10 +63,22 @@ def _split_forward(module: Convolution, name: str, x: Tensor) -> Tensor:
     return result
 
 
-def _split_pooled(module: Convolution, name: str, x: Tensor) -> Tensor:
-    """The same for a convolution with the max-pooling behind it, whose backward pass is all called wgrad."""
-    with part(f"{name}+pool {x.shape[2]}x{x.shape[3]} forward"):
-        return Convolution.pooled(module, x)
+def _convolving_kernels(path: str, module: KernelPlace) -> dict[str, Callable[..., Tensor]]:
+    """The kernels of a group that begin with its first convolution, each as a part of its own.
+
+    Their backward passes are all called wgrad.
+    """
+    found: dict[str, Callable[..., Tensor]] = {}
+    for name, function in module.kernels.items():
+        if any(group.startswith("convolution") for group in registered()[name].gpu_functions.values()):
+            layer = f"group{int(path.split('.')[1]) + 1}.conv1+{name.removeprefix('convolution_')}"
+            found[name] = functools.partial(_in_part, layer, function)
+    return found
+
+
+def _in_part(layer: str, function: Callable[..., Tensor], x: Tensor, *others: Any, **options: Any) -> Tensor:
+    with part(f"{layer} {x.shape[2]}x{x.shape[3]} forward"):
+        return function(x, *others, **options)
 
 
 @contextmanager
@@ -93,11 +106,12 @@ def parts_of_net(net: SpeedyResNet, *, whitening_bias: bool) -> Iterator[None]:
             bias.requires_grad_(False)
         for path, module in net.named_modules():
             name = part_of_module(path, module)
+            if isinstance(module, KernelPlace):
+                stack.callback(setattr, module, "kernels", module.kernels)
+                module.kernels = module.kernels | _convolving_kernels(path, module)
             if isinstance(module, Convolution) and name is not None:
                 module.forward = functools.partial(_split_forward, module, name)  # type: ignore[method-assign]
-                module.pooled = functools.partial(_split_pooled, module, name)  # type: ignore[method-assign]
                 stack.callback(module.__dict__.pop, "forward")
-                stack.callback(module.__dict__.pop, "pooled")
             elif name is not None:
                 for handle in (
                     module.register_forward_pre_hook(lambda *_, n=name: enter(n)),

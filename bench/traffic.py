@@ -24,7 +24,7 @@ from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
-from speedyresnet.kernels.augment import TRANSFORM_NAMES, transforms_from
+from speedyresnet.kernels.contract import Operator, registered
 
 from .net_parts import parts_of_net
 from .paper import paper_state, paper_test_set
@@ -100,10 +100,11 @@ def _share_of_taps_inside(
     return share
 
 
-def _pooled_convolution_flops(pooled: Tensor, image: Tensor) -> int:
-    """Of a 3x3 convolution at the four pixels of each pooled one, or of its weight gradient."""
-    share = _share_of_taps_inside(image, image.new_empty((1, 1, 3, 3)), None, (1, 1), (1, 1), (1, 1))
-    return round(2 * 4 * 9 * image.shape[1] * pooled.numel() * share)
+def own_operator(name: str) -> Operator | None:
+    """What a kernel says of the registered operator `name`, as in `Operation`; none of PyTorch's own."""
+    namespace, _, rest = name.partition(".")
+    operators = (kernel.operators.get(rest.partition(".")[0]) for kernel in registered().values())
+    return next(filter(None, operators), None) if namespace == "speedyresnet" else None
 
 
 def _changed_tensors(function: Any, arguments: Sequence[Any]) -> list[Tensor]:
@@ -131,20 +132,15 @@ def _operation(function: Any, arguments: Any, options: Any, result: Any) -> Oper
         wanted = tuple(arguments[-1])
         wants_input, wants_weight = wanted[:2]
         inputs = [gradient, *([image] if wants_weight else []), *([weight] if wants_input else [])]
-    if name.startswith(("speedyresnet.augment", "speedyresnet.stem")):  # read the windows of a batch, nothing else
-        given = inputs[:1] if "backward" in name else []  # a gradient
-        images = next(each for each in inputs if each.dtype == torch.uint8)
-        window = transforms_from(arguments[-len(TRANSFORM_NAMES) :]).window(*images.shape[1:3])
-        read = map(min, window, images.shape[1:3])  # a window reaches into the padding, where pixels come again
-        inputs = [*given, images.new_empty((len((given or written)[0]), *read, images.shape[3]))]
+    own = own_operator(name)
+    if own and own.reads:
+        inputs = own.reads(arguments, written)
     if name.startswith("index_copy_"):  # writes as much as it is given, not the whole table
         inputs, changed = inputs[1:], inputs[2:]
     count = flop_registry.get(function._overloadpacket)
     flops = count(*arguments, **options, out_val=result) if count else 0
     if name.startswith("convolution"):
         flops = round(flops * _share_of_taps_inside(*arguments[int("backward" in name) :][:6]))
-    if name.startswith("speedyresnet.convolution_pool"):
-        flops = _pooled_convolution_flops(*((inputs[0], inputs[2]) if "backward" in name else (written[0], inputs[0])))
     floating = [each for each in inputs + written if each.is_floating_point()]
     dtype = str(floating[0].dtype).removeprefix("torch.") if floating else "float32"
     reads, writes = (tuple(map(tensor_bytes, each)) for each in (inputs, written))

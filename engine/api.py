@@ -1,5 +1,6 @@
 """The Python API: what the command line does, as functions that return typed objects."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .files import check_outputs
 from .image_folders import Progress
 from .model_file import Model, read_model, save_model
 from .nets import SpeedyResNet
+from .outside_kernels import load_kernels
 from .pack import Pack
 from .python_files import file_of
 from .recipe import Recipe, View
@@ -59,6 +61,7 @@ def train(
     checkpoint: str | Path | None = None,
     checkpoint_minutes: float = DEFAULT_MINUTES,
     resume: Checkpoint | str | Path | None = None,
+    kernels: Mapping[str, str] | None = None,
 ) -> TrainedRun:
     """Train one run. Ctrl-C or SIGTERM ends the training early with what is done; a second one stops at once.
 
@@ -77,6 +80,8 @@ def train(
         checkpoint_minutes: from one checkpoint to the next.
         resume: go on from this checkpoint of the same run. On a CPU with as many threads it gives the same bits as
             without the interruption. The clocks `prepare` and `train` go on too; `build` is that of the last part.
+        kernels: `my_file.py:KERNEL` by operation, a kernel of one's own. It is held to its reference first, on every
+            shape of the recipe. It takes the place of what `kernels` of the recipe says.
 
     Raises:
         UserError: anything wrong with what was given, such as a checkpoint of another run, or a file for checkpoints
@@ -108,7 +113,7 @@ def train(
     checkpoints = checkpoint_file(checkpoint, begun, checkpoint_minutes, display)
     read = [None if isinstance(data, Pack) else data, file_of(recipe) if isinstance(recipe, str) else None]
     check_outputs([checkpoints.path if checkpoints else None], read)
-    placed = place_recipe(made, pick_device(str(device)), backend)
+    placed = place_recipe(made, pick_device(str(device)), backend, load_kernels(kernels or {}))
     pack = data if isinstance(data, Pack) else load_data(data)
     setup = placed.with_data(pack.facts)
     return train_set_up(setup, pack, seed=seed, display=display, checkpoints=checkpoints, resume=begun)

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .json_files import json_value
 from .pack import Pack
 from .recipe import Recipe
 from .recipe_checks import checked_recipe
-from .record import HistoryRow, RunRecord, finite_values
+from .record import KERNEL_PROVIDERS, HistoryRow, RunRecord, finite_values
 from .setup import Setup
 from .step import TrainingState
 from .tensor_file import Header, read_tensors, save_tensors
@@ -58,6 +58,8 @@ class Progress:
     history: tuple[HistoryRow, ...]
     """Of the epochs that are done."""
     resumed_at_steps: tuple[int, ...]
+    kernel_files: tuple[str, ...] = ()
+    """OPERATION=PROVIDER of each kernel from outside of the package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class Checkpoint:
             "device": (mine.device, setup.device.type),
             "backend": (mine.backend, setup.backends[0]),
             "dtype": (mine.dtype, dtype_name(setup.dtype)),
+            "--kernel": (", ".join(mine.kernel_files) or "none", ", ".join(_outside(setup.kernels)) or "none"),
         }
         for name, (stored, given) in pairs.items():
             if stored != given:
@@ -107,6 +110,11 @@ class Checkpoint:
         record.steps, record.history = progress.steps, list(progress.history)
         record.seconds.prepare, record.seconds.train = progress.prepare_seconds, progress.train_seconds
         record.resumed_at_steps = [*progress.resumed_at_steps, progress.steps]
+
+
+def _outside(kernels: Mapping[str, str]) -> tuple[str, ...]:
+    """OPERATION=PROVIDER of the kernels that this package does not ship."""
+    return tuple(f"{name}={each}" for name, each in sorted(kernels.items()) if each not in KERNEL_PROVIDERS)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -199,6 +207,7 @@ class CheckpointFile:
             train_seconds=record.seconds.train or 0.0,
             history=tuple(record.history),
             resumed_at_steps=tuple(record.resumed_at_steps),
+            kernel_files=_outside(record.kernels),
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         save_tensors(self.path, state.changing_tensors(), metadata)

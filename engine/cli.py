@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels import resources
-from ..kernels.resources import dumped_code
 from .api import MAX_SEED, MIN_SEED, TrainedRun, checkpoint_file
 from .api import evaluate as evaluate_model
 from .api import train_set_up as train_run
@@ -40,6 +39,8 @@ from .files import Outputs, check_outputs, check_writable, write_text
 from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
+from .operations import shipped_operations
+from .outside_kernels import kernel_references, load_kernels
 from .pack import Pack
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
@@ -278,6 +279,9 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on from this checkpoint; --data only if it was no name.")
     ] = None,
+    kernels: Annotated[
+        list[str] | None, typer.Option("--kernel", help="Your own: OPERATION=my_file.py:KERNEL, checked first.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train once. Without options: on the GPU if there is one, on CIFAR-10 if it can be had."""
@@ -286,6 +290,7 @@ def train_command(
     if begun:
         device, backend, seed, data = _with_those_of(begun.progress, device, backend, seed, data)
     placed = _placed_recipe(begun, recipe, settings, device, backend)
+    placed = dataclasses.replace(placed, outside_kernels=load_kernels(kernel_references(kernels or ())))
     check_outputs([out, save, checkpoint or resume], [data or placed.recipe.data, file_of(recipe)])
     pack, seed = _data_called(data) if data else _data_for(placed.recipe), seed or 0
     setup = placed.with_data(pack.facts)  # before anything is printed
@@ -479,15 +484,15 @@ def kernels_command(
     """What the Triton kernels need, compiled here for every target; no GPU is needed."""
     try:
         if ptx_hash:
-            hashes = resources.ptx_hashes(name)
+            hashes = resources.ptx_hashes(shipped_operations(), name)
             print(json.dumps(hashes, indent=1) if as_json else "\n".join(f"{hashes[key]}  {key}" for key in hashes))
             return
         if dump is not None:
-            print(dumped_code(name, dump, against), end="")
+            print(resources.dumped_code(shipped_operations(), name, dump, against), end="")
             return
         if update and name is not None:
             raise UserError("--update takes no name: the limits of a version of Triton are of all its kernels")
-        rows = resources.all_resources(name)
+        rows = resources.all_resources(shipped_operations(), name)
     except ValueError as error:
         raise UserError(str(error)) from error
     with Outputs() as outputs:

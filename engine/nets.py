@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.activations import ACTIVATIONS
-from ..kernels.batch_norm import ResidualPlace, batch_norm_act, with_activation
-from ..kernels.convolution_pool import convolution_pool, takes_convolution_pool
-from ..kernels.pool_batch_norm import pool_batch_norm_act
+from ..kernels.batch_norm import ResidualPlace, batch_norm_act_plain, with_activation
+from ..kernels.contract import Operation
 from .errors import UserError
 from .recipe import Net, Recipe
 
@@ -24,7 +24,31 @@ MAX_IMAGE_SIDE = 4096
 """Pixels; with a larger one even the first activations of an image take gigabytes."""
 
 
-class BatchNorm(nn.Module):
+class KernelPlace(nn.Module):
+    """A module that asks for kernels: whoever has one for it puts it into `kernels`, and `TrainingState` does."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.layout = net.memory_format
+        self.kernels: dict[str, Callable[..., Tensor]] = {}
+        """What does which operation in training; plain PyTorch does all others."""
+        self.noted: list[Operation] | None = None
+        """Gets all operations that are asked for, where it is a list."""
+
+    def kernel(self, name: str, x: Tensor, **options: object) -> Callable[..., Tensor] | None:
+        """The kernel that does an operation here, in training; none: plain PyTorch does it.
+
+        Args:
+            name: of the operation.
+            x: its first input.
+            options: all else that describes the operation, see `kernels.contract.Operation`.
+        """
+        if self.noted is not None:
+            self.noted.append(Operation(name, tuple(x.shape), x.dtype, self.layout, tuple(options.items())))
+        return self.kernels.get(name) if self.training else None
+
+
+class BatchNorm(KernelPlace):
     """Batch norm and activation; unless the recipe says otherwise its scale stays 1, and parameters and statistics are
     never below float32.
 
@@ -35,14 +59,13 @@ class BatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(self, channels: int, net: Net) -> None:
-        super().__init__()
+        super().__init__(net)
         self.momentum = net.batch_norm_momentum
         self.epsilon = net.batch_norm_epsilon
         self.groups = net.batch_norm_groups
         """Of ghost batch norm, in training."""
         self.activation = net.activation
-        self.provider = "reference"
-        """Who does it in training; `triton` is the fused kernel."""
+        self.precision = net.batch_norm_precision
         self.weight = nn.Parameter(torch.ones(channels), requires_grad=net.batch_norm_scale == "learned")
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -50,38 +73,23 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, residual_place: ResidualPlace = "none") -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]; `residual`, of that shape too, is added before or after the activation."""
-        statistics = self.running_mean, self.running_var
-        if self.training and self.provider == "triton":
-            return batch_norm_act(
-                x, self.weight, self.bias, *statistics, activation=self.activation, residual=residual,
-                residual_place=residual_place, momentum=self.momentum, epsilon=self.epsilon, groups=self.groups,
-            )  # fmt: skip
-        if self.training and self.groups > 1:
-            u = self._normalised_by_group(x)
-        else:
-            u = F.batch_norm(
-                x, *statistics, self.weight, self.bias, training=self.training, momentum=self.momentum, eps=self.epsilon
-            )
-        return with_activation(u, residual, self.activation, residual_place)
+        if not self.training:
+            vectors = self.running_mean, self.running_var, self.weight, self.bias
+            u = F.batch_norm(x, *vectors, momentum=self.momentum, eps=self.epsilon)
+            return with_activation(u, residual, self.activation, residual_place)
+        function = self.kernel("batch_norm_act", x, **self.options, residual=residual_place) or batch_norm_act_plain
+        return self.normalised(function, x, residual=residual, residual_place=residual_place)
 
-    def _normalised_by_group(self, x: Tensor) -> Tensor:
-        """Ghost batch norm [N, C, H, W] -> the same: each group's channels as channels of their own."""
-        vectors = self.running_mean, self.running_var, self.weight, self.bias
-        mean, variance, weight, bias = (each.repeat(self.groups) for each in vectors)
-        u = F.batch_norm(
-            x.reshape(-1, self.groups * x.shape[1], *x.shape[2:]), mean, variance, weight, bias,
-            training=True, momentum=self.momentum, eps=self.epsilon,
-        ).reshape(x.shape)  # fmt: skip
-        self.running_mean.copy_(mean.view(self.groups, -1).mean(0))
-        self.running_var.copy_(variance.view(self.groups, -1).mean(0))
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return u.contiguous(memory_format=torch.channels_last) if channels_last else u
+    @property
+    def options(self) -> dict[str, object]:
+        """What describes an operation that ends with this norm."""
+        return {"activation": self.activation, "groups": self.groups, "precision": self.precision}
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H // 2, W // 2]: 2x2 max-pooling before it, in the fused kernel; in training."""
-        return pool_batch_norm_act(
+    def normalised(self, function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
+        """What `function`, which ends with a norm, makes of x with the parameters of this one."""
+        return function(
             x, self.weight, self.bias, self.running_mean, self.running_var, activation=self.activation,
-            momentum=self.momentum, epsilon=self.epsilon, groups=self.groups,
+            momentum=self.momentum, epsilon=self.epsilon, groups=self.groups, **options,
         )  # fmt: skip
 
 
@@ -93,10 +101,6 @@ class Convolution(nn.Conv2d):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         result: Tensor = self._conv_forward(x, self.weight.to(x.dtype), bias)
         return result
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """[N, C_in, H, W] -> [N, C_out, H // 2, W // 2]: 2x2 max-pooling behind it, in the fused kernel."""
-        return convolution_pool(x, self.weight.to(x.dtype))
 
 
 class Linear(nn.Linear):
@@ -141,7 +145,7 @@ def global_max_pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, x.shape[2:]).flatten(1)
 
 
-class ConvolutionGroup(nn.Module):
+class ConvolutionGroup(KernelPlace):
     """conv - max-pool - norm - activation, then (conv - norm - activation) for the others; halves the map.
 
     Without a pool the first convolution has a stride of 2, which rounds up an odd side that a pool would round down.
@@ -150,36 +154,20 @@ class ConvolutionGroup(nn.Module):
     """
 
     def __init__(self, place: int, inputs: int, outputs: int, net: Net) -> None:
-        super().__init__()
+        super().__init__(net)
         single, kernel = place in net.single_groups, 1 if place in net.pointwise_groups else 3
         first = _convolution(inputs, outputs, net.first_kernel, stride=2 if net.pool == "none" else 1)
         others = (_convolution(outputs, outputs, kernel) for _ in range(0 if single else net.group_convolutions - 1))
         self.convolutions = nn.ModuleList([first, *others])
         self.norms = nn.ModuleList(BatchNorm(outputs, net) for _ in self.convolutions)
         self.pool = nn.Identity() if net.pool == "none" else nn.MaxPool2d(2)
-        self.pools_last = net.pool == "after_norm"
-        self.pool_provider = "reference"
-        """Who pools and normalises in training; `triton` is the fused kernel."""
-        self.convolution_provider = "reference"
-        """Who convolves and pools in training, before all that; `triton` is the fused kernel, where it takes this and x
-        wants no gradient, which it leaves to PyTorch."""
-        fits = net.pool == "before_norm" and net.first_kernel == 3
-        self.convolution_pool_fits = fits and takes_convolution_pool(inputs, outputs)
+        self.pool_place = net.pool
         self.residual = net.residual
         self.squeeze_excite = SqueezeExcite(outputs, net) if net.squeeze_excite_ratio and not single else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, outputs, H // 2, W // 2], or (H + 1) // 2 and (W + 1) // 2 without a pool."""
-        convolution, norm = self.convolutions[0], self.norms[0]
-        fuses_convolution = self.convolution_pool_fits and self.convolution_provider == "triton"
-        if self.training and fuses_convolution and not x.requires_grad:
-            x = norm(convolution.pooled(x))  # type: ignore[operator]
-        elif self.training and self.pool_provider == "triton":
-            x = norm.pooled(convolution(x))  # type: ignore[operator]
-        else:
-            x = convolution(x)
-            x = self.pool(norm(x)) if self.pools_last else norm(self.pool(x))
-        first = x
+        x = first = self._first(x)
         last = len(self.convolutions) - 1
         for index in range(1, last + 1):
             ends = index == last and self.residual != "none"
@@ -188,6 +176,27 @@ class ConvolutionGroup(nn.Module):
                 x = x * self.squeeze_excite(first)
             x = self.norms[index](x, first if ends else None, self.residual if ends else "none")
         return x
+
+    def _first(self, x: Tensor) -> Tensor:
+        """The first convolution with its pooling, norm and activation, in as few kernels as there are for them."""
+        convolution, norm = self.convolutions[0], self.norms[0]
+        assert isinstance(convolution, Convolution)
+        assert isinstance(norm, BatchNorm)
+        pooled: Tensor
+        if self.pool_place == "after_norm":
+            pooled = self.pool(norm(convolution(x)))
+            return pooled
+        weight, pools = convolution.weight, self.pool_place == "before_norm"
+        sizes = {"filters": len(weight), "kernel": weight.shape[2]}
+        # The kernel leaves a gradient of x to PyTorch, so it is for an x that wants none.
+        if pools and not x.requires_grad and (function := self.kernel("convolution_pool", x, **sizes)):
+            pooled = norm(function(x, weight.to(x.dtype)))
+            return pooled
+        x = convolution(x)
+        if pools and (function := self.kernel("pool_batch_norm_act", x, **norm.options)):
+            return norm.normalised(function, x)
+        pooled = norm(self.pool(x))
+        return pooled
 
 
 class PreActivationBlock(nn.Module):
@@ -344,6 +353,29 @@ def make_net(
         if isinstance(module, BatchNorm) and recipe.net.batch_norm_precision == "float32":
             module.to(wide)
     return net
+
+
+@functools.cache
+def net_operations(
+    recipe: Recipe, batches: tuple[tuple[int, int, int, int], ...], dtype: torch.dtype
+) -> Mapping[str, Sequence[Operation]]:
+    """What the modules of a net ask kernels for in training, by their paths; nothing is computed.
+
+    Args:
+        recipe: of the net.
+        batches: [N, C, H, W] of the images of each kind of step.
+        dtype: of the activations.
+    """
+    net = make_net(recipe, classes=10, channels=batches[0][1], dtype=dtype, device="meta").train()
+    if net.stem.whitening.bias is not None:
+        net.stem.whitening.bias.requires_grad_(False)  # as it is in most steps; then more kernels can be used
+    found: dict[str, list[Operation]] = {}
+    for path, module in net.named_modules():
+        if isinstance(module, KernelPlace):
+            module.noted = found.setdefault(path, [])
+    for shape in batches:
+        net(torch.empty(shape, dtype=dtype, device="meta"))
+    return {path: list(dict.fromkeys(operations)) for path, operations in found.items()}
 
 
 def last_map_size(net: Net, height: int, width: int) -> tuple[int, int]:

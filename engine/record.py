@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..kernels.contract import REFERENCE, TRITON
 from ..kernels.resources import ptxas_version
 from .evaluate import Accuracy
 from .files import write_atomically
@@ -25,8 +26,8 @@ from .recipe import Recipe
 SCHEMA = "speedyresnet.run/1"
 COMMIT_VARIABLE = "SPEEDYRESNET_COMMIT"
 """What runs. It comes before what git says."""
-KERNEL_PROVIDERS = ("triton", "reference")
-"""What an operation of a run can be computed by."""
+KERNEL_PROVIDERS = (TRITON, REFERENCE)
+"""What an operation of a run can be computed by, beside kernels from files of the user's own."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -133,10 +134,11 @@ def differences_told(record: Mapping[str, Any]) -> str | None:
         return None
     if requested["backend"] != record["backend"]:
         parts.append(f"backend: {requested['backend']} was asked for, {record['backend']} ran")
-    providers = {each: [name for name, own in record["kernels"].items() if own == each] for each in KERNEL_PROVIDERS}
+    ran = dict.fromkeys((*KERNEL_PROVIDERS, *record["kernels"].values()))
+    providers = {each: [name for name, own in record["kernels"].items() if own == each] for each in ran}
     if providers.get(requested["kernels"]) != list(record["kernels"]):
-        ran = "; ".join(f"{each} ran for {', '.join(names)}" for each, names in providers.items() if names)
-        parts.append(f"kernels: {requested['kernels']} was asked for, {ran}")
+        told = "; ".join(f"{each} ran for {', '.join(names)}" for each, names in providers.items() if names)
+        parts.append(f"kernels: {requested['kernels']} was asked for, {told}")
     return ". ".join(parts) or None
 
 

@@ -4,8 +4,8 @@ Whatever is wrong with what a user asked for is found here, before any work: `ch
 faults that need no data, `PlacedRecipe.with_data` those of a recipe that does not fit its images.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from .device import pick_device, pick_dtype
 from .downloads import DOWNLOADS
 from .fit import fitting_plan
 from .kernel_choice import check_kernels, pick_kernels
+from .outside_kernels import with_outside_kernels
 from .pack import DataFacts
 from .recipe import Recipe
 from .recipes import recipe as recipe_called
@@ -30,6 +31,8 @@ class PlacedRecipe:
     """As it was asked for; see `backends`."""
     dtype: torch.dtype
     """Of weights and activations."""
+    outside_kernels: Mapping[str, str] = field(default_factory=dict)
+    """Providers from outside of the package by operation, see `outside_kernels.load_kernels`."""
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -40,17 +43,21 @@ class PlacedRecipe:
         """The setup of runs on `data`.
 
         Raises:
-            UserError: the net, the augmentation or the batches do not fit the images.
+            UserError: the net, the augmentation or the batches do not fit the images, or a kernel from outside
+                differs from its reference.
         """
         recipe, device, backend, dtype = self.recipe, self.device, self.backend, self.dtype
+        fitting, images = fitting_plan(recipe, data), (data.train_images, *data.image_size, data.channels)
+        kernels = pick_kernels(recipe, device, dtype, backend, images)
         return Setup(
             recipe=recipe,
             device=device,
             backend=backend,
             dtype=dtype,
+            outside_kernels=self.outside_kernels,
             data=data,
-            plan=fitting_plan(recipe, data),
-            kernels=pick_kernels(recipe, device, dtype, backend, data.channels),
+            plan=fitting,
+            kernels=with_outside_kernels(kernels, self.outside_kernels, recipe, images, device, dtype, backend),
         )
 
 
@@ -91,8 +98,10 @@ def chosen_recipe(name: str | None, settings: Iterable[str] | None, device: str,
     return place_recipe(recipe_called(name or default_recipe(place), settings or ()), place, backend)
 
 
-def place_recipe(recipe: Recipe, device: torch.device, backend: str = AUTO) -> PlacedRecipe:
-    """`recipe` on `device`, which `pick_device` gave.
+def place_recipe(
+    recipe: Recipe, device: torch.device, backend: str = AUTO, outside_kernels: Mapping[str, str] | None = None
+) -> PlacedRecipe:
+    """`recipe` on `device`, which `pick_device` gave, with `outside_kernels` as `load_kernels` gave them.
 
     Raises:
         UserError: a backend or kernels that this machine cannot run.
@@ -100,7 +109,9 @@ def place_recipe(recipe: Recipe, device: torch.device, backend: str = AUTO) -> P
     check_backend(backend, device)
     dtype = pick_dtype(recipe, device)
     check_kernels(recipe, device, dtype)
-    return PlacedRecipe(recipe=recipe, device=device, backend=backend, dtype=dtype)
+    return PlacedRecipe(
+        recipe=recipe, device=device, backend=backend, dtype=dtype, outside_kernels=outside_kernels or {}
+    )
 
 
 def set_up(recipe: Recipe, data: DataFacts, device: torch.device, backend: str = AUTO) -> Setup:

@@ -16,18 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.augment import Batch, Transforms, augmented_batch, normalisation
-from ..kernels.stem import stem
-from .nets import BatchNorm, ConvolutionGroup, Linear, SpeedyResNet
+from ..kernels.augment import Batch, Transforms, normalisation
+from ..kernels.contract import REFERENCE, kernel_called, registered
+from .nets import BatchNorm, KernelPlace, Linear, SpeedyResNet, net_operations
 from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
 
-REFERENCE_KERNELS = dict.fromkeys(
-    ("augment", "stem", "batch_norm_act", "pool_batch_norm_act", "convolution_pool"), "reference"
-)
+REFERENCE_KERNELS = dict.fromkeys(registered(), REFERENCE)
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
+
+
+class KernelChoice(dict[str, str]):
+    """The provider of each operation, and where in the net plain PyTorch does it all the same."""
+
+    refused: frozenset[tuple[str, str]] = frozenset()
+    """(path of a module, name of an operation)."""
 
 
 class TrainingState:
@@ -60,8 +65,8 @@ class TrainingState:
         device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
         self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
-        self.use_kernels(kernels or REFERENCE_KERNELS)
         self.images, self.labels = images, labels
+        self.use_kernels(kernels or REFERENCE_KERNELS)
         self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
@@ -96,14 +101,30 @@ class TrainingState:
         return training_window(self.recipe, *self.images.shape[1:3])
 
     def use_kernels(self, kernels: Mapping[str, str]) -> None:
-        """From now on let the named providers do the operations."""
+        """From now on let the named providers do the operations, wherever in the net they can."""
         self.kernels = kernels
+        known = registered()
+        self.functions = {
+            name: known[name].reference if provider == REFERENCE else kernel_called(name, provider).function
+            for name, provider in kernels.items()
+        }
         for module in self.net.modules():
-            if isinstance(module, BatchNorm):
-                module.provider = kernels["batch_norm_act"]
-            if isinstance(module, ConvolutionGroup):
-                module.pool_provider = kernels["pool_batch_norm_act"]
-                module.convolution_provider = kernels["convolution_pool"]
+            if isinstance(module, KernelPlace):
+                module.kernels = {}
+        if any(provider != REFERENCE for provider in kernels.values()):
+            self._place_kernels(getattr(kernels, "refused", frozenset()))
+
+    def _place_kernels(self, refused: frozenset[tuple[str, str]]) -> None:
+        """Give each module of the net the kernels that do all that it asks them for in any kind of step."""
+        batches = batch_shapes(self.recipe, tuple(self.images.shape))
+        for path, operations in net_operations(self.recipe, batches, self.dtype).items():
+            module = self.net.get_submodule(path)
+            assert isinstance(module, KernelPlace)
+            for name in dict.fromkeys(each.name for each in operations if (path, each.name) not in refused):
+                provider = self.kernels.get(name, REFERENCE)
+                own = [each for each in operations if each.name == name]
+                if provider != REFERENCE and not any(map(kernel_called(name, provider).fits, own)):
+                    module.kernels[name] = self.functions[name]
 
     def _parameter_groups(self) -> dict[str, ParameterGroup]:
         settings, net = self.recipe.optimizer, self.net
@@ -210,6 +231,17 @@ def training_window(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
     return transforms_of(recipe, cutmix=False).window(height, width)
 
 
+def batch_shapes(recipe: Recipe, images: Sequence[int]) -> tuple[tuple[int, int, int, int], ...]:
+    """[N, C, H, W] of the images of each kind of step, made from uint8 [N, H, W, C]."""
+    sides = (transforms_of(recipe, cutmix=False, size=size).result(*images[1:3]) for size in step_sizes(recipe))
+    return tuple((recipe.batch_size, images[3], height, width) for height, width in sides)
+
+
+def step_sizes(recipe: Recipe) -> tuple[int, ...]:
+    """Sides that the images of the steps are scaled down to; 0: not at all."""
+    return tuple(dict.fromkeys(recipe.augmentation.sizes or (0,)))
+
+
 def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str, Any]:
     """Arguments that `augmented_batch` and `stem` have in common."""
     names = "images", "labels", "seed", "counter", "scale", "shift", "dtype"
@@ -222,14 +254,18 @@ def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str,
 
 def training_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step."""
-    return augmented_batch(**_batch_inputs(state, cutmix=cutmix, size=size), provider=state.kernels["augment"])
+    batch: Batch = state.functions["augment"](**_batch_inputs(state, cutmix=cutmix, size=size))
+    return batch
 
 
 def whitened_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batch:
     """The batch of this step behind the whitening and its activation, in the fused kernel."""
     whitening, activation = state.net.stem.whitening, state.net.stem.whitening_activation
     inputs = _batch_inputs(state, cutmix=cutmix, size=size)
-    return stem(**inputs, weight=whitening.weight, bias=whitening.bias, activation=activation)
+    batch: Batch = state.functions["stem"](
+        **inputs, weight=whitening.weight, bias=whitening.bias, activation=activation
+    )
+    return batch
 
 
 Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -329,7 +365,7 @@ def training_step(
         forward: computes losses and logits in another way.
         regions: functions that do parts of the step in another way.
     """
-    whitened = state.kernels["stem"] == "triton"
+    whitened = state.kernels["stem"] != REFERENCE
     with part("augment+stem" if whitened else "augment"):
         batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
     if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient

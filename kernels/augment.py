@@ -33,6 +33,16 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from .checks import check_choice, check_integer, check_number
+from .contract import (
+    HALF_AND_SINGLE,
+    CompileCase,
+    Kernel,
+    Operation,
+    Operator,
+    RandomTensors,
+    all_by,
+    pointer_type,
+)
 from .language import INTERPRETED, next_power_of_two, tl, triton
 from .random import (
     below,
@@ -45,7 +55,6 @@ from .random import (
     random_words_device,
     shuffle_rectangle,
 )
-from .resources import CompileCase
 
 # The independent random draws of an image; a new draw takes a new number, so that old runs keep theirs.
 _WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM, _JITTER_STREAM = 0, 1, 2, 3, 4
@@ -434,33 +443,10 @@ def _blocks(row_values: int) -> dict[str, int]:
     return {"BLOCK_ROWS": max(512 // block_values, 1), "BLOCK_VALUES": block_values}
 
 
-CIFAR10, IMAGENETTE = (50_000, 32, 32, 3), (9_469, 64, 64, 3)
-"""[N, H, W, C] of the images that kernels are compiled for."""
-
-
-def _compile_case(batch_size: int, transforms: Transforms, images: tuple[int, int, int, int] = CIFAR10) -> CompileCase:
-    """The kernel on so many images in float16."""
-    window, (height, width) = transforms.window(*images[1:3]), transforms.result(*images[1:3])
-    written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
-    return CompileCase(
-        shape=f"{batch_size} of {'x'.join(map(str, images))}, float16, {', '.join(written)}",
-        function=augment_kernel,
-        arguments={
-            "images_ptr": "*u8",
-            "labels_ptr": "*i64",
-            "seed_ptr": "*i64",
-            "counter_ptr": "*i64",
-            "scale_ptr": "*fp32",
-            "shift_ptr": "*fp32",
-            "batch_ptr": "*fp16",
-            "batch_labels_ptr": "*i64",
-            "pasted_labels_ptr": "*i64",
-            "steps_per_epoch": "i32",
-        },
-        constants={"S": augment_constants(*images, transforms)} | _blocks(width * 3),
-        warps=AUGMENT_WARPS,
-        bytes=batch_size * (3 * math.prod(window) + 2 * 3 * height * width + 16),
-    )
+def transforms_in_words(transforms: Transforms) -> str:
+    """Those that are on."""
+    written = dataclasses.asdict(transforms).items()
+    return ", ".join(f"{name} {value}" for name, value in written if value not in (0, "none"))
 
 
 # -- reference
@@ -765,21 +751,90 @@ class Augmentation(nn.Module):
         return batch
 
 
-COMPILE_CASES = [
-    _compile_case(1024, Transforms(padding=2, flip="alternating")),  # airbench93, 94 and 95
-    _compile_case(1024, Transforms(padding=2, flip="random")),  # hlb-v0.4, hlb-v0.7
-    _compile_case(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
-    _compile_case(1024, Transforms(padding=2, flip="random", cutout=11)),  # hlb-v0.4-long
-    _compile_case(1024, Transforms(padding=2, flip="random", cutmix=10)),  # hlb-v0.7-long
-    _compile_case(1024, Transforms(padding=4, flip="alternating", cutout=12)),  # airbench96
-    _compile_case(256, Transforms(padding=2, flip="alternating")),  # pocket
-    _compile_case(2000, Transforms(padding=2, flip="alternating")),  # airbench94-muon
-    *(
-        _compile_case(1536, Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size))
-        for size in (0, 28, 24, 20)  # hiverge, progressive, speedy
-    ),
-    _compile_case(512, Transforms(padding=3, flip="random")),  # hlb-v0.3
-    _compile_case(512, Transforms(padding=4, flip="random", cutout=8)),  # davidnet
-    _compile_case(512, Transforms(padding=4, flip="random")),  # bag-of-tricks
-    _compile_case(1024, Transforms(crop=32, padding=2, flip="random"), IMAGENETTE),
-]
+def operation_transforms(operation: Operation) -> Transforms:
+    """The transforms among the options of an operation."""
+    return transforms_from([operation[name] for name in TRANSFORM_NAMES])
+
+
+def _fits(operation: Operation) -> str | None:
+    return None if operation.dtype in HALF_AND_SINGLE else f"makes float16, bfloat16 or float32, not {operation.dtype}"
+
+
+def augment_inputs(operation: Operation, device: torch.device, seed: int) -> dict[str, Any]:
+    """Inputs of `augmented_batch`: a data set of random images, in its second epoch."""
+    draw, (count, _, _, channels) = RandomTensors(device, seed), operation.shape
+    steps_per_epoch = count // operation["batch_size"]
+    scale, shift = normalisation((0.5,) * channels, (0.25,) * channels, torch.float32, device)
+    return {
+        "images": draw.integers(*operation.shape, below=256, dtype=torch.uint8),
+        "labels": draw.integers(count, below=10),
+        "seed": torch.full((1,), seed, device=device),
+        "counter": torch.full((1,), steps_per_epoch, device=device),
+        "scale": scale,
+        "shift": shift,
+        "transforms": operation_transforms(operation),
+        "batch_size": operation["batch_size"],
+        "steps_per_epoch": steps_per_epoch,
+        "dtype": operation.dtype,
+    }
+
+
+_TYPES = {
+    "images_ptr": "*u8", "labels_ptr": "*i64", "seed_ptr": "*i64", "counter_ptr": "*i64", "drawn_at_ptr": "*i64",
+    "batch_labels_ptr": "*i64", "pasted_labels_ptr": "*i64", "steps_per_epoch": "i32",
+}  # fmt: skip
+
+
+def augment_argument_types(
+    function: Any, constants: dict[str, Any], dtype: torch.dtype, activations: Sequence[str]
+) -> dict[str, str]:
+    """Triton types of the arguments of a kernel that draws images; `activations` are of `dtype`, the rest float32."""
+    names = [name for name in getattr(function, "arg_names", []) if name not in constants]
+    known = _TYPES | dict.fromkeys(activations, pointer_type(dtype))
+    return {name: known.get(name, "*fp32") for name in names}
+
+
+def operation_in_words(operation: Operation) -> str:
+    """The batch, the images that it is made from, and the transforms."""
+    dtype, images = str(operation.dtype).removeprefix("torch."), "x".join(map(str, operation.shape))
+    return f"{operation['batch_size']} of {images}, {dtype}, {transforms_in_words(operation_transforms(operation))}"
+
+
+def _compile_cases(operation: Operation) -> list[CompileCase]:
+    transforms, (count, rows, columns, channels) = operation_transforms(operation), operation.shape
+    window, (height, width) = transforms.window(rows, columns), transforms.result(rows, columns)
+    written = operation.dtype.itemsize * channels * height * width
+    drawn: dict[str, Any] = {"S": augment_constants(count, rows, columns, channels, transforms)}
+    constants = drawn | _blocks(width * channels)
+    return [
+        CompileCase(
+            shape=operation_in_words(operation),
+            function=augment_kernel,
+            arguments=augment_argument_types(augment_kernel, constants, operation.dtype, ["batch_ptr"]),
+            constants=constants,
+            warps=AUGMENT_WARPS,
+            bytes=operation["batch_size"] * (channels * math.prod(window) + written + 16),
+        )
+    ]
+
+
+def windows_read(arguments: Sequence[Any], results: Sequence[Tensor]) -> list[Tensor]:
+    """As large as the windows of a batch, of which nothing else is read, and a gradient where there is one."""
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    gradients = tensors[:1] if tensors[0].is_floating_point() else []
+    images = next(each for each in tensors if each.dtype == torch.uint8)
+    window = transforms_from(arguments[-len(TRANSFORM_NAMES) :]).window(*images.shape[1:3])
+    read = map(min, window, images.shape[1:3])  # a window reaches into the padding, where pixels come again
+    return [*gradients, images.new_empty((len((gradients or results)[0]), *read, images.shape[3]))]
+
+
+KERNEL = Kernel(
+    operation="augment",
+    function=augmented_batch,
+    reference=augmented_batch_reference,
+    fits=_fits,
+    inputs=augment_inputs,
+    compile_cases=_compile_cases,
+    gpu_functions={"augment_kernel": "stem"},
+    operators={"augment": Operator(bytes=all_by("augment_kernel"), reads=windows_read)},
+)

@@ -24,7 +24,7 @@ a launch write one address. Offsets of rows are int64. Fused multiply-adds chang
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,8 +35,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .activations import ACTIVATION_CHOICES, ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .checks import check_choice, check_integer, check_number
-from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
-from .resources import CompileCase
+from .contract import (
+    CompileCase,
+    Kernel,
+    Operation,
+    Operator,
+    RandomTensors,
+    common_refusal,
+    pointer_type,
+)
+from .language import INTERPRETED, next_power_of_two, tl, triton
 
 ResidualPlace = Literal["none", "before_activation", "after_activation"]
 _RESIDUAL_PLACES = get_args(ResidualPlace)  # here, because torch.compile does not look into typing
@@ -484,6 +492,45 @@ def with_activation(u: Tensor, residual: Tensor | None, activation: str, residua
     return y + residual if residual is not None and residual_place == "after_activation" else y
 
 
+def batch_norm_act_plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_place: ResidualPlace = "none",
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+    groups: int = 1,
+) -> Tensor:
+    """`batch_norm_act` with PyTorch's own batch norm, for any layout and floating dtype."""
+    vectors = running_mean, running_variance, weight, bias
+    if groups == 1:
+        u = F.batch_norm(x, *vectors, training=True, momentum=momentum, eps=epsilon)
+    else:
+        u = _normalised_by_group(x, vectors, momentum, epsilon, groups)
+    return with_activation(u, residual, activation, residual_place)
+
+
+def _normalised_by_group(
+    x: Tensor, vectors: tuple[Tensor, ...], momentum: float, epsilon: float, groups: int
+) -> Tensor:
+    """Ghost batch norm [N, C, H, W] -> the same: the channels of each group are channels of their own."""
+    mean, variance, weight, bias = (each.repeat(groups) for each in vectors)
+    u = F.batch_norm(
+        x.reshape(-1, groups * x.shape[1], *x.shape[2:]), mean, variance, weight, bias,
+        training=True, momentum=momentum, eps=epsilon,
+    ).reshape(x.shape)  # fmt: skip
+    running_mean, running_variance, *_ = vectors
+    running_mean.copy_(mean.view(groups, -1).mean(0))
+    running_variance.copy_(variance.view(groups, -1).mean(0))
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return u.contiguous(memory_format=torch.channels_last) if channels_last else u
+
+
 def batch_norm_act_backward_reference(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, mean: Tensor,
     inverse_deviation: Tensor, activation: str, residual_place: str, groups: int,
@@ -794,32 +841,68 @@ class BatchNormAct2d(_BatchNorm):
         return y
 
 
-_HALF_TENSORS = ("x_ptr", "y_ptr", "residual_ptr", "gradient_ptr", "x_gradient_ptr", "residual_gradient_ptr")
+_TENSORS = ("x_ptr", "y_ptr", "residual_ptr", "gradient_ptr", "x_gradient_ptr", "residual_gradient_ptr")
 
 
-def argument_types(function: Any, constants: dict[str, Any], others: dict[str, str]) -> dict[str, str]:
-    """Triton types of the arguments of a kernel for float16 tensors; float32 vectors and integers unless named."""
+def argument_types(
+    function: Any, constants: dict[str, Any], dtype: torch.dtype, others: dict[str, str]
+) -> dict[str, str]:
+    """Triton types of the arguments of a kernel for tensors of `dtype`; float32 vectors and integers unless named."""
     names = [name for name in getattr(function, "arg_names", []) if name not in constants]
-    known = dict.fromkeys(_HALF_TENSORS, "*fp16") | {"momentum": "fp32", "epsilon": "fp32"} | others
+    known = dict.fromkeys(_TENSORS, pointer_type(dtype)) | {"momentum": "fp32", "epsilon": "fp32"} | others
     return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
 
 
-def shape_in_words(shape: Iterable[int], activation: str, groups: int = 1) -> str:
-    """A float16 tensor of [N, C, H, W] with that activation behind it, normalised in so many groups."""
-    return "x".join(map(str, shape)) + f", float16, {activation}" + (f", {groups} groups" if groups > 1 else "")
+def shape_in_words(operation: Operation) -> str:
+    """The tensor that is normalised, the activation behind it, and the groups that it is normalised in."""
+    dtype, groups = str(operation.dtype).removeprefix("torch."), operation["groups"]
+    words = "x".join(map(str, operation.shape)), dtype, operation["activation"]
+    return ", ".join(words) + (f", {groups} groups" if groups > 1 else "")
 
 
-def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: int) -> list[CompileCase]:
-    """All kernels for what `shape_in_words` says."""
-    x = torch.empty(shape, dtype=torch.float16, device="meta")
+def norm_fits(operation: Operation) -> str | None:
+    """Why the norms here cannot do `operation`; None where they can."""
+    if operation["precision"] != "float32":
+        return "takes parameters and statistics in float32 only"
+    return common_refusal(operation)
+
+
+def norm_inputs(operation: Operation, device: torch.device, seed: int) -> dict[str, Any]:
+    """Inputs of a norm without a residual: x, [C] vectors whose statistics have a past, and options."""
+    draw, channels = RandomTensors(device, seed), operation.shape[1]
+    dtype = torch.float32 if operation["precision"] == "float32" else operation.dtype
+    return {
+        "x": draw.normal(*operation.shape, dtype=operation.dtype, mean=0.5).requires_grad_(),
+        "weight": draw.uniform(channels, least=0.5).to(dtype).requires_grad_(),
+        "bias": draw.normal(channels, dtype=dtype).requires_grad_(),
+        "running_mean": draw.normal(channels, dtype=dtype),
+        "running_variance": draw.uniform(channels, least=0.5).to(dtype),
+        "activation": operation["activation"],
+        "momentum": 0.5,
+        "groups": operation["groups"],
+    }
+
+
+def _inputs(operation: Operation, device: torch.device, seed: int) -> dict[str, Any]:
+    made, place = norm_inputs(operation, device, seed), operation["residual"]
+    if place == "none":
+        return made
+    residual = RandomTensors(device, seed + 1).normal(*operation.shape, dtype=operation.dtype).requires_grad_()
+    return made | {"residual": residual, "residual_place": place}
+
+
+def _compile_cases(operation: Operation) -> list[CompileCase]:
+    """All kernels for what `shape_in_words` says; with a residual they have one more load of the same tile."""
+    x = torch.empty(operation.shape, dtype=operation.dtype, device="meta")
+    groups, activation, channels = operation["groups"], operation["activation"], operation.shape[1]
     cut = tiles_of(x, groups)
     each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation=activation)}
-    size, partial = 2 * x.numel(), 4 * cut.programs * groups * shape[1]
+    size, partial = x.nbytes, 4 * cut.programs * groups * channels
     return [
         CompileCase(
-            shape=shape_in_words(shape, activation, groups), function=function,
-            arguments=argument_types(function, made, {}), constants=made, warps=WARPS, bytes=moved,
-            wide_loads=wide and shape[1] % 8 == 0,
+            shape=shape_in_words(operation), function=function,
+            arguments=argument_types(function, made, x.dtype, {}), constants=made, warps=WARPS, bytes=moved,
+            wide_loads=wide and channels % 8 == 0,
         )
         for function, made, moved, wide in (
             (statistics_kernel, each | {"S": cut.constants}, size + 2 * partial, True),
@@ -832,35 +915,52 @@ def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: in
     ]  # fmt: skip
 
 
-def _shipped_norms() -> list[tuple[tuple[int, int, int, int], str, int]]:
-    """[N, C, H, W] of the norms of the recipes, the activation behind them and their groups."""
-    # Behind the projections of hlb-v0.4 and hlb-v0.3, and of their long runs.
-    norms = [((batch_size, width, 31, 31), "gelu", 1) for batch_size in (1024, 512) for width in (32, 64)]
-    for batch_size, widths, sides, activation in (
-        (1024, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94
-        (512, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.3
-        (512, (256, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.3-long
-        (1024, (128, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.4
-        (1024, (64, 256, 512), (15, 7, 3), "gelu"),  # hlb-v0.7
-        (1024, (64, 128, 128), (15, 7, 3), "gelu"),  # airbench93
-        (1024, (128, 384, 384), (15, 7, 3), "gelu"),  # airbench95
-        (1024, (128, 384, 512), (15, 7, 3), "gelu"),  # airbench96
-        (1024, (256, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.4-long
-        (1024, (128, 512, 1024), (15, 7, 3), "gelu"),  # hlb-v0.7-long
-        (256, (32, 128, 128), (15, 7, 3), "gelu"),  # pocket
-        (2000, (64, 256, 256), (15, 7, 3), "gelu"),  # airbench94-muon
-        (1536, (64, 256, 256), (15, 7, 3), "silu"),  # hiverge
-        (1536, (64, 256, 256), (13, 6, 3), "silu"),  # progressive at 28 pixels
-        (1536, (64, 256, 256), (11, 5, 2), "silu"),  # at 24 pixels
-        (1536, (64, 256, 256), (9, 4, 2), "silu"),  # speedy at 20 pixels
-    ):
-        shapes = [(batch_size, width, side, side) for width, side in zip(widths, sides, strict=True)]
-        norms += [(shape, activation, 1) for shape in shapes]
-    page = (512, 64, 32, 32), (512, 128, 16, 16), (512, 256, 8, 8), (512, 512, 4, 4)
-    norms += [(shape, "celu", 16) for shape in page]  # bag-of-tricks
-    before_pool = (512, 128, 32, 32), (512, 256, 16, 16), (512, 512, 8, 8)
-    norms += [(shape, "relu", 1) for shape in (page[0], page[1], page[3], *before_pool)]  # davidnet
-    return list(dict.fromkeys(norms))
+def _activations(sizes: Sequence[int], least: int) -> int:
+    """Bytes of the tensors of at least so many: activations, not vectors of channels."""
+    return sum(size for size in sizes if size >= least)
 
 
-COMPILE_CASES = [case for norm in _shipped_norms() for case in _compile_cases(*norm)] if AVAILABLE else []
+def _forward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
+    return {
+        "statistics_kernel": reads[0],
+        "combine_statistics_kernel": 0,  # moves next to nothing, as the other second stage
+        "apply_kernel": _activations(reads, reads[0]) + writes[0],
+    }
+
+
+def _backward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
+    given = _activations(reads, reads[0])
+    return {
+        "gradient_sums_kernel": given,
+        "combine_gradient_sums_kernel": 0,
+        "input_gradient_kernel": given + _activations(writes, reads[0]),
+    }
+
+
+KERNEL = Kernel(
+    operation="batch_norm_act",
+    function=batch_norm_act,
+    reference=batch_norm_act_plain,
+    fits=norm_fits,
+    inputs=_inputs,
+    read_backward=("x", "bias"),
+    compile_cases=_compile_cases,
+    samples=(
+        Operation(
+            "batch_norm_act", (1024, 32, 31, 31), torch.float16,
+            options=(("activation", "gelu"), ("groups", 1), ("precision", "float32"), ("residual", "none")),
+        ),
+    ),
+    gpu_functions=dict.fromkeys(
+        (
+            "statistics_kernel", "combine_statistics_kernel", "apply_kernel", "gradient_sums_kernel",
+            "combine_gradient_sums_kernel", "input_gradient_kernel",
+        ),
+        "norm+pool",
+    ),
+    followed_by_pytorch=("combine_gradient_sums_kernel",),
+    operators={
+        "batch_norm_act": Operator(bytes=_forward_bytes),
+        "batch_norm_act_backward": Operator(bytes=_backward_bytes),
+    },
+)  # fmt: skip

@@ -27,6 +27,7 @@ Partial statistics, reductions and offsets are those of `batch_norm`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from .batch_norm import (
     applied,
     argument_types,
     batch_norm_act_backward_reference,
+    batch_norm_act_plain,
     batch_norm_act_reference,
     channels_device,
     check_norm,
@@ -49,6 +51,8 @@ from .batch_norm import (
     gradient_sums,
     input_gradient_device,
     merged_statistics_device,
+    norm_fits,
+    norm_inputs,
     shape_in_words,
     store_partial_device,
     summed_over_groups,
@@ -56,8 +60,8 @@ from .batch_norm import (
     tiles_of,
     vectors_like,
 )
-from .language import AVAILABLE, INTERPRETED, tl, triton
-from .resources import CompileCase
+from .contract import CompileCase, Kernel, Operation, Operator, pointer_type
+from .language import INTERPRETED, tl, triton
 
 _TILE_VALUES = 1024
 """Pooled values a tile; each comes from four."""
@@ -249,6 +253,13 @@ def pool_batch_norm_act_reference(
     return y, pooled, winners, mean, inverse_deviation
 
 
+def pool_batch_norm_act_plain(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor, **options: Any
+) -> Tensor:
+    """`pool_batch_norm_act` with PyTorch's own max-pooling and batch norm."""
+    return batch_norm_act_plain(F.max_pool2d(x, 2), weight, bias, running_mean, running_variance, **options)
+
+
 def pool_batch_norm_act_backward_reference(
     gradient: Tensor, pooled: Tensor, winners: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
     inverse_deviation: Tensor, height: int, width: int, activation: str, groups: int,
@@ -388,49 +399,53 @@ class PoolBatchNormAct2d(BatchNormAct2d):
         )  # fmt: skip
 
 
-def _compile_cases(shape: tuple[int, int, int, int], activation: str, groups: int) -> list[CompileCase]:
+def _compile_cases(operation: Operation) -> list[CompileCase]:
     """Both kernels for what `shape_in_words` says."""
-    x = torch.empty(shape, dtype=torch.float16, device="meta")
-    pooled = pooled_like(x)
+    x = torch.empty(operation.shape, dtype=operation.dtype, device="meta")
+    pooled, (_, channels, height, width) = pooled_like(x), operation.shape
+    groups, activation = operation["groups"], operation["activation"]
     cut = _tiles(pooled, groups)
-    sizes, partial = {"HEIGHT": shape[2], "WIDTH": shape[3]}, 4 * cut.programs * groups * shape[1]
-    others = {"pooled_ptr": "*fp16", "winners_ptr": "*u8"}
+    sizes, partial = {"HEIGHT": height, "WIDTH": width}, 4 * cut.programs * groups * channels
+    places, others = pooled.numel(), {"winners_ptr": "*u8", "pooled_ptr": pointer_type(x.dtype)}
     return [
         CompileCase(
-            shape=shape_in_words(shape, activation, groups), function=function,
-            arguments=argument_types(function, made, others), constants=made, warps=WARPS, bytes=moved,
-            wide_loads=shape[1] % 8 == 0,
+            shape=shape_in_words(operation), function=function,
+            arguments=argument_types(function, made, x.dtype, others),
+            constants=made, warps=WARPS, bytes=moved, wide_loads=channels % 8 == 0,
         )
         for function, made, moved in (
             (pool_statistics_kernel, {"TILES_EACH": cut.each} | sizes | {"S": cut.constants},
-             2 * x.numel() + 3 * pooled.numel() + 2 * partial),
+             x.nbytes + pooled.nbytes + places + 2 * partial),
             (unpool_gradient_kernel, sizes | {"S": dataclasses.replace(cut.constants, activation=activation)},
-             2 * x.numel() + 5 * pooled.numel()),
+             x.nbytes + 2 * pooled.nbytes + places),
         )
     ]  # fmt: skip
 
 
-_SHIPPED = {
-    ("gelu", 1): [
-        (1024, 64, 31, 31), (1024, 128, 31, 31), (1024, 256, 15, 15), (1024, 256, 7, 7), (1024, 512, 7, 7),
-        (1024, 128, 15, 15), (1024, 128, 7, 7), (1024, 384, 15, 15), (1024, 384, 7, 7),
-        (1024, 256, 31, 31), (1024, 512, 15, 15), (1024, 1024, 7, 7),
-        (512, 128, 31, 31), (512, 256, 15, 15), (512, 512, 7, 7),
-        (512, 256, 31, 31), (512, 512, 15, 15), (512, 1024, 7, 7),
-        (256, 32, 31, 31), (256, 128, 15, 15), (256, 128, 7, 7),
-        (2000, 64, 31, 31), (2000, 256, 15, 15), (2000, 256, 7, 7),
-    ],
-    ("silu", 1): [
-        (1536, 64, 31, 31), (1536, 256, 15, 15), (1536, 256, 7, 7),
-        (1536, 64, 27, 27), (1536, 256, 13, 13), (1536, 256, 6, 6),
-        (1536, 64, 23, 23), (1536, 256, 11, 11), (1536, 256, 5, 5),
-        (1536, 64, 19, 19), (1536, 256, 9, 9), (1536, 256, 4, 4),
-    ],
-    ("celu", 16): [(512, 128, 32, 32), (512, 256, 16, 16), (512, 512, 8, 8)],
-}  # fmt: skip
-"""[N, C, H, W] of what is pooled in the recipes, by the activation behind it and the groups of the norm: SiLU in
-hiverge, progressive and speedy, CELU in bag-of-tricks."""
-COMPILE_CASES = [
-    case for behind, shapes in _SHIPPED.items() for shape in shapes for case in _compile_cases(shape, *behind)
-    if AVAILABLE
-]  # fmt: skip
+def _forward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
+    first = reads[0] + writes[1] + writes[2]
+    return {"pool_statistics_kernel": first, "combine_statistics_kernel": 0, "apply_kernel": 2 * writes[1]}
+
+
+def _backward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
+    return {
+        "gradient_sums_kernel": 2 * reads[0],
+        "combine_gradient_sums_kernel": 0,
+        "unpool_gradient_kernel": sum(reads[:3]) + writes[0],
+    }
+
+
+KERNEL = Kernel(
+    operation="pool_batch_norm_act",
+    function=pool_batch_norm_act,
+    reference=pool_batch_norm_act_plain,
+    fits=norm_fits,
+    inputs=norm_inputs,
+    read_backward=("x", "bias"),
+    compile_cases=_compile_cases,
+    gpu_functions=dict.fromkeys(("pool_statistics_kernel", "unpool_gradient_kernel"), "norm+pool"),
+    operators={
+        "pool_batch_norm_act": Operator(bytes=_forward_bytes),
+        "pool_batch_norm_act_backward": Operator(bytes=_backward_bytes),
+    },
+)

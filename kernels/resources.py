@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -19,15 +18,15 @@ import sys
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import machine_code
+from .contract import CompileCase, Operation, registered
 from .language import AVAILABLE, INTERPRETED, triton
 
-KERNEL_FILES = ("augment", "batch_norm", "convolution_pool", "pool_batch_norm", "stem")
 TARGETS = ("sm_90", "sm_80", "sm_89", "sm_100", "sm_120", "gfx942")
 """The first gets every shape, the others the first shape of each kernel."""
 BUDGET_FILE = Path(__file__).with_name("resources.json")
@@ -35,37 +34,6 @@ _LIMITED = ("registers", "spills", "shared_bytes")
 """Growth of these is a regression; of vector loads, their loss."""
 H200_BYTES_PER_SECOND, H200_FLOPS_PER_SECOND = 4.3e12, 790e12
 """What floors assume on sm_90: an H200's copies and bfloat16 products. `bench kernels` measures a machine's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompileCase:
-    """One kernel with everything that its code depends on."""
-
-    shape: str
-    """What it is for, in words and numbers."""
-    function: Any
-    """The `@triton.jit` function."""
-    arguments: dict[str, str]
-    """Triton type of each argument that is no constant, such as `*fp16`; pointers are aligned to 16 bytes."""
-    constants: dict[str, Any]
-    warps: int
-    bytes: int
-    """Moved by a launch."""
-    flops: int = 0
-    wide_loads: bool = False
-    """The layout allows loads of 16 bytes."""
-    hopper_only: bool = False
-    """Made for the first target; the others do not get it."""
-
-    @property
-    def kernel(self) -> str:
-        """Name of the device function."""
-        return str(self.function.__name__)
-
-    @property
-    def code(self) -> tuple[Any, ...]:
-        """Equal for cases that compile to the same code."""
-        return (self.kernel, tuple(self.arguments.items()), tuple(self.constants.items()), self.warps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +69,26 @@ def check_compiler() -> None:
         raise ValueError("TRITON_INTERPRET=1 runs kernels in the interpreter, which compiles nothing; unset it")
 
 
-def compile_cases(name: str | None = None) -> list[CompileCase]:
-    """Cases of the kernel or kernel file `name`, or of all.
+def compile_cases(operations: Iterable[Operation], name: str | None = None) -> list[CompileCase]:
+    """Cases of the kernel that `name` calls by its file, operation or device function, or of all.
+
+    Args:
+        operations: what to compile for, beside what each kernel says itself.
+        name: none: all.
 
     Raises:
         ValueError: no kernel of that name.
     """
-    files = {file: importlib.import_module(f".{file}", __package__) for file in KERNEL_FILES}
-    found = [(file, case) for file, module in files.items() for case in module.COMPILE_CASES]
-    names = dict.fromkeys(known for file, case in found for known in (file, case.kernel))
+    wanted = tuple(operations)
+    found = [
+        ((kernel.file, kernel.operation, case.kernel), case)
+        for kernel in registered().values()
+        for case in kernel.cases(wanted)
+    ]
+    names = dict.fromkeys(each for names, _ in found for each in names)
     if name is not None and name not in names:
         raise ValueError(f"no kernel {name}: choose {', '.join(names)}")
-    return [case for file, case in found if name in (None, file, case.kernel)]
+    return [case for names, case in found if name is None or name in names]
 
 
 def _gpu_target(target: str) -> Any:
@@ -243,8 +219,8 @@ def cases_by_target(cases: Sequence[CompileCase]) -> Iterator[tuple[CompileCase,
         yield from ((case, target) for target in TARGETS[1:])
 
 
-def all_resources(name: str | None = None) -> list[Resources]:
-    """Rows for the cases of `name` (none: all), each with its problems; same code is compiled once.
+def all_resources(operations: Iterable[Operation], name: str | None = None) -> list[Resources]:
+    """Rows for what `compile_cases` gives, each with its problems; same code is compiled once.
 
     Raises:
         ValueError: no such kernel, or no compiler.
@@ -252,7 +228,7 @@ def all_resources(name: str | None = None) -> list[Resources]:
     check_compiler()
     seen: dict[tuple[Any, ...], Resources] = {}
     rows = []
-    for case, target in cases_by_target(compile_cases(name)):
+    for case, target in cases_by_target(compile_cases(operations, name)):
         key = case.code, target
         if key not in seen:
             seen[key] = resources(case, target)
@@ -317,7 +293,7 @@ def ptx_hash(ptx: str) -> str:
     return hashlib.sha256(instructions.encode()).hexdigest()
 
 
-def ptx_hashes(name: str | None = None) -> dict[str, str]:
+def ptx_hashes(operations: Iterable[Operation], name: str | None = None) -> dict[str, str]:
     """SHA-256 of the PTX instructions of every case and NVIDIA target, by `budget_key`; same code is compiled once.
 
     Equal hashes before and after a change show that it leaves the kernels alone. They hold for one version of Triton.
@@ -328,7 +304,7 @@ def ptx_hashes(name: str | None = None) -> dict[str, str]:
     check_compiler()
     seen: dict[tuple[Any, ...], str] = {}
     found = {}
-    for case, target in cases_by_target(compile_cases(name)):
+    for case, target in cases_by_target(compile_cases(operations, name)):
         if target.startswith("sm_"):
             key = case.code, target
             if key not in seen:
@@ -346,7 +322,7 @@ def code(case: CompileCase, stage: str) -> str:
     return _nvidia_tool("cuobjdump", asm["cubin"], "--dump-sass") if stage == "sass" else str(asm[stage])
 
 
-def dumped_code(name: str | None, stage: str, revision: str | None = None) -> str:
+def dumped_code(operations: Iterable[Operation], name: str | None, stage: str, revision: str | None = None) -> str:
     """The code of the first case of a kernel, or how it differs from that of a git revision.
 
     Raises:
@@ -355,7 +331,7 @@ def dumped_code(name: str | None, stage: str, revision: str | None = None) -> st
     if name is None or stage not in STAGES:
         raise ValueError(f"--dump: give a kernel and one of {', '.join(STAGES)}")
     check_compiler()
-    case = compile_cases(name)[0]
+    case = compile_cases(operations, name)[0]
     if revision is None:
         return code(case, stage)
     there, here = _code_at(revision, name, stage), code(case, stage)
@@ -366,24 +342,22 @@ def dumped_code(name: str | None, stage: str, revision: str | None = None) -> st
 
 
 def _code_at(revision: str, name: str, stage: str) -> str:
-    """`dumped_code` of another git revision of the checkout that runs, in a process of its own."""
+    """What `speedyresnet kernels NAME --dump STAGE` of another git revision of the checkout that runs prints."""
     checkout = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(  # of this checkout, not of a repository around it
-            ["git", "--git-dir=.git", "archive", revision, "kernels"], cwd=checkout, capture_output=True, check=False
-        )
+            ["git", "--git-dir=.git", "archive", revision, "kernels", "engine"],
+            cwd=checkout, capture_output=True, check=False,
+        )  # fmt: skip
         if archive.returncode:
             raise ValueError(f"--against {revision}: {archive.stderr.decode().strip().splitlines()[-1]}")
         (Path(folder) / "speedyresnet").mkdir()
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(Path(folder) / "speedyresnet", filter="data")
-        program = (
-            "import sys; from speedyresnet.kernels.resources import dumped_code; print(dumped_code(*sys.argv[1:]))"
-        )
         done = subprocess.run(
-            [sys.executable, "-c", program, name, stage],
+            [sys.executable, "-m", "speedyresnet.engine", "kernels", name, "--dump", stage],
             capture_output=True, text=True, check=False, cwd=folder, env=os.environ | {"PYTHONPATH": folder},
         )  # fmt: skip
     if done.returncode:
         raise ValueError(f"--against {revision}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout.removesuffix("\n")
+    return done.stdout

@@ -25,7 +25,7 @@ factors, so no NaN comes in. Partial sums of the bias are one row an image, each
 program alone writes what the backward pass draws from. Draws, fused multiply-adds and offsets are those of `augment`.
 """
 
-import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,25 +35,28 @@ from torch import Tensor, library, nn
 
 from .activations import ACTIVATION_CHOICES, ACTIVATIONS, CELU_ALPHA, activated_device, activation_slope_device
 from .augment import (
-    CIFAR10,
-    IMAGENETTE,
     TRANSFORM_NAMES,
     TRANSFORM_SCHEMA,
     Augmentation,
     AugmentConstants,
     Batch,
     Transforms,
+    augment_argument_types,
     augment_constants,
+    augment_inputs,
     augmented_batch_reference,
     check_augment,
     drawn_device,
+    operation_in_words,
+    operation_transforms,
     store_labels_device,
     transforms_from,
     values_device,
+    windows_read,
 )
 from .checks import check_choice
-from .language import AVAILABLE, INTERPRETED, next_power_of_two, tl, triton
-from .resources import CompileCase
+from .contract import CompileCase, Kernel, Operation, Operator, RandomTensors, all_by, common_refusal
+from .language import INTERPRETED, next_power_of_two, tl, triton
 
 WARPS = 4
 MOST_TAPS, MOST_FILTERS = 32, 64
@@ -277,6 +280,17 @@ def stem_reference(
     return y, own, labels.new_empty(0) if pasted is None else pasted, torch.cat([seed, counter])
 
 
+def stem_plain(
+    images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
+    transforms: Transforms, weight: Tensor, bias: Tensor | None, *, activation: str, batch_size: int,
+    steps_per_epoch: int, dtype: torch.dtype,
+) -> Batch:  # fmt: skip
+    """`stem` in plain PyTorch."""
+    settings = batch_size, steps_per_epoch, dtype, activation, *(getattr(transforms, name) for name in TRANSFORM_NAMES)
+    y, own, pasted, _ = stem_reference(images, labels, seed, counter, scale, shift, weight, bias, *settings)
+    return Batch(y, own, pasted if transforms.cutmix else None)
+
+
 def stem_backward_reference(
     gradient: Tensor, images: Tensor, drawn_at: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor,
     steps_per_epoch: int, activation: str, *settings: Any,
@@ -467,72 +481,65 @@ class StemAugmentation(Augmentation):
         return batch
 
 
-_POINTERS = {
-    "images_ptr": "*u8", "labels_ptr": "*i64", "seed_ptr": "*i64", "counter_ptr": "*i64", "drawn_at_ptr": "*i64",
-    "batch_labels_ptr": "*i64", "pasted_labels_ptr": "*i64", "weight_ptr": "*fp16", "bias_ptr": "*fp16",
-    "y_ptr": "*fp16", "gradient_ptr": "*fp16", "steps_per_epoch": "i32",
-}  # fmt: skip
+def _fits(operation: Operation) -> str | None:
+    taps, filters = operation.shape[3] * operation["kernel"] ** 2, operation["filters"]
+    if operation["whitening_padding"]:
+        return "takes filters without padding only"
+    if operation["kernel"] > min(operation_transforms(operation).result(*operation.shape[1:3])):
+        return "takes images that are not smaller than its filters"
+    if not takes_stem(taps, filters, operation["stride"]):
+        return f"takes {MOST_TAPS} values a filter, {MOST_FILTERS} filters and a stride of 1 at most"
+    return common_refusal(operation)
 
 
-def _compile_cases(
-    batch_size: int,
-    transforms: Transforms,
-    filters: int = 24,
-    biased: bool = False,
-    activation: str = "gelu",
-    shape: tuple[int, int, int, int] = CIFAR10,
-) -> list[CompileCase]:
-    """The kernels for filters of 2x2 pixels on images of `shape` in float16; the second only where there is a bias."""
-    images = torch.empty(shape, dtype=torch.uint8, device="meta")
-    weight = torch.empty((filters, 3, 2, 2), dtype=torch.float16, device="meta")
+def _inputs(operation: Operation, device: torch.device, seed: int) -> dict[str, Any]:
+    draw, channels, dtype = RandomTensors(device, seed + 1), operation.shape[3], operation.dtype
+    filters, kernel = operation["filters"], operation["kernel"]
+    bias = draw.normal(filters, dtype=dtype).requires_grad_() if operation["biased"] else None
+    return augment_inputs(operation, device, seed) | {
+        "weight": draw.normal(filters, channels, kernel, kernel, dtype=dtype),
+        "bias": bias,
+        "activation": operation["activation"],
+    }
+
+
+def _compile_cases(operation: Operation) -> list[CompileCase]:
+    """The kernels for an operation; the second only where there is a bias."""
+    transforms, (_, height, width, channels) = operation_transforms(operation), operation.shape
+    dtype, filters, kernel, biased = operation.dtype, operation["filters"], operation["kernel"], operation["biased"]
+    images = torch.empty(operation.shape, dtype=torch.uint8, device="meta")
+    weight = torch.empty((filters, channels, kernel, kernel), dtype=dtype, device="meta")
+    activation, batch_size = operation["activation"], operation["batch_size"]
     bias = weight[:, 0, 0, 0] if biased else None
-    constants = _constants(images, weight, bias, torch.float16, activation, transforms)
-    written = [f"{name} {value}" for name, value in dataclasses.asdict(transforms).items() if value not in (0, "none")]
-    written += [f"{filters} filters", *(["bias"] if biased else []), activation]
-    functions = (stem_kernel, stem_gradient_kernel) if biased else (stem_kernel,)
+    constants = _constants(images, weight, bias, dtype, activation, transforms)
+    features = _features(images, weight, batch_size, dtype, transforms)
+    written = [operation_in_words(operation), f"{filters} filters", *(["bias"] if biased else []), activation]
+    activations = "weight_ptr", "bias_ptr", "y_ptr", "gradient_ptr"
     return [
         CompileCase(
-            shape=f"{batch_size} of {'x'.join(map(str, shape))}, float16, {', '.join(written)}",
+            shape=", ".join(written),
             function=function,
-            arguments={
-                name: _POINTERS.get(name, "*fp32")
-                for name in getattr(function, "arg_names", [])
-                if name not in constants
-            },
+            arguments=augment_argument_types(function, constants, dtype, activations),
             constants=dict(constants),
             warps=WARPS,
-            bytes=batch_size * (3 * 32 * 32 + 2 * filters * 31 * 31),
-            flops=2 * batch_size * 31 * 31 * filters * 12,
+            bytes=batch_size * channels * math.prod(transforms.window(height, width)) + features.nbytes,
+            flops=2 * features.numel() * weight[0].numel(),
         )
-        for function in functions
+        for function in ((stem_kernel, stem_gradient_kernel) if biased else (stem_kernel,))
     ]
 
 
-COMPILE_CASES = (
-    [
-        *_compile_cases(1024, Transforms(padding=2, flip="alternating"), biased=True),  # airbench93, 94 and 95
-        *_compile_cases(512, Transforms(padding=3, flip="random"), filters=12, activation="none"),  # hlb-v0.3
-        *_compile_cases(1024, Transforms(padding=2, flip="random"), filters=12, activation="none"),  # hlb-v0.4
-        *_compile_cases(1024, Transforms(padding=2, flip="random")),  # hlb-v0.7
-        *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=3)),  # hlb-v0.7, its last epochs
-        # hlb-v0.4-long, hlb-v0.7-long and airbench96
-        *_compile_cases(1024, Transforms(padding=2, flip="random", cutout=11), filters=12, activation="none"),
-        *_compile_cases(1024, Transforms(padding=2, flip="random", cutmix=10)),
-        *_compile_cases(1024, Transforms(padding=4, flip="alternating", cutout=12), biased=True),
-        *_compile_cases(256, Transforms(padding=2, flip="alternating")),  # pocket
-        # imagenette
-        *_compile_cases(1024, Transforms(crop=32, padding=2, flip="random"), 12, activation="none", shape=IMAGENETTE),
-        *_compile_cases(2000, Transforms(padding=2, flip="alternating"), biased=True),  # airbench94-muon
-        *(
-            case
-            for size in (0, 28, 24, 20)  # hiverge, progressive, speedy
-            for case in _compile_cases(
-                1536,
-                Transforms(padding=2, flip="alternating", brightness=0.1399, contrast=0.1308, size=size),
-                biased=True,
-            )
-        ),
-    ]
-    if AVAILABLE
-    else []
+KERNEL = Kernel(
+    operation="stem",
+    function=stem,
+    reference=stem_plain,
+    fits=_fits,
+    inputs=_inputs,
+    compile_cases=_compile_cases,
+    gpu_functions=dict.fromkeys(("stem_kernel", "stem_gradient_kernel"), "stem"),
+    followed_by_pytorch=("stem_gradient_kernel",),
+    operators={
+        "stem": Operator(bytes=all_by("stem_kernel"), reads=windows_read),
+        "stem_backward": Operator(bytes=all_by("stem_gradient_kernel"), reads=windows_read),
+    },
 )

@@ -1,14 +1,12 @@
 """What the tests of kernels share: poisoned memory; for norms inputs, all that a step sees, errors against float64."""
 
-import itertools
 import math
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from speedyresnet.engine.recipes import recipe, registered_recipes
-from speedyresnet.engine.step import transforms_of
+from speedyresnet.engine.operations import shipped_operations
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPSILON = 1e-5
@@ -79,11 +77,6 @@ def assert_rounded(found, exact):
         assert wrong < torch.finfo(torch.float16).eps, name
 
 
-def shipped_augmentations():
-    """(recipe, transforms) of every kind of batch that the recipes draw, each once."""
-    found = {}
-    for name in registered_recipes():
-        made = recipe(name)
-        for cutmix, size in itertools.product({False, made.augmentation.cutmix > 0}, {0, *made.augmentation.sizes}):
-            found.setdefault((transforms_of(made, cutmix=cutmix, size=size), made.batch_size), made)
-    return [(made, transforms) for (transforms, _), made in found.items()]
+def shipped(kernel):
+    """The operations of the recipes that a kernel takes."""
+    return [each for each in shipped_operations() if each.name == kernel.operation and kernel.fits(each) is None]

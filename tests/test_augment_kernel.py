@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from kernel_checks import DEVICE, poisoned_memory, shipped_augmentations
+from kernel_checks import DEVICE, poisoned_memory, shipped
 from torch import library
 
-from speedyresnet.kernels.augment import Augmentation, Transforms, augmented_batch, normalisation
+from speedyresnet.kernels.augment import (
+    KERNEL,
+    Augmentation,
+    Transforms,
+    augmented_batch,
+    normalisation,
+    operation_transforms,
+)
 
 EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4, brightness=0.14, contrast=0.13)
 
@@ -274,19 +281,67 @@ def test_a_replayed_graph_draws_anew():
         assert torch.equal(batch.labels, each.labels)
 
 
-def check_shipped(recipe, transforms, batch_size):
+def check_shipped(operation, batch_size):
     """The second batch of a data set of three, in the dtype that recipes launch."""
-    side = 64 if recipe.name == "imagenette" else 32
-    data = inputs(3 * batch_size, side, side)
+    data, transforms = inputs(3 * batch_size, *operation.shape[1:3]), operation_transforms(operation)
     assert_same(*both(data, transforms, batch_size=batch_size, counter=1, dtype=torch.float16))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("recipe", "transforms"), shipped_augmentations())
-def test_every_shipped_shape(recipe, transforms):
-    check_shipped(recipe, transforms, recipe.batch_size)
+@pytest.mark.parametrize("operation", shipped(KERNEL), ids=str)
+def test_every_shipped_shape(operation):
+    check_shipped(operation, operation["batch_size"])
 
 
 def test_shipped_shapes_with_few_images():
-    for recipe, transforms in shipped_augmentations()[::6]:
-        check_shipped(recipe, transforms, 2)
+    for operation in shipped(KERNEL)[::6]:
+        check_shipped(operation, 2)
+
+
+MUTATIONS = {
+    "kernels/augment.py": [
+        ("mask = (rows < S.out_height) & in_row[None, :]", "mask = in_row[None, :] & (rows >= 0)"),
+        ("in_row = values < S.out_width * S.channels", "in_row = values < S.out_width * S.channels - 1"),
+        ("return tl.where(index >= SIZE, 2 * (SIZE - 1) - index, index)",
+         "return tl.where(index >= SIZE, 2 * SIZE - 1 - index, index)"),
+        ("tl.where(draws[2] != 0, S.window_width - 1 - columns, columns)",
+         "tl.where(draws[2] != 0, S.window_width - columns, columns)"),
+        ("tl.where(draws[2] != 0, S.window_width - 1 - columns, columns)",
+         "tl.where(draws[2] != 0, S.width - 1 - columns, columns)"),
+        ("S.height + 2 * S.padding - S.window_height + 1", "S.height + 2 * S.padding - S.window_height"),
+        ("S.width + 2 * S.padding - S.window_width + 1", "S.width + 2 * S.padding - S.window_width"),
+        ("_reflected_device(place_row, S.height)", "_reflected_device(place_row, S.window_height)"),
+        ("_reflected_device(place_column, S.width)", "_reflected_device(place_column, S.height)"),
+        ("row * (S.width * S.channels)", "row * (S.window_width * S.channels)"),
+        ("squares[0], S.window_height - S.cutout + 1", "squares[0], S.height - S.cutout + 1"),
+        ("squares[3], S.window_width - S.cutmix + 1", "squares[3], S.width - S.cutmix + 1"),
+        ("_taps_device(rows, S.window_height, S.out_height)", "_taps_device(rows, S.height, S.out_height)"),
+        ("words[2] & 1", "words[3] & 1"),
+        ("(random_words_device(seed, tl.zeros_like(epoch), image, 1)[0] ^ epoch) & 1",
+         "random_words_device(seed, tl.zeros_like(epoch), image, 1)[0] & 1"),
+        ("(rows >= row) & (rows < row + SIDE)", "(rows > row) & (rows < row + SIDE)"),
+        ("partner = permuted_device(image, seed, epoch, 3,", "partner = permuted_device(position, seed, epoch, 3,"),
+        ("images_ptr, partner, partner_draws, rows", "images_ptr, partner, draws, rows"),
+        ("own_mask = mask & (pasted == 0)", "own_mask = mask & pasted"),
+        ("image.to(tl.int64) * (S.height * S.width * S.channels)",
+         "(image.to(tl.int32) * (S.height * S.width * S.channels)).to(tl.int64)"),
+        ("(counter % steps_per_epoch * batch_size + in_batch)", "(counter * batch_size + in_batch)"),
+        ("(row == place_row) & (column == place_column)", "(row == place_row) & (column == column)"),
+        ("tl.load(labels_ptr + drawn[2])", "tl.load(labels_ptr + drawn[0])"),
+        ("values % S.channels\n", "values % 3\n"),
+        (".to(tl.float32) * scale + shift", ".to(tl.float16).to(tl.float32) * scale.to(tl.float16) + shift"),
+        ("(values + draws[7]) * draws[8]", "values * draws[8] + draws[7]"),
+        ("between_device(jitter[1])", "between_device(jitter[0])"),
+        ("tl.minimum(first + 1, SIZE - 1)", "first"),
+        ("(SIZE / OUT_SIZE) - 0.5", "(SIZE / OUT_SIZE)"),
+        ("_taps_device(columns, S.window_width, S.out_width)", "_taps_device(columns, S.window_width - 1, S.out_width)"),
+        ("upper = first + along * (second - first)", "upper = first + down * (second - first)"),
+    ],
+    "kernels/random.py": [
+        ("for _ in tl.static_range(2):\n        key", "for _ in tl.static_range(1):\n        key"),
+        ("row = (row + scrambled_device(column ^ key) % ROWS) % ROWS", "row = (row + scrambled_device(row ^ key) % ROWS) % ROWS"),
+        ("tl.where(position < ROWS * COLUMNS, row * COLUMNS + column, position)", "row * COLUMNS + column"),
+        ("scrambled_device(low ^ scrambled_device(high ^ key))", "scrambled_device(low ^ scrambled_device(key))"),
+    ],
+}  # fmt: skip
+"""Lines of kernels, each with a mistake in its place that these tests have to catch: `python tests/mutations.py`."""

@@ -13,18 +13,17 @@ from kernel_checks import (
     errors,
     poisoned_memory,
     results,
+    shipped,
     vectors,
 )
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import (
-    COMPILE_CASES,
+    KERNEL,
     BatchNormAct2d,
-    _shipped_norms,
     batch_norm_act,
     batch_norm_act_reference,
-    shape_in_words,
     with_activation,
 )
 
@@ -250,22 +249,6 @@ def test_the_module_is_batch_norm_and_activation_in_training_and_evaluation():
     assert not BatchNormAct2d(8, freeze_weight=True).weight.requires_grad
 
 
-def test_every_norm_of_the_shipped_recipes_is_compiled():
-    from speedyresnet.engine.nets import BatchNorm, make_net
-    from speedyresnet.engine.recipes import recipe, registered_recipes
-
-    compiled = {case.shape for case in COMPILE_CASES}
-    for name in registered_recipes():
-        made, shapes = recipe(name), []
-        net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
-        for module in net.modules():
-            if isinstance(module, BatchNorm):
-                module.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))  # noqa: B023
-        for side in {32, *filter(None, made.augmentation.sizes)}:
-            net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
-        assert {shape_in_words(each, made.net.activation, made.net.batch_norm_groups) for each in shapes} <= compiled
-
-
 @pytest.mark.gpu
 def test_offsets_beyond_2_to_the_31():
     x = torch.zeros(2100, 64, 128, 128, dtype=torch.float16, device="cuda").to(memory_format=torch.channels_last)
@@ -285,11 +268,49 @@ def check_shipped(shape, activation, groups):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("shape", "activation", "groups"), _shipped_norms())
-def test_every_shipped_shape(shape, activation, groups):
-    check_shipped(shape, activation, groups)
+@pytest.mark.parametrize("operation", shipped(KERNEL), ids=str)
+def test_every_shipped_shape(operation):
+    check_shipped(operation.shape, operation["activation"], operation["groups"])
 
 
 def test_shipped_shapes_with_few_images():
-    for (_, channels, *_), activation, groups in _shipped_norms()[::15]:
-        check_shipped((2 * groups, channels, 4, 3), activation, groups)
+    for operation in shipped(KERNEL)[::15]:
+        groups = operation["groups"]
+        check_shipped((2 * groups, operation.shape[1], 4, 3), operation["activation"], groups)
+
+
+MUTATIONS = {
+    "kernels/batch_norm.py": [
+        ("(rows < ROWS)[:, None]", "(rows >= 0)[:, None]"),
+        ("(rows < ROWS)[:, None]", "(rows < ROWS - 1)[:, None]"),
+        ("(places // S.pixels * S.groups + tl.program_id(2)) * S.pixels",
+         "(places // S.pixels + tl.program_id(2) * (ROWS // S.pixels)) * S.pixels"),
+        ("distances = tl.where(mask, x - pivot[None, :], 0.0)", "distances = x - pivot[None, :]"),
+        ("deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)", "deviations = distances - tile_mean[None, :]"),
+        ("step * step * (count * (seen / (seen + count)))", "step * step * count"),
+        ("tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)",
+         "tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0), 0)"),
+        ("tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32)",
+         "tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32) * 0.0"),
+        ("tl.sqrt_rn(squares / ROWS + epsilon)", "tl.sqrt_rn(squares / ROWS) + epsilon"),
+        ("batch_variance += squares / tl.maximum(ROWS - 1, 1) / S.groups", "batch_variance += squares / ROWS / S.groups"),
+        ("old_mean + momentum * (batch_mean - old_mean)", "batch_mean + momentum * (old_mean - batch_mean)"),
+        ("return z, u, weight * inverse_deviation", "return z, u, inverse_deviation"),
+        ("weight_sum += tl.sum(du * z, 0)", "weight_sum += tl.sum(du, 0)"),
+        ("du - bias_mean - z * weight_mean", "du - bias_mean + z * weight_mean"),
+        ("distances = tl.where(mask, x - pivot[None, :], 0.0)",
+         "distances = tl.where(mask, x.to(tl.float16).to(tl.float32) - pivot[None, :], 0.0)"),
+        ("tl.maximum(tl.minimum(ROWS - tile * S.block_rows, S.block_rows), 0)",
+         "tl.minimum(ROWS - tile * S.block_rows, S.block_rows)"),
+        ("(gradient if after else residual_gradient)", "residual_gradient"),
+    ],
+    "kernels/activations.py": [
+        ("x = tl.where(x < 0.0, 0.0, x)", "x = tl.maximum(x, -0.01)"),
+        ("ALPHA * (tl.exp(x / ALPHA) - 1.0)", "tl.exp(x) - 1.0"),
+        ("slope = tl.where(x <= 0.0, tl.exp(x / ALPHA), 1.0)", "slope = tl.where(x <= 0.0, tl.exp(x), 1.0)"),
+        ("+ x * density", "+ density"),
+        ("gate * (1.0 + x * (1.0 - gate))", "gate"),
+        ("(1.0 + 3.0 * 0.044715 * x * x)", "(1.0 + 0.044715 * x * x)"),
+    ],
+}  # fmt: skip
+"""Lines of kernels, each with a mistake in its place that these tests have to catch: `python tests/mutations.py`."""

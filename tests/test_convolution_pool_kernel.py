@@ -3,16 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import INTERPRETER_TRUNCATES, channels_last, error, poisoned_memory
+from kernel_checks import INTERPRETER_TRUNCATES, channels_last, error, poisoned_memory, shipped
 from torch import library
 
 from speedyresnet.kernels import convolution_pool as kernels
 from speedyresnet.kernels.convolution_pool import (
-    COMPILE_CASES,
+    KERNEL,
     convolution_pool,
     convolution_pool_backward_reference,
     convolution_pool_reference,
-    shape_in_words,
     takes_convolution_pool,
 )
 from speedyresnet.kernels.pool_batch_norm import unpooled
@@ -172,33 +171,6 @@ def test_what_it_takes():
     assert [k for k in range(70) if takes_convolution_pool(24, k)] == [16, 32, 48, 64]
 
 
-def test_every_convolution_of_the_shipped_recipes_that_it_takes_is_compiled():
-    from speedyresnet.engine.nets import ConvolutionGroup, make_net
-    from speedyresnet.engine.recipes import recipe, registered_recipes
-
-    needed = set()
-    for name in registered_recipes():
-        made = recipe(name)
-        net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
-
-        def note(group, given):
-            if isinstance(group, ConvolutionGroup) and group.convolution_pool_fits:
-                needed.add(shape_in_words(tuple(given[0].shape), len(group.convolutions[0].weight)))
-
-        for group in net.groups:
-            group.register_forward_pre_hook(note)
-        for side in {32, *filter(None, made.augmentation.sizes)}:
-            net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
-    shipped = {shape_in_words(shape, filters) for filters, shapes in kernels._SHIPPED.items() for shape in shapes}
-    assert needed == shipped
-    compiled = {case.shape for case in COMPILE_CASES}
-    others = {
-        shape_in_words((1024, channels, 31, 31), 64, dtype)
-        for channels in (8, 16, 24) for dtype in (torch.float16, torch.bfloat16)
-    }  # fmt: skip
-    assert compiled == shipped | others
-
-
 @pytest.mark.gpu
 def test_offsets_beyond_2_to_the_31():
     x = torch.zeros(5600, 24, 128, 128, dtype=torch.float16, device="cuda").to(memory_format=torch.channels_last)
@@ -215,17 +187,15 @@ def test_offsets_beyond_2_to_the_31():
     assert error(weight.grad, expected.grad) < 1e-3
 
 
-SHIPPED = [(shape, filters) for filters, shapes in kernels._SHIPPED.items() for shape in shapes]
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize(("shape", "filters"), SHIPPED)
-def test_every_shipped_shape(shape, filters):
-    check_against_float64(shape, filters, torch.float16)
+@pytest.mark.parametrize("operation", shipped(KERNEL), ids=str)
+def test_every_shipped_shape(operation):
+    check_against_float64(operation.shape, operation["filters"], torch.float16)
 
 
 def test_a_shipped_shape_with_few_images():
-    check_against_float64((2, *SHIPPED[5][0][1:]), SHIPPED[5][1], torch.float16)
+    (operation,) = [each for each in shipped(KERNEL) if each.shape[2] == 19]  # the least that a recipe has
+    check_against_float64((2, *operation.shape[1:]), operation["filters"], torch.float16)
 
 
 @pytest.mark.gpu
@@ -233,3 +203,34 @@ def test_a_shipped_shape_with_few_images():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_number_of_channels_in_both_half_types(channels, dtype):
     check_against_float64((1024, channels, 31, 31), 64, dtype)
+
+
+MUTATIONS = {
+    "kernels/convolution_pool.py": [
+        ("((windows // AN_IMAGE - first) * S.height", "((windows // AN_IMAGE) * S.height"),
+        ("row = windows % AN_IMAGE // (S.width // 2)", "row = windows // (S.width // 2)"),
+        ("+ 2 * row - 1) * S.width + 2 * column - 1", "+ 2 * row - 1) * S.width + 2 * column"),
+        ("pixel * S.channels, row, column, windows < ROWS", "pixel * S.channels, row, column, windows < ROWS - 1"),
+        ("exists = exists & (row > 0)", "exists = exists & (row >= 0)"),
+        ("if INDEX == 3 and S.height % 2 == 0:", "if INDEX == 3 and S.width % 2 == 0:"),
+        ("(column > 0)[:, None] | (values >= S.channels)", "(column >= 0)[:, None] | (values >= S.channels)"),
+        ("(column < S.width // 2 - 1)[:, None] | (values < 3", "(column < S.width // 2)[:, None] | (values < 3"),
+        ("((values >= 0) & (values < 3 * S.channels))[:, None]", "((values >= 0) & (values < 4 * S.channels))[:, None]"),
+        ("FIRST: tl.constexpr = S.middle - COLUMN * S.channels", "FIRST: tl.constexpr = S.middle"),
+        ("(value > largest) | (value != value)", "value > largest"),
+        ("(value > largest) | (value != value)", "(value >= largest) | (value != value)"),
+        ("right if position % 2 else left", "left"),
+        ("tl.program_id(1) * S.block_filters + tl.arange", "tl.arange"),
+        ("tile = tl.program_id(0) * TILES_EACH + number", "tile = tl.program_id(0) + number"),
+        ("tl.where(winner == across + 2, gradient, 0.0)", "tl.where(winner >= across + 2, gradient, 0.0)"),
+        ("rows, values = DOWN + rests // REST", "rows, values = rests // REST"),
+        ("| (rows > 0)[None, :])", "| (rows >= 0)[None, :])"),
+        ("| (rows < 3)[None, :])", "| (rows < 4)[None, :])"),
+        ("_with_product_device(sums, index - 1, lower", "_with_product_device(sums, index - 1, upper"),
+        ("tl.dot(lower if down else upper, rests", "tl.dot(upper, rests"),
+        ("sums.sum(0).transpose(0, 1)", "sums[:1].sum(0).transpose(0, 1)"),
+        ("if ctx.needs_input_grad[0]:", "if True:"),
+        ("gradient.to(tl.float32)", "gradient.to(tl.float16).to(tl.float32)"),
+    ],
+}  # fmt: skip
+"""Lines of kernels, each with a mistake in its place that these tests have to catch: `python tests/mutations.py`."""

@@ -1,7 +1,6 @@
 """Kernels compiled ahead of time; in processes of their own, where no interpreter is on."""
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -13,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from speedyresnet.engine.operations import images_of, operations_of, shipped_operations
 from speedyresnet.engine.recipes import recipe, registered_recipes
-from speedyresnet.engine.step import transforms_of
 from speedyresnet.kernels import resources
-from speedyresnet.kernels.augment import CIFAR10, COMPILE_CASES, IMAGENETTE, augment_constants
+from speedyresnet.kernels.contract import registered
 from speedyresnet.kernels.resources import TARGETS, Resources, compile_cases, problems
 
 
@@ -44,7 +43,7 @@ def test_one_row_a_kernel_shape_and_target(rows):
     assert {row["target"] for row in rows} == set(TARGETS)
     for kernel in {row["kernel"] for row in rows}:
         own = [row for row in rows if row["kernel"] == kernel]
-        shapes = {case.shape for case in compile_cases(kernel)}
+        shapes = {case.shape for case in compile_cases(shipped_operations(), kernel)}
         assert {row["shape"] for row in own if row["target"] == "sm_90"} == shapes
         others = 0 if kernel in HOPPER_ONLY else 1
         assert all(sum(row["target"] == target for row in own) == others for target in TARGETS[1:])
@@ -77,14 +76,18 @@ def test_an_image_is_read_once_and_written_once(rows):
     assert first["bytes"] == 1024 * (32 * 32 * 3 * (1 + 2) + 2 * 8)
 
 
-def test_every_shape_of_the_shipped_recipes_is_compiled():
-    compiled = [case.constants["S"] for case in COMPILE_CASES]
-    for name in registered_recipes():
-        made = recipe(name)
-        for cutmix, size in itertools.product({False, made.augmentation.cutmix > 0}, {0, *made.augmentation.sizes}):
-            transforms = transforms_of(made, cutmix=cutmix, size=size)
-            images = IMAGENETTE if name == "imagenette" else CIFAR10
-            assert augment_constants(*images, transforms) in compiled
+@pytest.mark.parametrize("name", registered_recipes())
+def test_what_a_recipe_launches_is_compiled(name):
+    """Of every recipe all that a kernel takes: its constants are those of a case."""
+    made = recipe(name)
+    compiled = {(case.shape, case.code) for case in compile_cases(shipped_operations())}
+    operations = operations_of(made, images_of(made), torch.float16)
+    taken = [each for each in operations if registered()[each.name].fits(each) is None]
+    assert {each.name for each in taken} >= {"augment", "batch_norm_act"}
+    for operation in taken:
+        needed = {(case.shape, case.code) for case in registered()[operation.name].compile_cases(operation)}
+        assert needed
+        assert needed <= compiled
 
 
 def test_this_version_of_triton_has_limits():
@@ -117,12 +120,12 @@ LIMITS = {"k, s, sm_90": {"registers": 40, "spills": 0, "shared_bytes": 512, "ve
     ],
 )
 def test_growth_is_a_problem(changes, expected):
-    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    case = dataclasses.replace(compile_cases(shipped_operations())[0], wide_loads=True)
     assert problems(a_row(**changes), case, LIMITS) == expected
 
 
 def test_without_limits_only_what_is_wrong_in_itself_is_a_problem():
-    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    case = dataclasses.replace(compile_cases(shipped_operations())[0], wide_loads=True)
     assert problems(a_row(registers=200), case, None) == []
     assert problems(a_row(spills=8, vector_loads=0), case, None) == ["spills 8 bytes", "no loads of 16 bytes"]
 
@@ -139,7 +142,7 @@ def test_unset_registers_are_a_problem_and_are_looked_for_once(tmp_path, monkeyp
     found = {name: [resources._unset_registers(name) for _ in range(2)] for name in (b"faulty", b"mended")}
     assert found == {b"faulty": 2 * [["UR30 at 0x40", "UR31 at 0x80"]], b"mended": [[], []]}
     assert asked == [b"faulty", b"mended"]
-    case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
+    case = dataclasses.replace(compile_cases(shipped_operations())[0], wide_loads=True)
     told = "reads registers before they are written: UR30 at 0x40, UR31 at 0x80"
     assert problems(a_row(unset_registers=found[b"faulty"][0]), case, None) == [told]
 
@@ -174,8 +177,9 @@ def dumped():
     wanted += [[f"{name}_kernel", "ttir"] for name in LARGE]
     program = f"""
         import json
+        from speedyresnet.engine.operations import shipped_operations
         from speedyresnet.kernels.resources import dumped_code
-        print(json.dumps([dumped_code(name, kind, None) for name, kind in {wanted}]))
+        print(json.dumps([dumped_code(shipped_operations(), name, kind) for name, kind in {wanted}]))
     """
     done = process("-c", textwrap.dedent(program))
     assert done.returncode == 0, done.stderr
@@ -208,7 +212,7 @@ def test_ptx_hashes_ignore_where_the_source_is_and_nothing_else():
 def test_every_case_has_a_ptx_hash():
     done = process("-m", "speedyresnet.bench", "kernels", "combine_statistics_kernel", "--ptx-hash", "--json")
     assert done.returncode == 0, done.stderr
-    cases = compile_cases("combine_statistics_kernel")
+    cases = compile_cases(shipped_operations(), "combine_statistics_kernel")
     rows = [(case, target) for case, target in resources.cases_by_target(cases) if target.startswith("sm_")]
     hashes = json.loads(done.stdout)
     assert list(hashes) == [f"{case.kernel}, {case.shape}, {target}" for case, target in rows]

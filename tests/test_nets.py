@@ -4,13 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speedyresnet.engine import UserError, nets, recipe
+from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.init import _fill_identity, patch_covariance, reset_parameters, whitening_filters
 from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.memory import _LiveBytes
 from speedyresnet.engine.nets import BatchNorm, global_max_pool, make_net, parameter_counts
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
 from speedyresnet.kernels.augment import normalisation
+from speedyresnet.kernels.batch_norm import batch_norm_act
+from speedyresnet.kernels.pool_batch_norm import pool_batch_norm_act
 
 
 def net_of(name, *settings, dtype=torch.float32, device="cpu", classes=10):
@@ -125,11 +127,12 @@ def ghost_norms(groups):
 @pytest.mark.parametrize(("provider", "pooled"), [("reference", False), ("triton", False), ("triton", True)])
 def test_ghost_batch_norm_is_a_batch_norm_for_every_third_image(provider, pooled):
     ghost, *plain = ghost_norms(3)
-    ghost.provider = provider
+    if provider == "triton":
+        ghost.kernels = {"batch_norm_act": batch_norm_act}
     x = (3 * torch.randn(12, 8, 6, 6) + torch.arange(12)[:, None, None, None]).to(memory_format=torch.channels_last)
     residual = torch.randn(12, 8, 6, 6).to(memory_format=torch.channels_last)
     rest = (None, "none") if pooled else (residual, "after_activation")
-    found = ghost.pooled(x) if pooled else ghost(x, *rest)
+    found = ghost.normalised(pool_batch_norm_act, x) if pooled else ghost(x, *rest)
     assert found.is_contiguous(memory_format=torch.channels_last)
     seen = F.max_pool2d(x, 2) if pooled else x
     for group, norm in enumerate(plain):
@@ -224,7 +227,7 @@ def test_only_a_learned_scale_moves(scale, make_state):
         ("kernels=auto", set() if torch.cuda.is_available() else set(REFERENCE_KERNELS)),
         ("net.batch_norm_precision=native", {"batch_norm_act", "pool_batch_norm_act"}),
         ("net.memory_format=contiguous", {"stem", "batch_norm_act", "pool_batch_norm_act", "convolution_pool"}),
-        ("net.whitening_kernel=0", {"stem"}),
+        ("net.whitening_kernel=0", {"stem", "convolution_pool"}),  # 3 channels
         ("net.whitening_padding=1", {"stem"}),
     ],
 )
@@ -260,20 +263,19 @@ def test_what_the_kernels_do_not_take_is_left_to_pytorch(setting, reference):
 def test_the_convolution_with_pooling_is_for_hopper(monkeypatch, settings, dtype, capability, channels, provider):
     """`auto` takes it where it has been measured: 24 channels in half precision on compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    found = pick_kernels(recipe("airbench94", settings), torch.device("cuda"), dtype, channels=channels)
+    found = pick_kernels(recipe("airbench94", settings), torch.device("cuda"), dtype, images=(50_000, 32, 32, channels))
     assert found["convolution_pool"] == provider
     assert (found["pool_batch_norm_act"] == "triton") == ("kernels=reference" not in settings)
 
 
-def test_the_convolution_with_pooling_is_for_inputs_that_want_no_gradient(monkeypatch):
+def test_the_convolution_with_pooling_is_for_inputs_that_want_no_gradient():
     group, seen = net_of("airbench94", "width_multiplier=0.25").groups[0].train(), []
 
     def noted(x, weight):
         seen.append(x.requires_grad)
         return F.max_pool2d(F.conv2d(x, weight, padding=1), 2)
 
-    monkeypatch.setattr(nets, "convolution_pool", noted)
-    group.convolution_provider = "triton"
+    group.kernels = {"convolution_pool": noted}
     for wants in (False, True):
         assert group(torch.randn(2, 24, 7, 6).requires_grad_(wants)).shape == (2, 16, 3, 3)
     group.eval()(torch.randn(2, 24, 7, 6))

@@ -13,15 +13,14 @@ from kernel_checks import (
     errors,
     poisoned_memory,
     results,
+    shipped,
     vectors,
 )
 from torch import library
 
-from speedyresnet.kernels import pool_batch_norm as kernels
 from speedyresnet.kernels.activations import ACTIVATIONS
-from speedyresnet.kernels.batch_norm import shape_in_words
 from speedyresnet.kernels.pool_batch_norm import (
-    COMPILE_CASES,
+    KERNEL,
     PoolBatchNormAct2d,
     pool_batch_norm_act,
     pool_batch_norm_act_backward_reference,
@@ -252,24 +251,6 @@ def test_the_module_pools_in_training_and_evaluation():
     torch.testing.assert_close(ours(x), F.silu(plain(F.max_pool2d(x, 2))), rtol=1e-5, atol=1e-5)
 
 
-def test_every_pooling_of_the_shipped_recipes_is_compiled():
-    from speedyresnet.engine.nets import make_net
-    from speedyresnet.engine.recipes import recipe, registered_recipes
-
-    compiled, needed = {case.shape for case in COMPILE_CASES}, set()
-    for name in registered_recipes():
-        made, shapes = recipe(name), []
-        if made.net.pool == "after_norm":  # not in the kernel
-            continue
-        net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta").train()
-        for group in net.groups:
-            group.pool.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))  # noqa: B023
-        for side in {32, *filter(None, made.augmentation.sizes)}:
-            net(torch.empty(made.batch_size, 3, side, side, dtype=torch.float16, device="meta"))
-        needed |= {shape_in_words(each, made.net.activation, made.net.batch_norm_groups) for each in shapes}
-    assert needed == compiled
-
-
 @pytest.mark.gpu
 def test_offsets_beyond_2_to_the_31():
     x = torch.zeros(2100, 64, 128, 128, dtype=torch.float16, device="cuda").to(memory_format=torch.channels_last)
@@ -285,17 +266,41 @@ def test_offsets_beyond_2_to_the_31():
     assert x.grad[-1].abs().sum() > 0
 
 
-SHIPPED = [(shape, *behind) for behind, shapes in kernels._SHIPPED.items() for shape in shapes]
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize(("shape", "activation", "groups"), SHIPPED)
-def test_every_shipped_shape(shape, activation, groups):
-    found, exact, _ = three_ways(shape, activation, groups, dtype=torch.float16)
+@pytest.mark.parametrize("operation", shipped(KERNEL), ids=str)
+def test_every_shipped_shape(operation):
+    found, exact, _ = three_ways(operation.shape, operation["activation"], operation["groups"], dtype=torch.float16)
     assert_rounded(found, exact)
 
 
 def test_shipped_shapes_with_few_images():
-    for (_, channels, *_), activation, groups in (SHIPPED[0], SHIPPED[-1]):
-        found, exact, _ = three_ways((2 * groups, channels, 5, 4), activation, groups, dtype=torch.float16)
+    by_groups = {each["groups"]: each for each in shipped(KERNEL)}
+    assert set(by_groups) == {1, 16}
+    for groups, operation in by_groups.items():
+        shape = 2 * groups, operation.shape[1], 5, 4
+        found, exact, _ = three_ways(shape, operation["activation"], groups, dtype=torch.float16)
         assert_rounded(found, exact)
+
+
+MUTATIONS = {
+    "kernels/pool_batch_norm.py": [
+        ("(DOWN * ACROSS) * S.groups + tl.program_id(2)", "(DOWN * ACROSS) + tl.program_id(2)"),
+        ("inside // ACROSS, inside % ACROSS", "inside // DOWN, inside % DOWN"),
+        ("pixel = (index // 2) * WIDTH + index % 2\n        value", "pixel = (index % 2) * WIDTH + index // 2\n        value"),
+        ("(value > largest) | (value != value)", "value > largest"),
+        ("(value > largest) | (value != value)", "(value >= largest) | (value != value)"),
+        ("tl.static_range(1, 4)", "tl.static_range(1, 3)"),
+        ("first = tl.program_id(2).to(tl.int64) * (HEIGHT * WIDTH * S.channels) + channels", "first = channels"),
+        ("tl.store(pooled_ptr + places, largest.to(pooled_ptr.dtype.element_ty), mask=mask)",
+         "tl.store(pooled_ptr + places, largest.to(pooled_ptr.dtype.element_ty), mask=mask & (places > 0))"),
+        ("tile = tl.program_id(0) * TILES_EACH + index", "tile = tl.program_id(0) + index"),
+        ("_windows_device(tl.program_id(0), (HEIGHT + 1) // 2, (WIDTH + 1) // 2, S)",
+         "_windows_device(tl.program_id(0), HEIGHT // 2, WIDTH // 2, S)"),
+        ("whole = in_group & (row < HEIGHT // 2) & (column < WIDTH // 2)", "whole = in_group"),
+        ("inside = in_group & (2 * row + index // 2 < HEIGHT)", "inside = in_group & (2 * row < HEIGHT)"),
+        ("(2 * column + index % 2 < WIDTH)", "(2 * column < WIDTH)"),
+        ("tl.where(winner == index, dp, 0.0)", "tl.where(winner >= index, dp, 0.0)"),
+        ("ctx.settings = x.shape[2], x.shape[3], activation", "ctx.settings = x.shape[3], x.shape[2], activation"),
+    ],
+}  # fmt: skip
+"""Lines of kernels, each with a mistake in its place that these tests have to catch: `python tests/mutations.py`."""

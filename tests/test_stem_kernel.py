@@ -1,16 +1,20 @@
 """The stem kernel against augment, conv2d, activation: in Triton's interpreter without a GPU, on the GPU with one."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import DEVICE, error, poisoned_memory, shipped_augmentations
+from kernel_checks import DEVICE, error, poisoned_memory, shipped
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
-from speedyresnet.kernels.augment import TRANSFORM_NAMES, Transforms, augmented_batch, normalisation
-from speedyresnet.kernels.stem import COMPILE_CASES, StemAugmentation, stem
+from speedyresnet.kernels.augment import (
+    TRANSFORM_NAMES,
+    Transforms,
+    augmented_batch,
+    normalisation,
+    operation_transforms,
+)
+from speedyresnet.kernels.stem import KERNEL, StemAugmentation, stem
 
 EVERYTHING = Transforms(padding=2, flip="alternating", cutout=3, cutmix=4, brightness=0.14, contrast=0.13)
 
@@ -237,35 +241,6 @@ def test_a_module_is_refused_when_it_is_made(options, words):
         StemAugmentation(**(arguments | options))
 
 
-def test_every_stem_of_the_shipped_recipes_is_compiled():
-    from speedyresnet.engine.nets import make_net
-    from speedyresnet.engine.recipes import recipe, registered_recipes
-
-    compiled = {
-        (case.constants["S"].height,
-         case.constants["S"].flip, case.constants["S"].padding, case.constants["S"].brightness,
-         case.constants["S"].contrast, case.constants["S"].out_height, case.constants["S"].cutmix,
-         case.constants["S"].cutout, case.constants["T"].filters, case.constants["T"].biased,
-         case.constants["T"].activation)
-        for case in COMPILE_CASES
-    }  # fmt: skip
-    needed = set()
-    for name in registered_recipes():
-        made = recipe(name)
-        if made.net.whitening_padding or not made.net.whitening_kernel:  # not in the kernel
-            continue
-        net = make_net(made, classes=10, channels=3, dtype=torch.float16, device="meta")
-        filters, bias = net.stem.whitening.weight, net.stem.whitening.bias
-        settings = made.augmentation
-        for cutmix, side in itertools.product({0, settings.cutmix}, {32, *filter(None, settings.sizes)}):
-            needed.add((
-                64 if name == "imagenette" else 32,
-                settings.flip, settings.padding, settings.brightness, settings.contrast, side, cutmix,
-                settings.cutout, len(filters), bias is not None, net.stem.whitening_activation,
-            ))  # fmt: skip
-    assert needed == compiled
-
-
 @pytest.mark.gpu
 def test_a_replayed_graph_draws_anew():
     data = inputs()
@@ -286,30 +261,43 @@ def test_a_replayed_graph_draws_anew():
             assert torch.equal(batch.labels, each.labels)
 
 
-def stems():
-    """What `shipped_augmentations` gives of recipes that have a stem of whitening filters of 2x2 pixels."""
-    return [
-        (recipe, transforms) for recipe, transforms in shipped_augmentations()
-        if recipe.net.whitening_kernel == 2 and not recipe.net.whitening_padding
-    ]  # fmt: skip
-
-
-def check_shipped(recipe, transforms, batch_size):
+def check_shipped(operation, batch_size):
     """The second batch of a data set of three, and the gradient of the bias, in the dtype that recipes launch."""
-    net, side = recipe.net, 64 if recipe.name == "imagenette" else 32
-    filters = 24 if net.whitening_sign_pairs else 12
-    data = inputs(3 * batch_size, side, side, filters=filters, bias=net.whitening_bias)
-    activation = "none" if net.project_width else net.whitening_activation
-    made = both(data, transforms, activation=activation, batch_size=batch_size, counter=1, dtype=torch.float16)
+    side, biased = operation.shape[1], operation["biased"]
+    data = inputs(3 * batch_size, side, side, filters=operation["filters"], bias=biased)
+    options = {"activation": operation["activation"], "batch_size": batch_size}
+    made = both(data, operation_transforms(operation), **options, counter=1, dtype=torch.float16)
     assert_same(*made)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("recipe", "transforms"), stems())
-def test_every_shipped_shape(recipe, transforms):
-    check_shipped(recipe, transforms, recipe.batch_size)
+@pytest.mark.parametrize("operation", shipped(KERNEL), ids=str)
+def test_every_shipped_shape(operation):
+    check_shipped(operation, operation["batch_size"])
 
 
 def test_shipped_shapes_with_few_images():
-    for recipe, transforms in stems()[::5]:
-        check_shipped(recipe, transforms, 2)
+    for operation in shipped(KERNEL)[::5]:
+        check_shipped(operation, 2)
+
+
+MUTATIONS = {
+    "kernels/stem.py": [
+        ("filters[None, :] * T.taps + taps[:, None]", "taps[:, None] * T.filters + filters[None, :]"),
+        ("(taps < T.taps)[:, None] & (filters < T.filters)[None, :]", "(taps < T.taps)[:, None] & (filters < T.filters - 1)[None, :]"),
+        ("(taps // (S.channels * T.kernel))[None, :]", "(taps // S.channels % T.kernel)[None, :]"),
+        ("(patches // T.width)[:, None]", "(patches // T.height)[:, None]"),
+        ("scale = tl.load(scale_ptr + channels, mask=exists, other=0.0)", "scale = tl.load(scale_ptr + taps % 2, mask=exists, other=0.0)"),
+        ("+ weights[1][None, :]", ""),
+        ("(patches < T.height * T.width)[:, None] & (filters < T.filters)[None, :]", "(patches < T.height * T.width - 1)[:, None] & (filters < T.filters)[None, :]"),
+        ("in_batch.to(tl.int64) * (T.height * T.width * T.filters)", "in_batch.to(tl.int64) * (T.width * T.width * T.filters)"),
+        ("tl.store(drawn_at_ptr + 1, tl.load(counter_ptr))", "tl.store(drawn_at_ptr + 1, tl.load(seed_ptr))"),
+        ("if in_batch == 0:", "if in_batch == 100:"),
+        ("gradient * activation_slope_device(u, KIND, T.alpha)", "gradient"),
+        ("drawn_device(drawn_at_ptr, drawn_at_ptr + 1,", "drawn_device(drawn_at_ptr + 1, drawn_at_ptr,"),
+        ("tl.store(bias_sums_ptr + in_batch * T.filters + filters", "tl.store(bias_sums_ptr + in_batch * T.block_filters + filters"),
+        ("values, weight = values.to(like.dtype.element_ty)", "values, weight = values.to(tl.float16).to(like.dtype.element_ty)"),
+        ("if T.biased:", "if False:"),
+    ],
+}  # fmt: skip
+"""Lines of kernels, each with a mistake in its place that these tests have to catch: `python tests/mutations.py`."""

@@ -73,7 +73,7 @@ def _recipe_by_name(name: str) -> Recipe:
 
 def _recipe_from_file(reference: str) -> Recipe:
     function = function_of(reference, "recipe")
-    with failures_explained(reference, "recipe"):
+    with failures_explained(f"recipe {reference}"):
         made = function()
     if not isinstance(made, Recipe):
         raise UserError(f"{reference} returned {type(made).__name__}, not a speedyresnet.engine.Recipe")
