@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from speedyresnet.engine.operations import shipped_operations
+from speedyresnet.kernels.agreement import error as error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPSILON = 1e-5
@@ -32,12 +33,6 @@ def poisoned_memory():
         for name in ("empty", "empty_like"):
             patch.setattr(torch, name, poisoned(getattr(torch, name)))
         yield
-
-
-def error(found, expected):
-    """Root mean square of the difference over that of the expected values."""
-    difference = found.detach().double() - expected.detach().double()
-    return float(difference.square().mean().sqrt() / expected.detach().double().square().mean().sqrt().clamp_min(1e-30))
 
 
 def errors(found, expected):
