@@ -24,6 +24,7 @@ from rich.table import Table
 
 from speedyresnet.engine.backends import LOG, BackendError
 from speedyresnet.engine.cli import show_tracebacks
+from speedyresnet.engine.compiler_cache import FOLDER_VARIABLE
 from speedyresnet.engine.data import load_data
 from speedyresnet.engine.device import pick_device, synchronize
 from speedyresnet.engine.errors import UserError, one_line
@@ -318,7 +319,11 @@ def cold_and_warm_build_seconds(
     code = "import sys; from speedyresnet.bench.step_time import print_build_seconds; print_build_seconds(sys.argv[1])"
     arguments = json.dumps([recipe, list(settings), data, device, backend])
     with TemporaryDirectory() as cache:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
+        environment = os.environ | {
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+            FOLDER_VARIABLE: f"{cache}/kept",
+        }
         seconds = list[float]()
         for _ in range(2):
             command = [sys.executable, "-c", code, arguments]

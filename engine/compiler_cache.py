@@ -23,14 +23,12 @@ from .errors import UserError
 from .files import write_atomically
 from .recipe import Recipe
 
+FOLDER_VARIABLE = "SPEEDYRESNET_COMPILED"
 _DIGEST_BYTES = 32
 
 
 def artifacts_path(recipe: Recipe, backend: str, device: torch.device) -> Path:
-    """File of what torch.compile makes for `recipe` here.
-
-    It is in the cache folder, or where TORCHINDUCTOR_CACHE_DIR says that all compiled code shall be.
-    """
+    """File of what torch.compile makes for `recipe` here: in $SPEEDYRESNET_COMPILED, else in the cache folder."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     kind = (
         recipe.hash,
@@ -40,9 +38,9 @@ def artifacts_path(recipe: Recipe, backend: str, device: torch.device) -> Path:
         platform.python_version(),
         (gpu.name, gpu.major, gpu.minor) if gpu else platform.machine(),
     )
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    folder = os.environ.get(FOLDER_VARIABLE)
     name = f"{recipe.name.replace('/', '-')}-{backend}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}.bin"
-    return (Path(folder) if folder else cache_folder()) / "compiled" / name
+    return (Path(folder) if folder else cache_folder() / "compiled") / name
 
 
 @contextlib.contextmanager
