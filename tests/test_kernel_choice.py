@@ -10,8 +10,8 @@ import torch
 from speedyresnet.engine import kernel_choice
 from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.operations import images_of, operations_of, placed_operations
-from speedyresnet.engine.recipes import group, recipe
-from speedyresnet.engine.recipes import registered_groups, registered_recipes
+from speedyresnet.engine.recipes import group, recipe, registered_groups, registered_recipes
+from speedyresnet.engine.settings import with_settings
 from speedyresnet.kernels import contract
 from speedyresnet.kernels.contract import registered
 
