@@ -234,7 +234,7 @@ ROWS = [
 @pytest.mark.parametrize(("arguments", "words"), ROWS, ids=lambda text: text[:60])
 def test_bad_input_is_one_line_and_changes_nothing(arguments, words, folder, cache, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("speedyresnet.engine.trainer.INTERPRETED", False)  # as users have it
+    monkeypatch.setattr("speedyresnet.engine.kernel_choice.INTERPRETED", False)  # as users have it
     before = content(folder)
     if arguments.startswith("train ") and "--data" not in arguments:
         # So that no training begins where something is not refused after all.
