@@ -36,6 +36,7 @@ from .downloads import DOWNLOADS
 from .errors import Note, UserError, one_line
 from .export import FORMATS, check_format, export_model
 from .files import Outputs, check_outputs, check_writable, write_text
+from .fit import expected_data
 from .memory import estimated_peak_bytes
 from .model_file import read_model
 from .nets import MAX_IMAGE_SIDE, forward_flops_per_image, make_net, parameter_counts
@@ -52,7 +53,7 @@ from .recipes import registered_groups, registered_recipes
 from .record import claim_told
 from .schedules import plan
 from .settings import with_settings
-from .setup import PlacedRecipe, Setup, chosen_recipe, expected_data, place_recipe
+from .setup import PlacedRecipe, Setup, chosen_recipe, place_recipe
 from .signals import handle_stopping, interrupt_flag, stop_code
 from .step import training_window
 

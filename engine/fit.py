@@ -1,7 +1,8 @@
-"""Whether the net, the augmentation and the batches of a recipe fit the images of a data set."""
+"""Which data a recipe is for, and whether its net, augmentation and batches fit the images of a data set."""
 
 import math
 
+from .downloads import DOWNLOADS
 from .errors import UserError
 from .nets import check_image_size, last_map_size
 from .pack import DataFacts
@@ -50,3 +51,16 @@ def fitting_plan(recipe: Recipe, data: DataFacts) -> Plan:
     """The plan of `recipe` on `data`; raises UserError where net, augmentation or batches do not fit the images."""
     check_fit(recipe, *data.image_size)
     return plan(recipe, data.train_images)
+
+
+def expected_data(recipe: Recipe) -> DataFacts:
+    """What is known of the data that a recipe is for; of CIFAR-10 where that is no download."""
+    source = DOWNLOADS.get(recipe.data, DOWNLOADS["cifar10"])
+    train_images, test_images, classes = source.counts
+    return DataFacts(
+        image_size=(source.size, source.size),
+        channels=3,
+        classes=classes,
+        train_images=train_images,
+        test_images=test_images,
+    )

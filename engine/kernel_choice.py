@@ -7,7 +7,8 @@ import torch
 from ..kernels.contract import REFERENCE, TRITON, Kernel, Operation, Target, registered
 from ..kernels.language import AVAILABLE, INTERPRETED
 from .errors import UserError
-from .operations import INPUT, images_of, placed_operations
+from .fit import expected_data
+from .operations import INPUT, placed_operations
 from .recipe import Recipe
 from .step import REFERENCE_KERNELS, KernelChoice
 
@@ -55,7 +56,8 @@ def pick_kernels(
         return chosen
     cuda = device.type == "cuda"
     target = Target(device.type, torch.cuda.get_device_capability(device) if cuda else None)
-    places, kernels, refused = placed_operations(recipe, images or images_of(recipe), dtype), registered(), set()
+    places = placed_operations(recipe, images or expected_data(recipe).train_shape, dtype)
+    kernels, refused = registered(), set[tuple[str, str]]()
     for place, operations in places.items():
         for name in dict.fromkeys(each.name for each in operations):
             own = [each for each in operations if each.name == name]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.contract import Operation
-from .downloads import DOWNLOADS
+from .fit import expected_data
 from .nets import Convolution, make_net, net_operations
 from .recipe import Recipe
 from .recipes import recipe as recipe_called
@@ -16,12 +16,6 @@ from .step import batch_shapes, step_sizes, transforms_of
 
 INPUT, STEM = "input", "stem"
 """Places outside of the modules that ask for kernels: the batch itself, and the batch behind the whitening."""
-
-
-def images_of(recipe: Recipe) -> tuple[int, int, int, int]:
-    """[N, H, W, C] of the training images that a recipe is for, or of CIFAR-10's where that is no download."""
-    source = DOWNLOADS.get(recipe.data, DOWNLOADS["cifar10"])
-    return source.counts[0], source.size, source.size, 3
 
 
 def placed_operations(recipe: Recipe, images: Sequence[int], dtype: torch.dtype) -> dict[str, list[Operation]]:
@@ -74,5 +68,5 @@ def _input_operations(recipe: Recipe, images: tuple[int, ...], dtype: torch.dtyp
 def shipped_operations() -> tuple[Operation, ...]:
     """Those of all recipes of the package in float16, as they run on a GPU."""
     recipes = [recipe_called(name) for name in sorted(registered_recipes())]
-    found = (each for made in recipes for each in operations_of(made, images_of(made), torch.float16))
+    found = (each for made in recipes for each in operations_of(made, expected_data(made).train_shape, torch.float16))
     return tuple(dict.fromkeys(found))

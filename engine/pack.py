@@ -44,6 +44,11 @@ class DataFacts:
     train_images: int
     test_images: int
 
+    @property
+    def train_shape(self) -> tuple[int, int, int, int]:
+        """[N, H, W, C] of the training images."""
+        return self.train_images, *self.image_size, self.channels
+
 
 # Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,6 @@ import torch
 
 from .backends import AUTO, check_backend, default_backends
 from .device import pick_device, pick_dtype
-from .downloads import DOWNLOADS
 from .fit import fitting_plan
 from .kernel_choice import check_kernels, pick_kernels
 from .outside_kernels import with_outside_kernels
@@ -47,7 +46,7 @@ class PlacedRecipe:
                 differs from its reference.
         """
         recipe, device, backend, dtype = self.recipe, self.device, self.backend, self.dtype
-        fitting, images = fitting_plan(recipe, data), (data.train_images, *data.image_size, data.channels)
+        fitting, images = fitting_plan(recipe, data), data.train_shape
         kernels = pick_kernels(recipe, device, dtype, backend, images)
         return Setup(
             recipe=recipe,
@@ -117,16 +116,3 @@ def place_recipe(
 def set_up(recipe: Recipe, data: DataFacts, device: torch.device, backend: str = AUTO) -> Setup:
     """`place_recipe` and its `with_data` in one."""
     return place_recipe(recipe, device, backend).with_data(data)
-
-
-def expected_data(recipe: Recipe) -> DataFacts:
-    """What is known of the data that a recipe is for; of CIFAR-10 where that is no download."""
-    source = DOWNLOADS.get(recipe.data, DOWNLOADS["cifar10"])
-    train_images, test_images, classes = source.counts
-    return DataFacts(
-        image_size=(source.size, source.size),
-        channels=3,
-        classes=classes,
-        train_images=train_images,
-        test_images=test_images,
-    )

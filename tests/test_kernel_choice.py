@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from speedyresnet.engine import kernel_choice
+from speedyresnet.engine.fit import expected_data
 from speedyresnet.engine.kernel_choice import pick_kernels
-from speedyresnet.engine.operations import images_of, operations_of, placed_operations
+from speedyresnet.engine.operations import operations_of, placed_operations
 from speedyresnet.engine.recipes import group, recipe, registered_groups, registered_recipes
 from speedyresnet.engine.settings import with_settings
 from speedyresnet.kernels import contract
@@ -93,13 +94,13 @@ def test_auto_is_asked_for_each_place(machine, monkeypatch, make_state):
 
 def test_operations_are_those_of_all_kinds_of_step():
     made = recipe("airbench94", ["augmentation.cutmix=5", "augmentation.sizes=24,0"])
-    places = placed_operations(made, images_of(made), torch.float16)
+    places = placed_operations(made, expected_data(made).train_shape, torch.float16)
     assert [(each["cutmix"], each["size"]) for each in places["input"]] == [(0, 24), (0, 0), (5, 24), (5, 0)]
     assert {each.name for each in places["groups.0"]} == {"convolution_pool", "pool_batch_norm_act"}
     assert {each.name for each in places["groups.1"]} == {"pool_batch_norm_act"}  # whose input wants a gradient
     assert [each.shape for each in places["groups.2.norms.1"]] == [(1024, 256, 2, 2), (1024, 256, 3, 3)]
-    (last,) = {each["residual"] for each in operations_of(recipe("airbench96"), images_of(made), torch.float16)
-               if each.name == "batch_norm_act" and each["residual"] != "none"}  # fmt: skip
+    found = operations_of(recipe("airbench96"), expected_data(made).train_shape, torch.float16)
+    (last,) = {each["residual"] for each in found if each.name == "batch_norm_act"} - {"none"}
     assert last == recipe("airbench96").net.residual
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from speedyresnet.engine.operations import images_of, operations_of, shipped_operations
+from speedyresnet.engine.fit import expected_data
+from speedyresnet.engine.operations import operations_of, shipped_operations
 from speedyresnet.engine.recipes import recipe, registered_recipes
 from speedyresnet.kernels import resources
 from speedyresnet.kernels.contract import registered
@@ -81,7 +82,7 @@ def test_what_a_recipe_launches_is_compiled(name):
     """Of every recipe all that a kernel takes: its constants are those of a case."""
     made = recipe(name)
     compiled = {(case.shape, case.code) for case in compile_cases(shipped_operations())}
-    operations = operations_of(made, images_of(made), torch.float16)
+    operations = operations_of(made, expected_data(made).train_shape, torch.float16)
     taken = [each for each in operations if registered()[each.name].fits(each) is None]
     assert {each.name for each in taken} >= {"augment", "batch_norm_act"}
     for operation in taken:

@@ -13,8 +13,9 @@ import torch
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import doctor, recipe
 from speedyresnet.engine.doctor import examination, examination_text
+from speedyresnet.engine.fit import expected_data
 from speedyresnet.engine.pack_file import save_pack
-from speedyresnet.engine.setup import expected_data, set_up
+from speedyresnet.engine.setup import set_up
 from speedyresnet.kernels.language import AVAILABLE
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]

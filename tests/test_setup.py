@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from speedyresnet.engine import UserError, recipe, setup
+from speedyresnet.engine.fit import expected_data
 from speedyresnet.engine.pack import DataFacts
 from speedyresnet.engine.pack_file import save_pack
-from speedyresnet.engine.setup import chosen_recipe, expected_data, place_recipe, set_up
+from speedyresnet.engine.setup import chosen_recipe, place_recipe, set_up
 
 CPU = torch.device("cpu")
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
