@@ -180,12 +180,15 @@ class ConvolutionGroup(KernelPlace):
     def _first(self, x: Tensor) -> Tensor:
         """The first convolution with its pooling, norm and activation, in as few kernels as there are for them."""
         convolution, norm = self.convolutions[0], self.norms[0]
-        assert isinstance(convolution, Convolution)
-        assert isinstance(norm, BatchNorm)
         pooled: Tensor
         if self.pool_place == "after_norm":
             pooled = self.pool(norm(convolution(x)))
             return pooled
+        if not self.training:  # where an export has put plain modules in their places
+            pooled = norm(self.pool(convolution(x)))
+            return pooled
+        assert isinstance(convolution, Convolution)
+        assert isinstance(norm, BatchNorm)
         weight, pools = convolution.weight, self.pool_place == "before_norm"
         sizes = {"filters": len(weight), "kernel": weight.shape[2]}
         # The kernel leaves a gradient of x to PyTorch, so it is for an x that wants none.

@@ -95,7 +95,7 @@ def test_what_is_told_of_recipes_data_and_machine_has_the_keys_that_it_had(check
 
 def test_kernels_have_the_keys_that_they_had(check, monkeypatch):
     row = resources.Resources(**dict.fromkeys(each.name for each in dataclasses.fields(resources.Resources)))
-    monkeypatch.setattr(resources, "all_resources", lambda name: [row])
+    monkeypatch.setattr(resources, "all_resources", lambda operations, name: [row])
     check("kernels")
 
 
