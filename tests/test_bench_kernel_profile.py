@@ -38,7 +38,7 @@ EVIDENCE = Path(__file__).resolve().parent.parent / "bench/evidence/2026-11-28-s
 CPU = torch.device("cpu")
 TRITON = REFERENCE_KERNELS | dict.fromkeys(("augment", "stem", "batch_norm_act", "pool_batch_norm_act"), "triton")
 CEILINGS = Ceilings(copies=((1 << 20, 2e12),), rates={"float16": 5e14})
-SMALL = Variant(whitening_bias=True, cutmix=False, size=20, averaging=False)
+SMALL = Variant(whitening_bias=True, cutmix=False, size=20)
 LAYERS = [f"group{group}.conv{number}" for group in (1, 2, 3) for number in (1, 2)]
 PASSES = ("forward", "dgrad", "wgrad")
 CUDNN = "sm90_xmma_{}_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize64x64x64_execute_{}_kernel__5x_cudnn"
@@ -123,7 +123,9 @@ def ordered(speedy):
 def bare_table(variants, **fields):
     empty = Phase(seconds=0.002, busy_seconds=0.0, kernels=[], ordered=True)
     return KernelTable(
-        **{"backend": "graph", "kernels": TRITON, "variants": variants, "prepare": empty, "evaluate": empty} | fields
+        **{"backend": "graph", "kernels": TRITON, "variants": variants, "prepare": empty, "evaluate": empty}
+        | {"always_averages": True}
+        | fields
     )
 
 
@@ -396,6 +398,19 @@ def test_a_table_of_another_recipe_is_refused():
     fewer = dataclasses.replace(table.variants[3], steps=106)
     with pytest.raises(UserError, match=r"speedy takes 108 steps of the kind .*, the table says 106"):
         folded(dataclasses.replace(table, variants=[*table.variants[:3], fewer]), recipe("speedy", []))
+
+
+def test_a_table_of_before_some_steps_left_averaging_out_has_fewer_kinds_of_steps():
+    """Its steps all averaged, so what is one kind in it may be two kinds of a run today."""
+    made = recipe("speedy", [])
+    schedule, old = plan(made, 50_000), read_table(EVIDENCE, "--from")
+    today = bare_table([step_phase([], variant=each) for each in step_counts(made, schedule)], always_averages=False)
+    assert (old.always_averages, len(old.variants), len(today.variants)) == (True, 4, 5)
+    assert step_counts(made, schedule, old) == {phase.variant: phase.steps for phase in old.variants}
+    assert step_counts(made, schedule, today) == step_counts(made, schedule)
+    kept = today.to_dict()
+    assert [each["variant"] for each in kept["variants"]][-2:] == [[False, False, 0, False], [False, False, 0, True]]
+    assert kept["always_averages"] is False
 
 
 def test_a_table_without_a_recipe_is_of_the_one_that_takes_just_these_steps():
