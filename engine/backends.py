@@ -39,10 +39,8 @@ COMPILING = ("compile", "graph")
 """Those that torch.compile prepares."""
 CAPTURING = ("capture", "graph")
 """Those that replay CUDA graphs."""
-Compiler = str | Callable[..., Any]
-"""What torch.compile takes as its backend."""
-INDUCTOR = "inductor"
-"""The compiler behind torch.compile."""
+Compiler = Callable[..., Any] | None
+"""What torch.compile takes as its backend; none: what it takes by itself, Inductor."""
 _COMPILATIONS = 256
 """Of one function in one process: every step and every evaluation of every trainer is one (PyTorch's limit: 8)."""
 AUTO = "auto"
@@ -138,7 +136,7 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
 
 
 def step_function(
-    state: TrainingState, backend: str, variant: Variant, compiler: Compiler = INDUCTOR
+    state: TrainingState, backend: str, variant: Variant, compiler: Compiler = None
 ) -> Callable[[], None]:
     """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile."""
     step = functools.partial(training_step, state, **variant._asdict(), regions=regions_of(backend, compiler))
@@ -149,7 +147,7 @@ def step_function(
     )
 
 
-def regions_of(backend: str, compiler: Compiler = INDUCTOR) -> Regions:
+def regions_of(backend: str, compiler: Compiler = None) -> Regions:
     """The regions of a step, for `graph` each compiled as one graph when it is first called."""
     return Regions(*(_compiled(region, compiler) for region in Regions())) if backend == "graph" else Regions()
 
@@ -166,7 +164,7 @@ def run_as(backend: str, function: Callable[[], None], state: TrainingState) -> 
     return function if backend == "eager" else _explained(function, backend)
 
 
-def whole(backend: str, function: Callable[[], None], compiler: Compiler = INDUCTOR) -> Callable[[], None]:
+def whole(backend: str, function: Callable[[], None], compiler: Compiler = None) -> Callable[[], None]:
     """`function`, compiled as one graph if `backend` compiles whole steps."""
     if backend != "compile":
         return function
@@ -176,7 +174,8 @@ def whole(backend: str, function: Callable[[], None], compiler: Compiler = INDUC
 
 def _compiled(function: Callable[..., Any], compiler: Compiler) -> Callable[..., Any]:
     torch._dynamo.config.recompile_limit = _COMPILATIONS
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
+    backend: dict[str, Any] = {} if compiler is None else {"backend": compiler}
+    return torch.compile(function, fullgraph=True, dynamic=False, **backend)
 
 
 def make_scorer(
@@ -203,7 +202,7 @@ def uncaptured_scorer(
     weights: Mapping[str, Tensor] | None,
     data: LabelledImages,
     view: View,
-    compiler: Compiler = INDUCTOR,
+    compiler: Compiler = None,
 ) -> Callable[[], dict[str, Tensor]]:
     """The function that `make_scorer` captures, if it captures one; `compiler` is a backend of torch.compile."""
     forward, settings = forward_of(state.net, weights), state.recipe.evaluation

@@ -1,6 +1,7 @@
 """Which kernels a run uses: pinned for every recipe, and chosen for each place of a net."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -30,12 +31,22 @@ SITUATIONS = {
 STORED = json.loads((Path(__file__).with_name("stored") / "kernel_choices.json").read_text())
 
 
+@functools.cache
+def places_of(made, images, dtype):
+    """They take a while to find, and do not depend on the setting `kernels`."""
+    return placed_operations(made, images, dtype)
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A function that makes this machine one with Triton and a GPU of that capability, or with the interpreter."""
 
     def make(device, capability):
         monkeypatch.setattr(kernel_choice, "AVAILABLE", True)
+        monkeypatch.setattr(
+            kernel_choice, "placed_operations",
+            lambda made, images, dtype: places_of(dataclasses.replace(made, kernels="auto"), tuple(images), dtype),
+        )  # fmt: skip
         monkeypatch.setattr(kernel_choice, "INTERPRETED", device.type == "cpu")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 
