@@ -114,7 +114,8 @@ def random_state(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> Tr
     net = make_net(recipe, classes=10, channels=3, dtype=dtype, device=device).train()
     images = torch.randint(0, 256, RANDOM_IMAGES, dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, RANDOM_IMAGES[:1], device=device)
-    kernels = pick_kernels(recipe, device, dtype, images=RANDOM_IMAGES)
+    # On the meta device, where bytes and FLOPs are counted, everything is plain PyTorch, whatever a GPU would run.
+    kernels = None if device.type == "meta" else pick_kernels(recipe, device, dtype, images=RANDOM_IMAGES)
     data = images, labels, (0.5,) * 3, (0.25,) * 3
     state = TrainingState(net, recipe, plan(recipe, len(labels)), *data, dtype, kernels)
     if device.type != "meta":

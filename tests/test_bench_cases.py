@@ -88,6 +88,19 @@ def test_other_providers_do_the_same_work(crop):
             assert case.make(state).call().shape == (16, 64, side // 10, side // 10)
 
 
+def test_kernels_that_only_a_gpu_runs_are_counted_on_paper():
+    """kernels=triton, which is refused where it cannot run, says nothing of where bytes are counted."""
+    found = [
+        [
+            case.name
+            for case in cases_of(recipe("airbench94", [f"kernels={kernels}"]), torch.float16, torch.device("cuda"))
+        ]
+        for kernels in ("auto", "triton")
+    ]
+    assert found[0] == found[1]
+    assert any(name.endswith("-triton") for name in found[1])
+
+
 def test_a_compiled_provider_gives_what_the_reference_gives():
     made = recipe("airbench94", TINY)
     paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))
