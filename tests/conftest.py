@@ -27,6 +27,7 @@ from speedyresnet.engine.recipes import recipe
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import TrainingState
 from speedyresnet.engine.synthetic import make_synthetic
+from speedyresnet.kernels import contract
 from speedyresnet.kernels.language import AVAILABLE, INTERPRETED, tl
 
 if INTERPRETED:  # which looks through its whole language at each call of a device function: a third of the time
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if ("kernel" in item.nodeid or "triton" in item.nodeid) and not AVAILABLE:
             item.add_marker(pytest.mark.skip(reason="needs Triton"))
+
+
+@pytest.fixture(autouse=True)
+def no_outside_kernels(monkeypatch):
+    """Kernels that a test loads from files are not there for the tests after it."""
+    monkeypatch.setattr(contract, "_OUTSIDE", {})
 
 
 @pytest.fixture(autouse=True)
