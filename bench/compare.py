@@ -184,6 +184,22 @@ def arm_row(name: str, records: Sequence[dict[str, Any]], runs: Sequence[Run]) -
     }
 
 
+def what_was_run(records: Sequence[dict[str, Any]], plan: PoolPlan, view: str | None, clock: str) -> dict[str, Any]:
+    """What any result of a pool with several arms says of its runs, as plain values; see `comparison`."""
+    views = {each["recipe"]["evaluation"]["view"] for each in records}
+    first = next(each for each in records if each["arm"] == BASE)
+    return {
+        "recipe": {key: first["recipe"][key] for key in ("name", "hash")},
+        "data": first["data"],
+        "environment": first["environment"],
+        "device": first["device"],
+        "view": view or (views.pop() if len(views) == 1 else OWN_VIEW),
+        "clock": clock,
+        "confidence": CONFIDENCE,
+        "seeds": list(plan.seeds),
+    }
+
+
 def comparison(
     records: Sequence[dict[str, Any]], plan: PoolPlan, view: str | None, clock: str, rate: float | None = None
 ) -> dict[str, Any]:
@@ -197,18 +213,9 @@ def comparison(
         rate: seconds that 0.1 point of accuracy is worth; none: nobody says.
     """
     runs = {arm: runs_of(records, arm, view, clock) for arm in plan.arms}
-    views = {each["recipe"]["evaluation"]["view"] for each in records}
-    first = next(each for each in records if each["arm"] == BASE)
     return {
         "schema": SCHEMA,
-        "recipe": {key: first["recipe"][key] for key in ("name", "hash")},
-        "data": first["data"],
-        "environment": first["environment"],
-        "device": first["device"],
-        "view": view or (views.pop() if len(views) == 1 else OWN_VIEW),
-        "clock": clock,
-        "confidence": CONFIDENCE,
-        "seeds": list(plan.seeds),
+        **what_was_run(records, plan, view, clock),
         "arms": [arm_row(arm, records, runs[arm]) for arm in plan.arms],
         "differences": [difference(arm, runs[BASE], runs[arm], rate) for arm in plan.variants],
     }

@@ -22,9 +22,9 @@ from rich.table import Table
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipes import recipe as recipe_called
 
-from .compare import OWN_VIEW, Arm, Run, arm_of, arm_row, runs_of
+from .compare import Arm, Run, arm_of, arm_row, runs_of, what_was_run
 from .pool import BASE, PoolPlan
-from .statistics import CONFIDENCE, Interval, mean_interval
+from .statistics import Interval, mean_interval
 from .verdicts import seconds_per_tenth_point, told, verdict_at_rate, verdict_on
 
 SCHEMA = "speedyresnet.screening/1"
@@ -170,18 +170,9 @@ def screening(
     """
     runs = [runs_of(records, arm, view, clock) for arm in plan.arms]
     base_seconds = float(np.mean([run.seconds for run in runs[0]]))
-    views = {each["recipe"]["evaluation"]["view"] for each in records}
-    first = next(each for each in records if each["arm"] == BASE)
     return {
         "schema": SCHEMA,
-        "recipe": {key: first["recipe"][key] for key in ("name", "hash")},
-        "data": first["data"],
-        "environment": first["environment"],
-        "device": first["device"],
-        "view": view or (views.pop() if len(views) == 1 else OWN_VIEW),
-        "clock": clock,
-        "confidence": CONFIDENCE,
-        "seeds": list(plan.seeds),
+        **what_was_run(records, plan, view, clock),
         "folded_over": design.folded,
         "arms": [arm_row(arm, records, own) for arm, own in zip(plan.arms, runs, strict=True)],
         "diverged": sum(run.status == "diverged" for own in runs for run in own),
