@@ -343,6 +343,16 @@ class Regions(NamedTuple):
     average_: Callable[[TrainingState], None] = average_
 
 
+def _optimize_in_regions_(
+    state: TrainingState, gradients: list[Tensor], trained: Sequence[str], regions: Regions
+) -> None:
+    """`optimize_` by `regions` for the groups that every step trains, so that it compiles once; the rest as it is."""
+    always = [name for name in trained if name != "whitening_bias"]
+    count = sum(len(state.groups[name].parameters) for name in always)
+    regions.optimize_(state, gradients[:count], always)
+    optimize_(state, gradients[count:], trained[len(always) :])
+
+
 def training_step(
     state: TrainingState,
     *,
@@ -379,16 +389,13 @@ def training_step(
 
     trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
     gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
-    always = [name for name in trained if name != "whitening_bias"]  # the same in every step, so that it compiles once
-    count = sum(len(state.groups[name].parameters) for name in always)
     with torch.no_grad():
         with part("head+loss"):
             correct = (logits.argmax(1) == batch.labels).sum()
             state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
             state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
         with part("optimizer"):
-            regions.optimize_(state, list(gradients[:count]), always)
-            optimize_(state, list(gradients[count:]), trained[len(always) :])
+            _optimize_in_regions_(state, list(gradients), trained, regions)
         if averaging and state.averages:
             with part("averaging"):
                 regions.average_(state)
