@@ -17,15 +17,16 @@ OWN_KERNELS = {
     "stem_kernel": "stem",
     "stem_gradient_kernel": "stem",
     "statistics_kernel": "norm+pool",
-    "combine_statistics_kernel": "norm+pool",
     "apply_kernel": "norm+pool",
     "gradient_sums_kernel": "norm+pool",
-    "combine_gradient_sums_kernel": "norm+pool",
     "input_gradient_kernel": "norm+pool",
     "pool_statistics_kernel": "norm+pool",
     "unpool_gradient_kernel": "norm+pool",
     "convolution_pool_kernel": "convolution forward",
     "convolution_pool_gradient_kernel": "convolution wgrad",
+    # In tables from before the reductions combined their own partial results.
+    "combine_statistics_kernel": "norm+pool",
+    "combine_gradient_sums_kernel": "norm+pool",
 }
 """Groups of the kernels of this package, by name."""
 

@@ -18,7 +18,7 @@ Row = tuple[str, str]
 UNASSIGNED: Row = ("unassigned", "other")
 _OWN_TAIL = re.compile("reduce_kernel|copy|elementwise_kernel<[0-9, ]+, at::native::FillFunctor")
 """PyTorch's kernels behind one of ours, inside the same operator: they sum partial results and change the type."""
-_WITH_TAIL = ("stem_gradient_kernel", "convolution_pool_gradient_kernel", "combine_gradient_sums_kernel")
+_WITH_TAIL = ("stem_gradient_kernel", "convolution_pool_gradient_kernel")
 _RESET = re.compile("fill|zero|distribution|multi_tensor|div|welford")
 
 

@@ -73,10 +73,7 @@ def _large(sizes: Sequence[int], least: int) -> int:
 
 
 def own_kernel_bytes(operation: Operation) -> dict[str, int]:
-    """Bytes that each of our kernels moves for `operation`, by the kernel's name; empty if it has none.
-
-    The small second stages of reductions are kernels as well; they move next to nothing.
-    """
+    """Bytes that each of our kernels moves for `operation`, by the kernel's name; empty if it has none."""
     reads, writes = operation.reads, operation.writes
     match operation.name.removeprefix("speedyresnet.").removesuffix(".default"):
         case "augment" | "stem" | "convolution_pool" as name:
@@ -84,18 +81,15 @@ def own_kernel_bytes(operation: Operation) -> dict[str, int]:
         case "stem_backward" | "convolution_pool_backward" as name:
             return {f"{name.removesuffix('backward')}gradient_kernel": operation.bytes}
         case "batch_norm_act":
-            passes = {"statistics_kernel": reads[0], "combine_statistics_kernel": 0}
-            return passes | {"apply_kernel": _large(reads, reads[0]) + writes[0]}
+            return {"statistics_kernel": reads[0], "apply_kernel": _large(reads, reads[0]) + writes[0]}
         case "pool_batch_norm_act":
             first = reads[0] + writes[1] + writes[2]
-            return {"pool_statistics_kernel": first, "combine_statistics_kernel": 0, "apply_kernel": 2 * writes[1]}
+            return {"pool_statistics_kernel": first, "apply_kernel": 2 * writes[1]}
         case "batch_norm_act_backward":
             given = _large(reads, reads[0])
-            passes = {"gradient_sums_kernel": given, "combine_gradient_sums_kernel": 0}
-            return passes | {"input_gradient_kernel": given + _large(writes, reads[0])}
+            return {"gradient_sums_kernel": given, "input_gradient_kernel": given + _large(writes, reads[0])}
         case "pool_batch_norm_act_backward":
-            passes = {"gradient_sums_kernel": 2 * reads[0], "combine_gradient_sums_kernel": 0}
-            return passes | {"unpool_gradient_kernel": sum(reads[:3]) + writes[0]}
+            return {"gradient_sums_kernel": 2 * reads[0], "unpool_gradient_kernel": sum(reads[:3]) + writes[0]}
     return {}
 
 
@@ -121,7 +115,7 @@ def _product_slot(part: str, operation: Operation) -> Slot:
 
 def _own_slot(layer: str, part: str, kernel: str, size: int, operation: Operation) -> Slot:
     """The work of one of our kernels; those of batch norm and pooling are called after the convolution before them."""
-    short = kernel.removesuffix("_kernel").replace("combine_", "combine ")
+    short = kernel.removesuffix("_kernel")
     if found := _LAYER.fullmatch(part):
         name, group = f"{found['layer']} {found['which']}", f"convolution {found['which']}"
     else:

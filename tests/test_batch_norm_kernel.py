@@ -19,11 +19,13 @@ from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import (
+    _ARRIVALS,
     COMPILE_CASES,
     BatchNormAct2d,
     _shipped_norms,
     batch_norm_act,
     batch_norm_act_reference,
+    batch_norm_act_triton,
     shape_in_words,
     with_activation,
 )
@@ -107,11 +109,47 @@ def test_ghost_groups_are_batch_norms_of_every_nth_image(groups, place):
 
 
 def test_more_tiles_than_programs(monkeypatch):
-    """Three programs share the tiles, and the last gets fewer."""
-    monkeypatch.setattr("speedyresnet.kernels.batch_norm._MOST_PROGRAMS", 3)
-    found, exact, _ = three_ways((7, 64, 9, 10), mean=3.0)  # 20 tiles: 7, 7 and 6
+    """Two programs share the tiles, and the last gets fewer."""
+    monkeypatch.setattr("speedyresnet.kernels.batch_norm._PROGRAMS", 2)
+    found, exact, _ = three_ways((7, 64, 9, 10), mean=3.0)  # 3 tiles of statistics, 5 of sums
     for name, wrong in errors(found, exact).items():
         assert wrong < 2e-6, name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_last_program_combines_and_the_next_launch_begins_anew(groups):
+    """Several programs of several blocks of channels; the same bits each time, and counters that are 0 again."""
+    shape = (6, 72, 12, 11)  # 4 or 2 programs a group, the last with few rows
+    found, exact, _ = three_ways(shape, "silu", "before_activation", groups, mean=2.0)
+    for name, wrong in errors(found, exact).items():
+        assert wrong < 2e-6, name
+    again, _, _ = three_ways(shape, "silu", "before_activation", groups, mean=2.0)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert _ARRIVALS
+    assert not any(counter.any() for counter in _ARRIVALS.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("warmed_up", [True, False])
+def test_every_replay_of_a_graph_combines_anew(warmed_up):
+    """With the counters of the stream that is captured, and where there are none yet."""
+    x, (weight, bias) = channels_last(256, 256, 15, 15, dtype=torch.float16).detach(), vectors(256)
+
+    def launched():
+        running = torch.zeros(256, device=DEVICE), torch.ones(256, device=DEVICE)
+        return batch_norm_act_triton(x, weight, bias, *running, None, "gelu", "none", 0.1, EPSILON, 1)
+
+    expected, stream, graph = launched(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    if warmed_up:
+        with torch.cuda.stream(stream):
+            launched()
+    with torch.cuda.graph(graph, stream=stream):
+        found = launched()
+    for _ in range(20):
+        for each in found:
+            each.fill_(torch.nan)
+        graph.replay()
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_constant_channels_nan_and_infinity_are_as_pytorchs():

@@ -137,12 +137,23 @@ def test_unset_registers_are_a_problem_and_are_looked_for_once(tmp_path, monkeyp
         return (listings / f"{cubin.decode()}.sass").read_text()
 
     monkeypatch.setattr(resources, "_nvidia_tool", disassembled)
-    found = {name: [resources._unset_registers(name) for _ in range(2)] for name in (b"faulty", b"mended")}
-    assert found == {b"faulty": 2 * [["UR30 at 0x40", "UR31 at 0x80"]], b"mended": [[], []]}
+    found = {name: [resources._in_machine_code(name) for _ in range(2)] for name in (b"faulty", b"mended")}
+    assert [each["unset_registers"] for each in found[b"faulty"]] == 2 * [["UR30 at 0x40", "UR31 at 0x80"]]
+    assert [each["unset_registers"] for each in found[b"mended"]] == [[], []]
     assert asked == [b"faulty", b"mended"]
     case = dataclasses.replace(COMPILE_CASES[0], wide_loads=True)
     told = "reads registers before they are written: UR30 at 0x40, UR31 at 0x80"
-    assert problems(a_row(unset_registers=found[b"faulty"][0]), case, None) == [told]
+    assert problems(a_row(unset_registers=found[b"faulty"][0]["unset_registers"]), case, None) == [told]
+
+
+def test_exchanges_in_loops_are_a_problem_of_reductions_only():
+    case = dataclasses.replace(COMPILE_CASES[0], streams=True)
+    assert problems(a_row(exchanges_in_loops=3), COMPILE_CASES[0], None) == []
+    assert problems(a_row(exchanges_in_loops=0), case, None) == []
+    told = "3 exchanges between threads in loops of a reduction"
+    assert problems(a_row(exchanges_in_loops=3), case, None) == [told]
+    reductions = {case.kernel for case in compile_cases() if case.streams}
+    assert reductions == {"statistics_kernel", "gradient_sums_kernel", "pool_statistics_kernel"}
 
 
 def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(rows, tmp_path, monkeypatch, speedyresnet):
@@ -207,9 +218,9 @@ def test_ptx_hashes_ignore_where_the_source_is_and_nothing_else():
 
 
 def test_every_case_has_a_ptx_hash():
-    done = process("-m", "speedyresnet.bench", "kernels", "combine_statistics_kernel", "--ptx-hash", "--json")
+    done = process("-m", "speedyresnet.bench", "kernels", "statistics_kernel", "--ptx-hash", "--json")
     assert done.returncode == 0, done.stderr
-    cases = compile_cases("combine_statistics_kernel")
+    cases = compile_cases("statistics_kernel")
     rows = [(case, target) for case, target in resources.cases_by_target(cases) if target.startswith("sm_")]
     hashes = json.loads(done.stdout)
     assert list(hashes) == [f"{case.kernel}, {case.shape}, {target}" for case, target in rows]
