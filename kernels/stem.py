@@ -9,7 +9,8 @@ where `batch` is what `augmented_batch` gives, rounded to the result's dtype. Fi
 filter and its negative. The weight is frozen; the bias may be trained.
 
 Layout: images uint8 [N, H, W, C], y [B, F, h, w] and weight [F, C, k, k] in channels_last, so that a filter is a row of
-k * k * C values, and a tile of patches a matrix to multiply it with. One program makes one image.
+k * k * C values, and a tile of patches a matrix to multiply it with. One program makes one image; a thread gathers all
+values of a patch, and tensor cores get them from there.
 
 Bytes an image of CIFAR-10 in a half type, 24 filters, 31 x 31 patches:
 
@@ -20,9 +21,9 @@ Bytes an image of CIFAR-10 in a half type, 24 filters, 31 x 31 patches:
 
 The backward direction, which only the bias needs, draws the batch anew. Its sums have two deterministic stages.
 
-What the interpreter cannot show. The product pads taps to what tensor cores multiply; masked loads give 0 in both
-factors, so no NaN comes in. Partial sums of the bias are one row an image, each written by one program. The first
-program alone writes what the backward pass draws from. Draws, fused multiply-adds and offsets are those of `augment`.
+What the interpreter cannot show. The product pads taps to what tensor cores multiply; both factors are 0 there, so no
+NaN comes in. Partial sums of the bias are one row an image, each written by one program. The first program alone writes
+what the backward pass draws from. Draws, fused multiply-adds and offsets are those of `augment`.
 """
 
 import math
@@ -81,6 +82,7 @@ class StemConstants:
     widened: bool = INTERPRETED
     """Factors are multiplied in float32, since Triton's interpreter takes bfloat16 for integers."""
     block_patches: int
+    """One a thread."""
     block_taps: int
     block_filters: int
 
@@ -101,19 +103,55 @@ def _weights_device(weight_ptr, bias_ptr, T: tl.constexpr):
 
 
 @triton.jit
-def _preactivation_device(
-    images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, like, S: tl.constexpr, T: tl.constexpr
-):
+def _by_channel_device(vector_ptr, COUNT: tl.constexpr):
+    """The values of a float32 [COUNT], one by one."""
+    values = ()
+    for channel in tl.static_range(COUNT):
+        values = values + (tl.load(vector_ptr + channel),)  # type: ignore[assignment]  # noqa: RUF005 - Triton takes no star
+    return values
+
+
+@triton.jit
+def _stacked_device(columns, COUNT: tl.constexpr):
+    """COUNT tensors [patches], a power of two -> [patches, 2, ..., 2], row-major; a thread keeps what it has."""
+    HALF: tl.constexpr = COUNT // 2
+    pairs = ()
+    for index in tl.static_range(HALF):
+        pairs = pairs + (tl.join(columns[index], columns[index + HALF]),)  # type: ignore[assignment]  # noqa: RUF005
+    return pairs[0] if HALF == 1 else _stacked_device(pairs, HALF)
+
+
+@triton.jit
+def _patches_device(images_ptr, drawn, scale, shift, patches, S: tl.constexpr, T: tl.constexpr):
+    """Values of patches, float32 [patches, block_taps].
+
+    Each tap is a tensor [patches] of its own, so that the compiler sees what the channels of a pixel have in common:
+    where it lies. `scale` and `shift` are those of each channel.
+    """
+    CHANNELS: tl.constexpr = S.channels
+    KERNEL: tl.constexpr = T.kernel
+    PADDING: tl.constexpr = T.block_taps - T.taps
+    PATCHES: tl.constexpr = T.block_patches
+    TAPS: tl.constexpr = T.block_taps
+    row, column, exists = patches // T.width, patches % T.width, patches < T.height * T.width
+    taps = ()
+    for down in tl.static_range(KERNEL):
+        for across in tl.static_range(KERNEL):
+            for channel in tl.static_range(CHANNELS):
+                values = values_device(
+                    images_ptr, drawn, row + down, column + across, channel, scale[channel], shift[channel], exists, S
+                )
+                taps = taps + (values,)  # type: ignore[assignment]  # noqa: RUF005
+    for _ in tl.static_range(PADDING):
+        taps = taps + (tl.zeros_like(patches).to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    return tl.reshape(_stacked_device(taps, TAPS), (PATCHES, TAPS))
+
+
+@triton.jit
+def _preactivation_device(images_ptr, drawn, scale, shift, weights, patches, like, S: tl.constexpr, T: tl.constexpr):
     """What the activation gets, float32 [patches, filters]; factors are rounded to the dtype of the pointer `like`."""
-    taps = tl.arange(0, T.block_taps)
-    channels = taps % S.channels
-    rows = (patches // T.width)[:, None] + (taps // (S.channels * T.kernel))[None, :]
-    columns = (patches % T.width)[:, None] + (taps // S.channels % T.kernel)[None, :]
-    exists = taps < T.taps
-    mask = (patches < T.height * T.width)[:, None] & exists[None, :]
-    scale = tl.load(scale_ptr + channels, mask=exists, other=0.0)[None, :]
-    shift = tl.load(shift_ptr + channels, mask=exists, other=0.0)[None, :]
-    values = values_device(images_ptr, drawn, rows, columns, channels[None, :], scale, shift, mask, S)
+    values = _patches_device(images_ptr, drawn, scale, shift, patches, S, T)
+    # Rounded behind the reshape: where nothing stands between it and a product, Triton 3.9 fails for Blackwell.
     values, weight = values.to(like.dtype.element_ty), weights[0].to(like.dtype.element_ty)
     if T.widened:
         values, weight = values.to(tl.float32), weight.to(tl.float32)
@@ -155,10 +193,12 @@ def stem_kernel(
         tl.store(drawn_at_ptr, tl.load(seed_ptr))
         tl.store(drawn_at_ptr + 1, tl.load(counter_ptr))
     weights = _weights_device(weight_ptr, bias_ptr, T)
+    CHANNELS: tl.constexpr = S.channels
+    scale, shift = _by_channel_device(scale_ptr, CHANNELS), _by_channel_device(shift_ptr, CHANNELS)
     KIND: tl.constexpr = T.activation
     for first in range(0, T.height * T.width, T.block_patches):
         patches = first + tl.arange(0, T.block_patches)
-        u = _preactivation_device(images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, y_ptr, S, T)
+        u = _preactivation_device(images_ptr, drawn, scale, shift, weights, patches, y_ptr, S, T)
         targets, mask = _targets_device(in_batch, patches, T)
         tl.store(y_ptr + targets, activated_device(u, KIND, T.alpha).to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -181,12 +221,14 @@ def stem_gradient_kernel(
     in_batch = tl.program_id(0)
     drawn = drawn_device(drawn_at_ptr, drawn_at_ptr + 1, steps_per_epoch, in_batch, tl.num_programs(0), S)
     weights = _weights_device(weight_ptr, bias_ptr, T)
+    CHANNELS: tl.constexpr = S.channels
+    scale, shift = _by_channel_device(scale_ptr, CHANNELS), _by_channel_device(shift_ptr, CHANNELS)
     KIND: tl.constexpr = T.activation
     filters = tl.arange(0, T.block_filters)
     total = tl.zeros_like(filters).to(tl.float32)
     for first in range(0, T.height * T.width, T.block_patches):
         patches = first + tl.arange(0, T.block_patches)
-        u = _preactivation_device(images_ptr, scale_ptr, shift_ptr, drawn, weights, patches, gradient_ptr, S, T)
+        u = _preactivation_device(images_ptr, drawn, scale, shift, weights, patches, gradient_ptr, S, T)
         targets, mask = _targets_device(in_batch, patches, T)
         gradient = tl.load(gradient_ptr + targets, mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(gradient * activation_slope_device(u, KIND, T.alpha), 0)  # beyond the mask the gradient is 0
@@ -203,8 +245,6 @@ def _constants(
     drawn = augment_constants(count, height, width, image_channels, transforms)
     filters, channels, kernel, _ = weight.shape
     taps = kernel * kernel * channels
-    # With more patches registers spill: scaling reads four pixels for a value, exact float32 has no tensor cores.
-    block_patches = 32 if dtype == torch.float32 and taps > 16 else 64 if transforms.size else 128
     stem = StemConstants(
         kernel=kernel,
         taps=taps,
@@ -213,7 +253,7 @@ def _constants(
         width=drawn.out_width - kernel + 1,
         biased=bias is not None,
         activation=activation,
-        block_patches=block_patches,
+        block_patches=32 * WARPS,
         block_taps=max(next_power_of_two(taps), 16),  # at least what tensor cores multiply at once
         block_filters=max(next_power_of_two(filters), 16),
     )
