@@ -27,10 +27,29 @@ def _tanh_device(x):
 
 
 @triton.jit
+def _normal_share_device(x):
+    """The share of a normal distribution below float32 x, (1 + erf(x / sqrt(2))) / 2, to 1e-7.
+
+    The tail beyond |x| is 2 to the power of a polynomial in |x|, whose coefficients make the largest error of the share
+    as small as it gets. CUDA's own erf chooses between two series and takes twice as many instructions.
+    """
+    size = tl.abs(x)
+    power = -2.83491227e-06 * size + 3.9377684e-05
+    power = power * size - 0.000186180204
+    power = power * size - 0.000136936461
+    power = power * size + 0.00706342024
+    power = power * size - 0.0524961784
+    power = power * size - 0.459208197
+    power = power * size - 1.15110521
+    tail = tl.exp2(power * size - 1.0)
+    return tl.where(x < 0.0, tail, 1.0 - tail)
+
+
+@triton.jit
 def activated_device(x, KIND: tl.constexpr, ALPHA: tl.constexpr):
     """The activation KIND of float32 values; `none` leaves them as they are. ALPHA is CELU's."""
     if KIND == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        x *= _normal_share_device(x)
     if KIND == "gelu_tanh":
         x = 0.5 * x * (1.0 + _tanh_device(0.7978845608028654 * (x + 0.044715 * x * x * x)))
     if KIND == "silu":
@@ -48,7 +67,7 @@ def activation_slope_device(x, KIND: tl.constexpr, ALPHA: tl.constexpr):
     slope = tl.full(x.shape, 1.0, tl.float32)
     if KIND == "gelu":
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+        slope = _normal_share_device(x) + x * density
     if KIND == "gelu_tanh":
         tanh = _tanh_device(0.7978845608028654 * (x + 0.044715 * x * x * x))
         slope = 0.5 * (1.0 + tanh)

@@ -23,7 +23,7 @@ from kernel_checks import (
 )
 from torch import library
 
-from speedyresnet.kernels.activations import ACTIVATIONS
+from speedyresnet.kernels.activations import ACTIVATIONS, activated_device, activation_slope_device
 from speedyresnet.kernels.batch_norm import (
     _ARRIVALS,
     KERNEL,
@@ -34,6 +34,7 @@ from speedyresnet.kernels.batch_norm import (
     batch_norm_act_triton,
     with_activation,
 )
+from speedyresnet.kernels.language import tl, triton
 
 
 def three_ways(shape, activation="gelu", place="none", groups=1, dtype=torch.float32, mean=0.0):
@@ -71,6 +72,31 @@ def test_every_activation_and_residual(activation, place):
     found, exact, _ = three_ways((4, 24, 9, 5), activation, place)
     for name, wrong in errors(found, exact).items():
         assert wrong < 2e-6, name
+
+
+@triton.jit
+def activation_kernel(x_ptr, y_ptr, slope_ptr, KIND: tl.constexpr, COUNT: tl.constexpr):
+    """An activation and its slope at COUNT places."""
+    places = tl.arange(0, COUNT)
+    x = tl.load(x_ptr + places)
+    tl.store(y_ptr + places, activated_device(x, KIND, 0.3))
+    tl.store(slope_ptr + places, activation_slope_device(x, KIND, 0.3))
+
+
+def test_gelu_and_its_slope_are_as_exact_as_float32_everywhere():
+    x = torch.linspace(-16, 16, 8192)
+    x[:4] = torch.tensor([-1e30, 1e30, torch.inf, torch.nan])
+    y, slope, x = torch.empty_like(x, device=DEVICE), torch.empty_like(x, device=DEVICE), x.to(DEVICE)
+    activation_kernel[(1,)](x, y, slope, KIND="gelu", COUNT=8192)
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
+    finite = slice(4, None)
+    error_of_size = (y.double() - expected)[finite].abs() / expected[finite].abs().clamp_min(1)
+    assert float(error_of_size.max()) < 2e-7
+    assert float((slope.double() - expected_slope)[finite].abs().max()) < 3e-7
+    assert y[:3].tolist() == [0.0, pytest.approx(1e30), torch.inf]
+    assert y[3].isnan()
 
 
 @pytest.mark.parametrize(
@@ -420,6 +446,8 @@ MUTATIONS = {
         ("ALPHA * (tl.exp(x / ALPHA) - 1.0)", "tl.exp(x) - 1.0"),
         ("slope = tl.where(x <= 0.0, tl.exp(x / ALPHA), 1.0)", "slope = tl.where(x <= 0.0, tl.exp(x), 1.0)"),
         ("+ x * density", "+ density"),
+        ("power * size - 0.000136936461", "power * size + 0.000136936461"),
+        ("tl.where(x < 0.0, tail, 1.0 - tail)", "tl.where(x < 0.0, tail, 1.0 + tail)"),
         ("gate * (1.0 + x * (1.0 - gate))", "gate"),
         ("(1.0 + 3.0 * 0.044715 * x * x)", "(1.0 + 0.044715 * x * x)"),
     ],
