@@ -162,12 +162,6 @@ class CapturedStep:
             self._check_pointers()
         self._graph.replay()
 
-    def close(self) -> None:
-        """Free the graph; the next call captures anew."""
-        if self._graph is not None:
-            self._graph.reset()
-        self._graph = None
-
     def _captured(self) -> torch.cuda.CUDAGraph:
         """Warm-up trains, so what it changed is put back."""
         changing = self._state.changing_tensors().values()

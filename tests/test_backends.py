@@ -288,15 +288,6 @@ def test_what_the_allocator_says_of_a_failed_capture_is_not_hidden(make_state, c
         step()
 
 
-def test_a_closed_graph_is_freed_and_captured_anew(make_state, cuda):
-    step = captured_step(make_state())
-    step()
-    step.close()
-    assert not cuda.graphs[0].alive
-    step()
-    assert [graph.replays for graph in cuda.graphs] == [1, 1]
-
-
 def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, cuda, monkeypatch):
     monkeypatch.setenv(graphs.CHECK_VARIABLE, "1")
     state = make_state()
