@@ -237,6 +237,8 @@ class Averaging:
     """Averages only so many epochs at the end of the run, instead."""
     finish: bool = True
     """Ends with the slow copy written back."""
+    blend: Annotated[float, Within(0, 1)] = 1.0
+    """With `finish`, share of the slow copy in what the run ends with; the rest is the live weights and statistics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,7 @@ def renormalisation_table(muon: Muon, curve_steps: int, steps: int) -> list[floa
 
 
 def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple[list[float], list[float]]:
-    """Per step: what the slow copy keeps of itself (1: it stays), and how much of it is written back (0 or 1).
+    """Per step: what the slow copy keeps of itself (1: it stays), and how much of it is written back, 0 to 1.
 
     With k = step + 1 the copy moves at every k divisible by `averaging.every`, from `first_step` on. Where the
     average covers only the end of a run, its first move is a plain copy of the live weights.
@@ -180,7 +180,7 @@ def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple
     if (averaging.epochs is not None or averaging.tail is not None) and moves:
         keep[moves[0] - 1], write_back[moves[0] - 1] = 0.0, 0.0
     if averaging.finish:
-        write_back[-1] = 1.0
+        write_back[-1] = averaging.blend
     return keep, write_back
 
 

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +220,16 @@ def test_an_average_of_the_last_epochs_begins_after_their_first_step():
     assert [k + 1 for k, value in enumerate(keep) if value < 1] == [15, 20]
     assert (keep[14], write_back[14]) == (0.0, 0.0)
     assert (keep[19], write_back[19]) == (pytest.approx(0.9**5), 1.0)
+
+
+def test_a_run_may_end_between_its_live_weights_and_its_average():
+    """The last step is a move of this average: its whole write-back becomes the blend."""
+    averaging = Averaging(kind="lookahead", every=5, decay=0.9, power=0.0)
+    whole, blended = (averaging_tables(replace(averaging, blend=each), 0, 10) for each in (1.0, 0.25))
+    assert whole[0] == blended[0]
+    assert (whole[1][-1], blended[1][-1], whole[1][:-1]) == (1.0, 0.25, blended[1][:-1])
+    off = averaging_tables(replace(averaging, blend=0.25, finish=False), 0, 10)
+    assert off[1][-1] == 1.0  # written back as at any other move
 
 
 def test_everything_follows_epochs_and_batch_size():

@@ -272,6 +272,22 @@ def test_lookahead_writes_the_slow_weights_back(make_state):
     assert not torch.equal(slow, start)
 
 
+def test_the_last_step_blends_the_average_into_what_the_run_ends_with(make_state):
+    settings = ["dtype=float64", "averaging.every=2", "epochs=0.25"]  # two steps, the second of which moves
+    plain, whole, blended = (
+        make_state("airbench94", *settings, f"averaging.{each}") for each in ("kind=ema", "blend=1", "blend=0.25")
+    )
+    plain.averaging_write_back.zero_()
+    for state in (plain, whole, blended):
+        for _ in range(2):
+            training_step(state, whitening_bias=True, cutmix=False)
+    live, slow = plain.net.state_dict(), plain.averaged_state()
+    for name, value in blended.net.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * live[name] + 0.25 * slow[name], rtol=1e-13, atol=1e-13)
+        assert torch.equal(whole.net.state_dict()[name], slow[name])
+    assert not torch.equal(live["head.weight"], slow["head.weight"])
+
+
 def test_running_statistics_are_averaged_too(make_state):
     state = make_state("hlb-v0.4", "averaging.every=1", "averaging.epochs=none", "averaging.decay=0.9")
     training_step(state, whitening_bias=False, cutmix=False)
