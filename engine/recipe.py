@@ -231,6 +231,8 @@ class Averaging:
     """Per step, so that the copy keeps decay ** every of itself at a move."""
     power: Annotated[float, Within(0, 100)] = 3.0
     """The decay grows with (step / steps) ** power; 0 keeps it constant."""
+    momentum: Annotated[float, Within(0, 0.9999)] = 0.0
+    """Nesterov momentum with which a `lookahead` moves its slow weights, see `optim.nesterov_mix_`."""
     epochs: Annotated[int | None, Within(1, 1_000_000)] = None
     """Averages only the last so many of the whole epochs; none starts from the initial weights."""
     tail: Annotated[float | None, Within(1e-6, 1e6)] = None

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.augment import Batch, Transforms, normalisation
 from ..kernels.contract import REFERENCE, kernel_called, registered
 from .nets import BatchNorm, KernelPlace, Linear, SpeedyResNet, net_operations
-from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
+from .optim import ParameterGroup, mix_, muon_, nesterov_mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
@@ -91,9 +91,19 @@ class TrainingState:
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
-        # One list a dtype: a foreach operation takes its fast path only then.
-        self.live = [[v for v in live if v.dtype == kind] for kind in dict.fromkeys(v.dtype for v in live)]
+        # One list a dtype: a foreach operation takes its fast path only then. Statistics have no momentum, which could
+        # carry a running variance below zero.
+        momentum = recipe.averaging.momentum > 0
+        kinds = [(v.dtype, momentum and isinstance(v, nn.Parameter)) for v in live]
+        self.live = [
+            [v for v, other in zip(live, kinds, strict=True) if other == kind] for kind in dict.fromkeys(kinds)
+        ]
         self.average = [[torch.empty_like(v, requires_grad=False) for v in part] for part in self.live]
+        self.velocity = [
+            [torch.zeros_like(v, requires_grad=False) for v in part] if moved else []
+            for part, (_, moved) in zip(self.live, dict.fromkeys(kinds), strict=True)
+        ]
+        """Of the averages, list by list; empty where they move without momentum."""
 
     @property
     def window(self) -> tuple[int, int]:
@@ -165,8 +175,10 @@ class TrainingState:
         self.correct_log.zero_()
         for group in self.groups.values():
             torch._foreach_zero_(group.momentum_buffers)
-        for average, live in zip(self.average, self.live, strict=True):
+        for average, live, velocity in zip(self.average, self.live, self.velocity, strict=True):
             torch._foreach_copy_(average, live)
+            if velocity:
+                torch._foreach_zero_(velocity)
 
     def now(self, table: Tensor) -> Tensor:
         """The entry of a table [steps] at the step counter, 0-d."""
@@ -179,9 +191,14 @@ class TrainingState:
             for name, group in self.groups.items()
             for index, buffer in enumerate(group.momentum_buffers)
         }
-        average = {f"average.{i}.{j}": each for i, part in enumerate(self.average) for j, each in enumerate(part)}
+        slow = {
+            f"{name}.{i}.{j}": each
+            for name, parts in (("average", self.average), ("velocity", self.velocity))
+            for i, part in enumerate(parts)
+            for j, each in enumerate(part)
+        }
         own = {"counter": self.counter, "loss_log": self.loss_log, "correct_log": self.correct_log}
-        return {**self.net.state_dict(), **momentum, **average, **own}
+        return {**self.net.state_dict(), **momentum, **slow, **own}
 
     def all_tensors(self) -> dict[str, Tensor]:
         """Everything that a step reads or changes, by name."""
@@ -327,8 +344,12 @@ def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[s
 def average_(state: TrainingState) -> None:
     """Averaging and lookahead of this step."""
     keep, write_back = state.now(state.averaging_keep), state.now(state.averaging_write_back)
-    for average, live in zip(state.average, state.live, strict=True):
-        mix_(average, live, keep)
+    moves = ((keep < 1) & (write_back > 0)).to(keep.dtype)  # the first copy of an average that begins late is no move
+    for average, live, velocity in zip(state.average, state.live, state.velocity, strict=True):
+        if velocity:
+            nesterov_mix_(average, live, velocity, keep, moves, state.recipe.averaging.momentum)
+        else:
+            mix_(average, live, keep)
         mix_(live, average, 1 - write_back)
 
 

@@ -9,7 +9,7 @@ from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
-from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, average_, training_step
 
 VARIANTS = [
     ("airbench94", True, False),
@@ -286,6 +286,39 @@ def test_the_last_step_blends_the_average_into_what_the_run_ends_with(make_state
         torch.testing.assert_close(value, 0.75 * live[name] + 0.25 * slow[name], rtol=1e-13, atol=1e-13)
         assert torch.equal(whole.net.state_dict()[name], slow[name])
     assert not torch.equal(live["head.weight"], slow["head.weight"])
+
+
+def test_a_lookahead_may_carry_its_slow_weights_on(make_state):
+    """Three moves of every second step, each from what the step before has left; the first only copies."""
+    settings = ["dtype=float64", "epochs=1", "averaging.every=2", "averaging.decay=0.5", "averaging.power=0"]
+    state = make_state("airbench94", *settings, "averaging.tail=0.8", "averaging.momentum=0.9")
+    assert [step for step, keep in enumerate(state.plan.averaging_keep) if keep < 1] == [1, 3, 5, 7]
+    weights = {name for name, value in state.net.named_parameters() if value.requires_grad}
+    velocity = {name: torch.zeros_like(value) for name, value in state.net.named_parameters()}
+    for step in range(8):
+        training_step(state, whitening_bias=True, cutmix=False, averaging=False)
+        state.counter.sub_(1)
+        live, slow = ({k: v.detach().clone() for k, v in each.items()} for each in
+                      (state.net.state_dict(), state.averaged_state()))  # fmt: skip
+        with torch.no_grad():
+            average_(state)
+        state.counter.add_(1)
+        for name, value in state.averaged_state().items():
+            if name in weights and step in (3, 5, 7):
+                ahead = slow[name] - live[name]
+                velocity[name] = 0.9 * velocity[name] + ahead
+                expected = slow[name] - 0.75 * (ahead + 0.9 * velocity[name])
+            elif "running" in name and step in (3, 5, 7):
+                expected = slow[name] - 0.75 * (slow[name] - live[name])
+            else:
+                expected = live[name] if step == 1 else slow[name]
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+            if step in (3, 5, 7):
+                assert torch.equal(state.net.state_dict()[name], value)
+    moved = [each for part in state.velocity for each in part]
+    assert len(moved) == len(weights)
+    state.restart(seed=3)
+    assert not any(each.any() for each in moved)
 
 
 def test_running_statistics_are_averaged_too(make_state):
