@@ -1,7 +1,7 @@
 """Updates of whole lists of tensors in place, with rates that are device tensors: nothing here asks the host."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,12 @@ class ParameterGroup:
     weight_decay: float
     """Likewise."""
     momentum_buffers: list[Tensor]
+
+    def only(self, wanted: Callable[[Tensor], bool]) -> "ParameterGroup":
+        """The parameters that are wanted, with their buffers."""
+        pairs = [pair for pair in zip(self.parameters, self.momentum_buffers, strict=True) if wanted(pair[0])]
+        parameters, buffers = ([pair[side] for pair in pairs] for side in (0, 1))
+        return ParameterGroup(parameters, self.learning_rate, self.weight_decay, buffers)
 
 
 def nesterov_sgd_(

@@ -170,6 +170,9 @@ class Optimizer:
     """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: Annotated[float, Within(0, 1e6)] = 3.0
     """Epochs after which the whitening bias is frozen."""
+    first_group_frozen_epochs: Annotated[float, Within(0, 1e6)] = 0.0
+    """Group 1 and what is in front of it are frozen in the last so many epochs: the backward pass ends behind group 1,
+    weights and momentum stay. Running statistics and the average move on, and a lookahead writes them back."""
     master_weights: bool = False
     """Keep weights, gradients and momentum in float32 and cast the weights in each step, whatever `dtype` is."""
     muon: Muon = field(default_factory=Muon)

@@ -88,6 +88,9 @@ class TrainingState:
 
         Weights of squeeze-and-excite are with the head, its biases and the head's with those of batch norm.
         """
+        front = {id(p) for module in (net.stem, net.groups[0]) for p in module.parameters()}
+        self.back_groups = _only(self.groups, lambda parameter: id(parameter) not in front)
+        """What of `groups` is behind group 1 of the net."""
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
@@ -104,6 +107,11 @@ class TrainingState:
             for part, (_, moved) in zip(self.live, dict.fromkeys(kinds), strict=True)
         ]
         """Of the averages, list by list; empty where they move without momentum."""
+
+    @property
+    def whitens_batches(self) -> bool:
+        """A kernel picks, augments and whitens the images of a step at once."""
+        return self.kernels["stem"] != REFERENCE
 
     @property
     def window(self) -> tuple[int, int]:
@@ -166,6 +174,11 @@ class TrainingState:
         whitening_bias = net.stem.whitening.bias
         return groups if whitening_bias is None else groups | {"whitening_bias": sgd([whitening_bias])}
 
+    def trained_groups(self, *, whitening_bias: bool, first_group: bool = True) -> dict[str, ParameterGroup]:
+        """What a step trains; see `training_step`."""
+        groups = self.groups if first_group else self.back_groups
+        return {name: group for name, group in groups.items() if whitening_bias or name != "whitening_bias"}
+
     @torch.no_grad()
     def restart(self, seed: int) -> None:
         """Start a run with `seed` from the weights the net now has: counter, momentum, average and logs anew."""
@@ -217,6 +230,17 @@ class TrainingState:
             for live, average in zip(*part, strict=True)
         }
         return {name: slow.get(id(value), value) for name, value in self.net.state_dict(keep_vars=True).items()}
+
+
+def _only(groups: Mapping[str, ParameterGroup], wanted: Callable[[Tensor], bool]) -> dict[str, ParameterGroup]:
+    """The wanted parameters of each group that has any."""
+    found = {name: group.only(wanted) for name, group in groups.items()}
+    return {name: group for name, group in found.items() if group.parameters}
+
+
+def parameters_of(groups: Mapping[str, ParameterGroup]) -> list[Tensor]:
+    """The parameters of all groups, one group after the other."""
+    return [parameter for group in groups.values() for parameter in group.parameters]
 
 
 def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -285,6 +309,14 @@ def whitened_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batc
     return batch
 
 
+def step_batch(state: TrainingState, *, whitening_bias: bool, cutmix: bool, size: int) -> Batch:
+    """The batch of this step, behind the whitening where a kernel does both; see `training_step`."""
+    with part("augment+stem" if state.whitens_batches else "augment"):
+        batch = (whitened_batch if state.whitens_batches else training_batch)(state, cutmix=cutmix, size=size)
+    # A kernel's backward pass could not see that nobody asks for this gradient.
+    return batch if whitening_bias else batch._replace(images=batch.images.detach())
+
+
 Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """Images [B, C, H, W], labels and pasted labels [B] -> losses [B] and logits [B, classes]."""
 
@@ -307,11 +339,23 @@ HeadLosses = Callable[[TrainingState, Tensor, Tensor, Tensor | None], tuple[Tens
 """See `head_losses`."""
 
 
+def first_map_of(state: TrainingState, images: Tensor, *, first_group: bool) -> Tensor:
+    """The map behind group 1, [B, C, H, W], where the backward pass ends unless group 1 is trained.
+
+    Args:
+        state: of the run.
+        images: of `step_batch`, [B, C, H, W].
+        first_group: group 1 is trained.
+    """
+    first_map = state.net.first_map(images, state.whitens_batches)
+    return first_map if first_group else first_map.detach()
+
+
 def losses_and_logits(
-    state: TrainingState, batch: Batch, *, whitened: bool, head: HeadLosses = head_losses
+    state: TrainingState, first_map: Tensor, batch: Batch, head: HeadLosses = head_losses
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each image, [B], and logits, [B, classes]; `whitened` images have passed the whitening."""
-    features = state.net(batch.images, whitened, headless=True)
+    """Loss of each image, [B], and logits, [B, classes], from what `first_map_of` makes of the images of a batch."""
+    features = state.net.features_behind(first_map)
     with part("head+loss"):
         return head(state, features, batch.labels, batch.pasted_labels)
 
@@ -328,11 +372,18 @@ def batch_losses(
     return (1 - pasted_share) * losses + pasted_share * others
 
 
-def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[str]) -> None:
-    """The optimizer's update of this step; the gradients are those of the groups `trained`, one after the other."""
+def log_(state: TrainingState, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Note the mean of the losses and the number of right answers at the counter."""
+    with part("head+loss"):
+        correct = (logits.argmax(1) == labels).sum()
+        state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+        state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+
+
+def optimize_(state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor]) -> None:
+    """The optimizer's update of `groups` in this step, by gradients in the order of `parameters_of`."""
     settings, left = state.recipe.optimizer, iter(gradients)
-    for name in trained:
-        group = state.groups[name]
+    for name, group in groups.items():
         own = list(itertools.islice(left, len(group.parameters)))
         rate = state.now(state.own_learning_rates.get(name, state.learning_rate)) * group.learning_rate
         if name == "convolutions" and settings.kind == "muon":
@@ -360,18 +411,18 @@ class Regions(NamedTuple):
     """
 
     head_losses: HeadLosses = head_losses
-    optimize_: Callable[[TrainingState, list[Tensor], Sequence[str]], None] = optimize_
+    optimize_: Callable[[TrainingState, Mapping[str, ParameterGroup], list[Tensor]], None] = optimize_
     average_: Callable[[TrainingState], None] = average_
 
 
 def _optimize_in_regions_(
-    state: TrainingState, gradients: list[Tensor], trained: Sequence[str], regions: Regions
+    state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor], regions: Regions
 ) -> None:
-    """`optimize_` by `regions` for the groups that every step trains, so that it compiles once; the rest as it is."""
-    always = [name for name in trained if name != "whitening_bias"]
-    count = sum(len(state.groups[name].parameters) for name in always)
-    regions.optimize_(state, gradients[:count], always)
-    optimize_(state, gradients[count:], trained[len(always) :])
+    """`optimize_` by `regions`, and as it is for the whitening bias, the last group, so that it compiles once."""
+    always = {name: group for name, group in groups.items() if name != "whitening_bias"}
+    count = len(parameters_of(always))
+    regions.optimize_(state, always, gradients[:count])
+    optimize_(state, {name: group for name, group in groups.items() if name not in always}, gradients[count:])
 
 
 def training_step(
@@ -381,6 +432,7 @@ def training_step(
     cutmix: bool,
     size: int = 0,
     averaging: bool = True,
+    first_group: bool = True,
     forward: Forward | None = None,
     regions: Regions = Regions(),  # noqa: B008 - immutable
 ) -> None:
@@ -393,30 +445,24 @@ def training_step(
         cutmix: paste squares from other images.
         size: side that images are scaled down to; 0: not at all.
         averaging: move the average, where the recipe has one; before its first move that would change nothing.
+        first_group: still train group 1; once frozen, the backward pass ends behind it.
         forward: computes losses and logits in another way.
         regions: functions that do parts of the step in another way.
     """
-    whitened = state.kernels["stem"] != REFERENCE
-    with part("augment+stem" if whitened else "augment"):
-        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
-    if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient
-        batch = batch._replace(images=batch.images.detach())
+    batch = step_batch(state, whitening_bias=whitening_bias, cutmix=cutmix, size=size)
     if forward:
         losses, logits = forward(*batch)
     else:
-        losses, logits = losses_and_logits(state, batch, whitened=whitened, head=regions.head_losses)
+        first_map = first_map_of(state, batch.images, first_group=first_group)
+        losses, logits = losses_and_logits(state, first_map, batch, regions.head_losses)
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale
-
-    trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
-    gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
+    groups = state.trained_groups(whitening_bias=whitening_bias, first_group=first_group)
+    gradients = torch.autograd.grad(loss, parameters_of(groups))
     with torch.no_grad():
-        with part("head+loss"):
-            correct = (logits.argmax(1) == batch.labels).sum()
-            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
-            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+        log_(state, losses, logits, batch.labels)
         with part("optimizer"):
-            _optimize_in_regions_(state, list(gradients), trained, regions)
+            _optimize_in_regions_(state, groups, list(gradients), regions)
         if averaging and state.averages:
             with part("averaging"):
                 regions.average_(state)

@@ -27,6 +27,7 @@ from speedyresnet.engine.backends import (
     step_function,
     variant_of_step,
     variants_of,
+    whole,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
@@ -120,6 +121,26 @@ def test_torchscript_steps_are_eager_steps(make_state):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nobody sees that torch.jit is deprecated
         assert_same_steps(make_state, "torchscript")
+
+
+FREEZING = ["optimizer.first_group_frozen_epochs=0.5"]
+
+
+@TRACING
+def test_torchscript_steps_with_a_frozen_first_group_are_eager_steps(make_state):
+    assert_same_steps(make_state, "torchscript", images=64, more=FREEZING, kinds=3)
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("compile", 3), ("graph", 4)])  # graph: head, average, optimizer twice
+def test_compiled_steps_with_a_frozen_first_group_are_eager_steps(make_state, backend, graphs):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def make(state, backend, variant):
+        return whole(backend, step_function(state, backend, variant, "aot_eager"), "aot_eager")
+
+    assert_same_steps(make_state, backend, images=64, make=make, more=FREEZING, kinds=3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.slow

@@ -210,6 +210,21 @@ def test_a_whitening_bias_may_outlive_the_run(kind):
     assert made.own_learning_rates["whitening_bias"][50] == pytest.approx(expected)
 
 
+def test_the_first_group_is_frozen_at_the_end_and_the_whitening_bias_with_it():
+    base = ["epochs=2.5", "batch_size=500", "schedule.whitening_bias=linear"]  # 100 steps an epoch, 250 in all
+    assert plan(recipe("airbench94", base), IMAGES).first_group_steps is None
+    late = plan(recipe("airbench94", [*base, "optimizer.first_group_frozen_epochs=0.75"]), IMAGES)
+    assert (late.first_group_steps, late.whitening_bias_steps) == (175, 175)
+    assert late.own_learning_rates["whitening_bias"][:176] == pytest.approx([1 - step / 175 for step in range(176)])
+    early = ["optimizer.whitening_bias_epochs=0.5", "optimizer.first_group_frozen_epochs=9"]
+    always = plan(recipe("airbench94", [*base, *early]), IMAGES)
+    assert (always.first_group_steps, always.whitening_bias_steps) == (0, 0)
+    made = recipe("airbench94", [*base, "optimizer.whitening_bias_epochs=1", early[1].replace("9", "0.75")])
+    kinds = [variant_of_step(made, plan(made, IMAGES), step) for step in range(250)]
+    assert [each.whitening_bias for each in kinds] == [True] * 100 + [False] * 150
+    assert [each.first_group for each in kinds] == [True] * 175 + [False] * 75
+
+
 def test_filter_banks_may_never_be_renormalised():
     assert not any(plan(recipe("hiverge", ["optimizer.muon.renormalise_every=0"]), IMAGES).renormalise)
 

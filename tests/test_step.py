@@ -92,6 +92,40 @@ def test_a_frozen_whitening_bias_stays(make_state):
     assert torch.equal(state.net.stem.whitening.bias, before)
 
 
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.3", "hiverge", "davidnet"])
+def test_a_frozen_first_group_only_moves_its_statistics_and_its_average(make_state, name):
+    """All that is behind it takes the step that it takes beside a first group that is trained."""
+    exact = ["dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"]
+    average = ["averaging.kind=ema", "averaging.every=1", "averaging.decay=0.9", "averaging.power=0"]
+    state, other = (make_state(name, *exact, *average, "averaging.epochs=none") for _ in range(2))
+    for each in (state, other):  # so that momentum and averages are no longer what they began with
+        training_step(each, whitening_bias=False, cutmix=False)
+    before, seen = {key: value.detach().clone() for key, value in state.changing_tensors().items()}, []
+    slow = {key: value.detach().clone() for key, value in state.averaged_state().items()}
+    state.net.groups[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].requires_grad))
+    training_step(state, whitening_bias=False, cutmix=False, first_group=False)
+    training_step(other, whitening_bias=False, cutmix=False)
+    assert seen == [False]  # so nothing of group 1 is kept for a backward pass
+
+    after, trained = state.changing_tensors(), other.changing_tensors()
+    parameters = {id(value): key for key, value in state.net.named_parameters()}
+    momentum = {
+        f"momentum.{kind}.{index}": parameters[id(parameter)]
+        for kind, group in state.groups.items()
+        for index, parameter in enumerate(group.parameters)
+    }
+    for key in (*state.net.state_dict(), *momentum, "loss_log", "correct_log"):
+        name_of_parameter = momentum.get(key, key)
+        if name_of_parameter.startswith(("stem.", "groups.0.")) and "running" not in key:
+            assert torch.equal(after[key], before[key]), key
+        else:
+            torch.testing.assert_close(after[key], trained[key], rtol=1e-11, atol=1e-13)
+    for key in ("groups.0.convolutions.0.weight", "groups.0.norms.0.running_var"):
+        torch.testing.assert_close(state.averaged_state()[key], 0.9 * slow[key] + 0.1 * after[key])
+    assert not torch.equal(after["groups.0.norms.0.running_var"], before["groups.0.norms.0.running_var"])
+    assert not torch.equal(after["groups.1.convolutions.0.weight"], before["groups.1.convolutions.0.weight"])
+
+
 @pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
 def test_a_step_runs_on_the_meta_device_so_it_never_synchronises(make_state, name, bias, cutmix):
     training_step(make_state(name, device="meta"), whitening_bias=bias, cutmix=cutmix)
@@ -389,13 +423,17 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
 
 
 @pytest.mark.parametrize(
-    ("name", "crop", "size", "width"),
+    ("name", "crop", "size", "width", "first_group"),
     [
-        ("pocket", 0, 0, 0.125), ("hlb-v0.4", 0, 0, 0.125), ("hlb-v0.7", 0, 0, 0.125), ("airbench94", 0, 24, 0.125),
-        ("hlb-v0.7", 20, 0, 0.25),  # a quarter of 64 filters, which the convolution with pooling takes
+        ("pocket", 0, 0, 0.125, True), ("hlb-v0.4", 0, 0, 0.125, True), ("hlb-v0.7", 0, 0, 0.125, True),
+        ("airbench94", 0, 24, 0.125, True),
+        ("hlb-v0.7", 20, 0, 0.25, True),  # a quarter of 64 filters, which the convolution with pooling takes
+        ("hlb-v0.7", 20, 0, 0.25, False),
     ],
 )  # fmt: skip
-def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, crop, size, width):
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(
+    make_state, name, crop, size, width, first_group
+):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = "batch_size=4", f"augmentation.crop={crop}", f"width_multiplier={width}"
     states = [make_state(name, *settings, device=device) for _ in range(2)]
@@ -404,7 +442,8 @@ def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_st
         with torch.no_grad():
             filters = whitening_filters(state.images, state.scale, state.shift, state.recipe.net)
             state.net.stem.whitening.weight.copy_(filters)
-        training_step(state, whitening_bias=size > 0, cutmix=state.recipe.augmentation.cutmix > 0, size=size)
+        kind = {"whitening_bias": size > 0, "cutmix": state.recipe.augmentation.cutmix > 0, "size": size}
+        training_step(state, **kind, first_group=first_group)
     torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
     for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
         torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)
