@@ -173,6 +173,21 @@ QUEUE = (
         ),
     ),
     Entry(
+        name="two-streams",
+        question="Is a step faster when what is behind group 1 is updated on a second stream beside the rest of the "
+        "backward pass?",
+        prediction="15 to 25 ms a run of speedy less: its 40 ms of optimizer, 14 of them Muon's products, leave most "
+        "of the GPU idle, and nearly all of them belong to groups 2 and 3 and the head.",
+        value=83,
+        seconds=90,
+        commands=(
+            "python -m speedyresnet.bench.step_variants --data {noise} --backend graph --overlap --variant speedy "
+            "--variant progressive --out {out}/two-streams-graph.json",
+            "python -m speedyresnet.bench.step_variants --data {noise} --backend capture --overlap --variant speedy "
+            "--out {out}/two-streams-capture.json",
+        ),
+    ),
+    Entry(
         name="convolutions",
         question="What does cuDNN offer for each convolution of a step, and which is the furthest from its floor?",
         prediction="Weight gradients run at 370 TFLOP/s, group 2's first input gradient at 430 (237 us), the first "

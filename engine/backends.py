@@ -141,7 +141,13 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
 def step_function(
     state: TrainingState, backend: str, variant: Variant, compiler: Compiler = None
 ) -> Callable[[], None]:
-    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile."""
+    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile.
+
+    Raises:
+        BackendError: a second stream with torchscript.
+    """
+    if backend == "torchscript" and state.second_stream:
+        raise BackendError("torchscript traces net and loss as one, which leaves nothing to a second stream")
     step = functools.partial(training_step, state, **variant._asdict(), regions=regions_of(backend, compiler))
     return (
         functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix, first_group=variant.first_group))

@@ -5,8 +5,12 @@
 Which images, which random draws, which learning rate: all of it is read at the device's own step counter. A step
 takes nothing from the host and tells it nothing; losses go to a log on the device that is read when an epoch ends.
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
+
+With a second stream (`TrainingState.second_stream`) the optimizer updates what is behind group 1 of the net while the
+backward pass goes on through group 1.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +27,7 @@ from .optim import ParameterGroup, mix_, muon_, nesterov_mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
+from .streams import SecondStream
 
 REFERENCE_KERNELS = dict.fromkeys(registered(), REFERENCE)
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
@@ -89,8 +94,12 @@ class TrainingState:
         Weights of squeeze-and-excite are with the head, its biases and the head's with those of batch norm.
         """
         front = {id(p) for module in (net.stem, net.groups[0]) for p in module.parameters()}
+        self.front_groups = _only(self.groups, lambda parameter: id(parameter) in front)
+        """What of `groups` is in group 1 of the net, or in front of it."""
         self.back_groups = _only(self.groups, lambda parameter: id(parameter) not in front)
-        """What of `groups` is behind group 1 of the net."""
+        """The rest of `groups`."""
+        self.second_stream: SecondStream | None = None
+        """Where a step updates `back_groups` while its backward pass goes on; none: after it, with all the others."""
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
@@ -177,7 +186,7 @@ class TrainingState:
     def trained_groups(self, *, whitening_bias: bool, first_group: bool = True) -> dict[str, ParameterGroup]:
         """What a step trains; see `training_step`."""
         groups = self.groups if first_group else self.back_groups
-        return {name: group for name, group in groups.items() if whitening_bias or name != "whitening_bias"}
+        return groups if whitening_bias else without_whitening_bias(groups)
 
     @torch.no_grad()
     def restart(self, seed: int) -> None:
@@ -236,6 +245,11 @@ def _only(groups: Mapping[str, ParameterGroup], wanted: Callable[[Tensor], bool]
     """The wanted parameters of each group that has any."""
     found = {name: group.only(wanted) for name, group in groups.items()}
     return {name: group for name, group in found.items() if group.parameters}
+
+
+def without_whitening_bias(groups: Mapping[str, ParameterGroup]) -> dict[str, ParameterGroup]:
+    """All groups but that of the whitening bias, which is the last one where there is one."""
+    return {name: group for name, group in groups.items() if name != "whitening_bias"}
 
 
 def parameters_of(groups: Mapping[str, ParameterGroup]) -> list[Tensor]:
@@ -395,9 +409,9 @@ def optimize_(state: TrainingState, groups: Mapping[str, ParameterGroup], gradie
 def average_(state: TrainingState) -> None:
     """Averaging and lookahead of this step."""
     keep, write_back = state.now(state.averaging_keep), state.now(state.averaging_write_back)
-    moves = ((keep < 1) & (write_back > 0)).to(keep.dtype)  # the first copy of an average that begins late is no move
     for average, live, velocity in zip(state.average, state.live, state.velocity, strict=True):
         if velocity:
+            moves = ((keep < 1) & (write_back > 0)).to(keep.dtype)  # the copy that begins a late average is none
             nesterov_mix_(average, live, velocity, keep, moves, state.recipe.averaging.momentum)
         else:
             mix_(average, live, keep)
@@ -418,11 +432,53 @@ class Regions(NamedTuple):
 def _optimize_in_regions_(
     state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor], regions: Regions
 ) -> None:
-    """`optimize_` by `regions`, and as it is for the whitening bias, the last group, so that it compiles once."""
-    always = {name: group for name, group in groups.items() if name != "whitening_bias"}
+    """`optimize_` by `regions`, and as it is for the whitening bias, so that it compiles once."""
+    always = without_whitening_bias(groups)
     count = len(parameters_of(always))
     regions.optimize_(state, always, gradients[:count])
     optimize_(state, {name: group for name, group in groups.items() if name not in always}, gradients[count:])
+
+
+def _train_(
+    state: TrainingState,
+    loss: Tensor,
+    groups: Mapping[str, ParameterGroup],
+    regions: Regions,
+    log: Callable[[], None],
+) -> None:
+    """Take the gradients of `groups` and update them; `log` is called in between."""
+    gradients = torch.autograd.grad(loss, parameters_of(groups))
+    with torch.no_grad():
+        log()
+        with part("optimizer"):
+            _optimize_in_regions_(state, groups, list(gradients), regions)
+
+
+def _train_on_two_streams_(
+    state: TrainingState,
+    loss: Tensor,
+    first_map: Tensor,
+    groups: Mapping[str, ParameterGroup],
+    regions: Regions,
+    log: Callable[[], None],
+) -> None:
+    """`_train_`, but what is behind group 1 is updated while the backward pass goes on through group 1.
+
+    That pass reads no weight from behind group 1: all it needs from there is the gradient of the map between the two.
+    """
+    second = state.second_stream
+    assert second is not None
+    *early, map_gradient = torch.autograd.grad(loss, [*parameters_of(state.back_groups), first_map])
+    with torch.no_grad(), second.begin(), part("optimizer"):
+        _optimize_in_regions_(state, state.back_groups, early, regions)
+    front = {name: group for name, group in state.front_groups.items() if name in groups}
+    late = torch.autograd.grad(first_map, parameters_of(front), map_gradient)
+    with torch.no_grad():
+        log()
+        with part("optimizer"):
+            _optimize_in_regions_(state, front, list(late), regions)
+        second.end()
+    del early  # only now: the second stream has read these gradients until here
 
 
 def training_step(
@@ -450,6 +506,7 @@ def training_step(
         regions: functions that do parts of the step in another way.
     """
     batch = step_batch(state, whitening_bias=whitening_bias, cutmix=cutmix, size=size)
+    first_map = None
     if forward:
         losses, logits = forward(*batch)
     else:
@@ -458,11 +515,12 @@ def training_step(
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale
     groups = state.trained_groups(whitening_bias=whitening_bias, first_group=first_group)
-    gradients = torch.autograd.grad(loss, parameters_of(groups))
+    log = functools.partial(log_, state, losses, logits, batch.labels)
+    if state.second_stream and first_map is not None and first_group:
+        _train_on_two_streams_(state, loss, first_map, groups, regions, log)
+    else:
+        _train_(state, loss, groups, regions, log)
     with torch.no_grad():
-        log_(state, losses, logits, batch.labels)
-        with part("optimizer"):
-            _optimize_in_regions_(state, groups, list(gradients), regions)
         if averaging and state.averages:
             with part("averaging"):
                 regions.average_(state)

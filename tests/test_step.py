@@ -1,15 +1,19 @@
+import contextlib
 import copy
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from speedyresnet.engine import recipe
+from speedyresnet.engine.backends import Variant, make_step
 from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
-from speedyresnet.engine.step import REFERENCE_KERNELS, average_, training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, Regions, average_, optimize_, training_step
+from speedyresnet.engine.streams import SecondStream
 
 VARIANTS = [
     ("airbench94", True, False),
@@ -124,6 +128,59 @@ def test_a_frozen_first_group_only_moves_its_statistics_and_its_average(make_sta
         torch.testing.assert_close(state.averaged_state()[key], 0.9 * slow[key] + 0.1 * after[key])
     assert not torch.equal(after["groups.0.norms.0.running_var"], before["groups.0.norms.0.running_var"])
     assert not torch.equal(after["groups.1.convolutions.0.weight"], before["groups.1.convolutions.0.weight"])
+
+
+@pytest.mark.parametrize("whitening_bias", [True, False])
+@pytest.mark.parametrize("name", ["airbench94", "davidnet", "bag-of-tricks", "speedy"])
+def test_a_step_on_two_streams_is_a_step_on_one(make_state, name, whitening_bias):
+    """Muon pads all matrices that it updates at once to one shape, in which sums are rounded in another order."""
+    exact = ["dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"]
+    one, two = (make_state(name, *exact) for _ in range(2))
+    two.second_stream = SecondStream(torch.device("cpu"))
+    for _ in range(3):
+        for state in (one, two):
+            training_step(state, whitening_bias=whitening_bias, cutmix=False)
+    for (key, mine), theirs in zip(two.changing_tensors().items(), one.changing_tensors().values(), strict=True):
+        if one.recipe.optimizer.kind == "muon":
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+        else:
+            assert torch.equal(mine, theirs), key
+
+
+def test_the_second_stream_ends_before_what_it_has_read_is_freed(make_state):
+    """And before the average reads what it has written; group 1 is updated while it may still be at work."""
+    events, read = [], []
+
+    class Watched(SecondStream):
+        @contextlib.contextmanager
+        def begin(self):
+            events.append("begin")
+            yield
+            events.append("leave")
+
+        def end(self):
+            assert read
+            assert all(each() is not None for each in read)
+            events.append("end")
+
+    def optimizing(state, groups, gradients):
+        events.append(sorted(groups))
+        if "head" in groups:
+            read.extend(map(weakref.ref, gradients))
+        optimize_(state, groups, gradients)
+
+    def averaging(state):
+        events.append("average")
+        average_(state)
+
+    state = make_state("airbench94", "batch_size=8")
+    state.second_stream = Watched(torch.device("cpu"))
+    training_step(state, whitening_bias=True, cutmix=False, regions=Regions(optimize_=optimizing, average_=averaging))
+    back, front = ["batch_norm_biases", "convolutions", "head"], ["batch_norm_biases", "convolutions"]
+    assert events == ["begin", back, "leave", front, "end", "average"]
+    assert not any(each() is not None for each in read)
+    training_step(state, whitening_bias=False, cutmix=False, first_group=False)
+    assert len(events) == 6  # there is nothing that the update could overlap
 
 
 @pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
@@ -394,6 +451,21 @@ def test_a_step_on_the_gpu_is_that_on_the_cpu(make_state, name, bias, cutmix):
     torch.testing.assert_close(on_gpu.loss_log[:1].cpu(), on_cpu.loss_log[:1], rtol=1e-9, atol=0)
     for mine, theirs in zip(on_gpu.net.parameters(), on_cpu.net.parameters(), strict=True):
         torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "capture"])
+@pytest.mark.parametrize("name", ["airbench94", "speedy"])
+def test_a_step_on_two_streams_of_the_gpu_is_a_step_on_one(make_state, name, backend):
+    exact = "dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"
+    one, two = (make_state(name, *exact, device="cuda") for _ in range(2))
+    two.second_stream = SecondStream(torch.device("cuda"))
+    steps = [make_step(state, backend, Variant(whitening_bias=True, cutmix=False)) for state in (one, two)]
+    for _ in range(5):
+        for step in steps:
+            step()
+    for (key, mine), theirs in zip(two.changing_tensors().items(), one.changing_tensors().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9, msg=lambda m, n=key: f"{n}: {m}")
 
 
 @pytest.mark.gpu
