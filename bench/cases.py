@@ -432,7 +432,7 @@ def _optimizer(paper: TrainingState) -> Iterator[Case]:
 
         def call() -> None:
             with torch.no_grad():
-                optimize_(state, gradients, list(state.groups))
+                optimize_(state, state.groups, gradients)
 
         return Work(call, [*changed, *gradients], changed)
 

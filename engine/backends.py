@@ -62,6 +62,8 @@ class Variant(NamedTuple):
     """Side that images are scaled down to; 0: not at all."""
     averaging: bool = True
     """The average moves, where the recipe has one; false before it begins."""
+    first_group: bool = True
+    """Group 1 is trained."""
 
 
 def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
@@ -72,6 +74,7 @@ def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
         cutmix=plan.first_cutmix_epoch is not None and epoch >= plan.first_cutmix_epoch,
         size=sizes[min(epoch, len(sizes) - 1)] if sizes else 0,
         averaging=step >= (plan.first_averaging_step or 0),
+        first_group=plan.first_group_steps is None or step < plan.first_group_steps,
     )
 
 
@@ -138,10 +141,16 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
 def step_function(
     state: TrainingState, backend: str, variant: Variant, compiler: Compiler = None
 ) -> Callable[[], None]:
-    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile."""
+    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile.
+
+    Raises:
+        BackendError: a second stream with torchscript.
+    """
+    if backend == "torchscript" and state.second_stream:
+        raise BackendError("torchscript traces net and loss as one, which leaves nothing to a second stream")
     step = functools.partial(training_step, state, **variant._asdict(), regions=regions_of(backend, compiler))
     return (
-        functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix))
+        functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix, first_group=variant.first_group))
         if backend == "torchscript"
         else step
     )

@@ -314,19 +314,26 @@ class SpeedyResNet(nn.Module):
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"
 
-    def forward(self, x: Tensor, whitened: bool = False, headless: bool = False) -> Tensor:
+    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
         """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in.
 
         Args:
             x: the images, or with `whitened` what the whitening and its activation make of them, see `Stem`.
             whitened: the images have passed the whitening.
-            headless: return the features that `logits_of` takes instead of the logits.
         """
-        x = self.stem(x.contiguous() if self.contiguous else x, whitened)
-        for group in self.groups:
+        return self.logits_of(self.features_behind(self.first_map(x, whitened)))
+
+    def first_map(self, x: Tensor, whitened: bool = False) -> Tensor:
+        """What `forward` takes -> [N, C', H', W'], the map behind group 1."""
+        first: Tensor = self.groups[0](self.stem(x.contiguous() if self.contiguous else x, whitened))
+        return first
+
+    def features_behind(self, first_map: Tensor) -> Tensor:
+        """[N, C', H', W'], the map behind group 1 -> [N, F], the pooled features that `logits_of` takes."""
+        x = first_map
+        for group in itertools.islice(self.groups, 1, None):
             x = group(x)
-        features = self.features_of(x)
-        return features if headless else self.logits_of(features)
+        return self.features_of(x)
 
     def features_of(self, x: Tensor) -> Tensor:
         """[N, C, H, W], the map of the last group -> [N, F], pooled."""

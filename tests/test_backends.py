@@ -27,6 +27,7 @@ from speedyresnet.engine.backends import (
     step_function,
     variant_of_step,
     variants_of,
+    whole,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
@@ -34,6 +35,7 @@ from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
+from speedyresnet.engine.streams import SecondStream
 from speedyresnet.kernels.language import AVAILABLE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -120,6 +122,74 @@ def test_torchscript_steps_are_eager_steps(make_state):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nobody sees that torch.jit is deprecated
         assert_same_steps(make_state, "torchscript")
+
+
+FREEZING = ["optimizer.first_group_frozen_epochs=0.5"]
+
+
+@TRACING
+def test_torchscript_steps_with_a_frozen_first_group_are_eager_steps(make_state):
+    assert_same_steps(make_state, "torchscript", images=64, more=FREEZING, kinds=3)
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("compile", 3), ("graph", 4)])  # graph: head, average, optimizer twice
+def test_compiled_steps_with_a_frozen_first_group_are_eager_steps(make_state, backend, graphs):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def make(state, backend, variant):
+        return whole(backend, step_function(state, backend, variant, "aot_eager"), "aot_eager")
+
+    assert_same_steps(make_state, backend, images=64, make=make, more=FREEZING, kinds=3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("compile", 2), ("graph", 4)])  # graph: the optimizer in two parts
+def test_compiled_steps_on_two_streams_are_eager_steps_on_one(make_state, backend, graphs):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def make(state, backend, variant):
+        step = whole(backend, step_function(state, backend, variant, "aot_eager"), "aot_eager")
+
+        def on_two_streams():
+            state.second_stream = SecondStream(CPU)
+            step()
+            state.second_stream = None
+
+        return on_two_streams
+
+    assert_same_steps(make_state, backend, images=32, make=make)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_the_second_stream_waits_for_the_first_and_is_waited_for(cuda, monkeypatch):
+    waits = []
+
+    def noting(device):
+        stream = cuda.Stream(device)
+        stream.wait_stream = lambda other: waits.append((id(stream), id(other)))
+        return stream
+
+    main, second = noting(GPU), SecondStream(GPU)
+    monkeypatch.setattr(torch.cuda, "Stream", noting)
+    with torch.cuda.stream(main):
+        second.end()  # nothing was begun
+        with second.begin():
+            own = torch.cuda.current_stream()
+        assert torch.cuda.current_stream() is main
+        second.end()
+        with second.begin():
+            assert torch.cuda.current_stream() is own
+    assert own is not main
+    assert waits == [(id(own), id(main)), (id(main), id(own)), (id(own), id(main))]
+
+
+def test_a_second_stream_is_not_for_torchscript(make_state):
+    state = make_state()
+    state.second_stream = SecondStream(CPU)
+    with pytest.raises(BackendError, match="torchscript traces net and loss as one"):
+        make_step(state, "torchscript", Variant(whitening_bias=True, cutmix=False))
 
 
 @pytest.mark.slow

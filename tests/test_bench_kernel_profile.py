@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from speedyresnet.bench import kernel_recording
+from speedyresnet.bench import kernel_recording, kernel_table
 from speedyresnet.bench.kernel_names import OWN_KERNELS, Kernel, kernel_of
 from speedyresnet.bench.kernel_parts import Assignment, prepare_rows
 from speedyresnet.bench.kernel_profile import (
@@ -392,7 +392,7 @@ def test_a_table_is_small_and_reads_back_as_it_was(speedy, ordered, tmp_path):
 
 
 def test_a_table_of_another_recipe_is_refused():
-    with pytest.raises(UserError, match=r"airbench94 takes no steps of the kind \(True, False, 20, True\)"):
+    with pytest.raises(UserError, match=r"airbench94 takes no steps of the kind \(True, False, 20, True, True\)"):
         folded(read_table(EVIDENCE, "--from"), recipe("airbench94", []))
     table = read_table(EVIDENCE, "--from")
     fewer = dataclasses.replace(table.variants[3], steps=106)
@@ -409,8 +409,17 @@ def test_a_table_of_before_some_steps_left_averaging_out_has_fewer_kinds_of_step
     assert step_counts(made, schedule, old) == {phase.variant: phase.steps for phase in old.variants}
     assert step_counts(made, schedule, today) == step_counts(made, schedule)
     kept = today.to_dict()
-    assert [each["variant"] for each in kept["variants"]][-2:] == [[False, False, 0, False], [False, False, 0, True]]
+    assert [each["variant"] for each in kept["variants"]][-2:] == [
+        [False, False, 0, False, True], [False, False, 0, True, True],
+    ]  # fmt: skip
     assert kept["always_averages"] is False
+
+
+def test_kinds_of_steps_are_read_as_each_version_wrote_them():
+    for stored in ([True, False, 20], [True, False, 20, False], [True, False, 20, False, False]):
+        assert kernel_table._variant(stored) == Variant(*stored)
+    with pytest.raises(ValueError, match="a variant is no"):
+        kernel_table._variant([True, False, 20, False, False, True])
 
 
 def test_a_table_without_a_recipe_is_of_the_one_that_takes_just_these_steps():

@@ -8,12 +8,13 @@ import pytest
 import torch
 from trainers import trainer_of
 
-from speedyresnet.bench import step_time
+from speedyresnet.bench import step_time, step_variants
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.step_time import cold_and_warm_build_seconds, launches_and_idle, measure_steps
 from speedyresnet.engine import UserError, recipe, setup, trainer
 from speedyresnet.engine.backends import BackendError, make_step
+from speedyresnet.engine.cli import run_command_line
 from speedyresnet.engine.pack_file import save_pack
 
 TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
@@ -195,6 +196,22 @@ def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     assert [row["backend"] for row in result["backends"]] == ["eager"]
     assert result["backends"][0]["milliseconds"] > 0
     assert result["failed"] == []
+
+
+def test_variants_are_measured_on_one_stream_and_on_two(small_pack, tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "small.safetensors", tmp_path / "variants.json"
+    save_pack(small_pack, data)
+    settings = [word for each in (*TINY, "epochs=0.2") for word in ("--set", each)]
+    words = ["--data", str(data), "--variant", "airbench94", *settings, "--device", "cpu", "--overlap"]
+    monkeypatch.setattr(sys, "argv", ["step_variants", *words, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(step_variants.app)
+    assert ended.value.code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["variant"], row["overlap"]) for row in rows] == [("airbench94", False), ("airbench94", True)]
+    assert all(row["run_seconds"] > 0 for row in rows)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["airbench94", "airbench94 on two streams"]
 
 
 @pytest.mark.slow

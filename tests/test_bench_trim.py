@@ -172,7 +172,7 @@ def test_the_rungs_of_the_ladder(settings, small_pack):
     assert len(rungs) == len(RUNGS) == 4
     wanted = [x.requires_grad for _, x in rungs[0].args[0]]  # the first convolution's only while the bias is trained
     assert wanted == [not settings] + [True] * (len(wanted) - 1)
-    pairs = convolution_inputs(state, torch.randn(2, 3, 32, 32), whitened=False)
+    pairs = convolution_inputs(state, torch.randn(2, 3, 32, 32))
     trained = [each for each in trainer.net.modules() if isinstance(each, Convolution) and each.weight.requires_grad]
     assert [convolution for convolution, _ in pairs] == trained
     before = {name: tensor.clone() for name, tensor in state.changing_tensors().items()}

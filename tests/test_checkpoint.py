@@ -67,6 +67,8 @@ def file(content, tmp_path):
         ("hlb-v0.7", [], 13),
         ("airbench94-muon", [], 20),
         ("progressive", ["augmentation.sizes=24,28,0"], 7),
+        ("airbench94", ["optimizer.first_group_frozen_epochs=1"], 18),
+        ("progressive", ["averaging.momentum=0.6", "averaging.blend=0.5", "averaging.tail=1.5"], 21),
         ("pocket", ["dtype=bfloat16"], 24),
     ],
 )
