@@ -192,14 +192,33 @@ QUEUE = (
     ),
     Entry(
         name="convolutions",
-        question="What does cuDNN offer for each convolution of a step, and which is the furthest from its floor?",
+        question="What does cuDNN offer for each convolution of a step, also with padded input channels and without "
+        "trying algorithms, and which is the furthest from its floor?",
         prediction="Weight gradients run at 370 TFLOP/s, group 2's first input gradient at 430 (237 us), the first "
-        "convolution at 170 to 190 (floor 87 us); large matrix products reach 800.",
+        "convolution at 170 to 190 (floor 87 us); large matrix products reach 800. Padded from 24 to 32 channels it "
+        "takes 0.8 to 1.1 times as long forward and for its weight gradient, to 64 more than both; cuDNN's guess is "
+        "within 3 % of what it takes after trying.",
         value=75,
         seconds=60,
         commands=(
             "speedyresnet bench kernels --recipe speedy --operation convolution --operation convolution_pool "
             "--out {out}/convolutions.json",
+        ),
+    ),
+    Entry(
+        name="evaluation",
+        question="What does the final evaluation take with convolution_pool and folded statistics, which took 49 ms "
+        "(graph, bench/evidence)?",
+        prediction="49 -> 40 ms. By kernel, in the result of `profile`: convolutions 24, the whitening with its "
+        "activation 7 to 9, norms and pools 7. The target of 34 needs the stem kernel as well, if the whitening takes "
+        "that much. All images at once take 1 ms less than batches of 2000.",
+        value=72,
+        seconds=90,
+        commands=(
+            "speedyresnet bench record --recipe speedy --backend graph --data {cifar10} --runs 10 "
+            "--out {out}/evaluation-batches-of-2000.jsonl",
+            "speedyresnet bench record --recipe speedy --backend graph --data {cifar10} --runs 10 "
+            "--set evaluation.batch_size=10000 --out {out}/evaluation-batches-of-10000.jsonl",
         ),
     ),
     _against(

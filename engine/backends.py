@@ -28,6 +28,7 @@ from .evaluate import LabelledImages, device_scores, forward_of
 from .graphs import CapturedFunction, CapturedStep, Result, memory_of
 from .recipe import Recipe, View
 from .schedules import Plan
+from .scoring import folded_state, scoring_net
 from .step import Regions, TrainingState, training_step
 from .torchscript import TracedForward, torchscript_obstacle
 
@@ -214,12 +215,21 @@ def uncaptured_scorer(
     compiler: Compiler = None,
 ) -> Callable[[], dict[str, Tensor]]:
     """The function that `make_scorer` captures, if it captures one; `compiler` is a backend of torch.compile."""
-    forward, settings = forward_of(state.net, weights), state.recipe.evaluation
-    if backend in COMPILING:
-        forward = _compiled(forward, compiler)
-    return functools.partial(
-        device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
-    )
+    settings, folds = state.recipe.evaluation, backend in COMPILING
+    values = state.net.state_dict() if weights is None else weights
+    net = scoring_net(state.net, folded=folds)
+
+    def logits(given: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return forward_of(net, given)(batch)
+
+    call: Callable[..., Tensor] = _compiled(logits, compiler) if folds else logits
+
+    @torch.no_grad()
+    def score() -> dict[str, Tensor]:
+        forward = functools.partial(call, folded_state(net, values) if folds else values)
+        return device_scores(forward, data, view=view, batch_size=settings.batch_size, share=settings.share)
+
+    return score
 
 
 @contextmanager

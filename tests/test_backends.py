@@ -25,6 +25,7 @@ from speedyresnet.engine.backends import (
     make_scorer,
     make_step,
     step_function,
+    uncaptured_scorer,
     variant_of_step,
     variants_of,
     whole,
@@ -388,7 +389,9 @@ def test_a_captured_evaluation_is_an_evaluation(make_state, cuda, monkeypatch, b
     state = make_state("airbench94", "evaluation.share=0.3")
     state.net.eval()
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    plain, captured = (make_scorer(state, each, None, labelled(state), "six_view") for each in ("eager", backend))
+    plain, captured = (
+        make(state, backend, None, labelled(state), "six_view") for make in (uncaptured_scorer, make_scorer)
+    )
     losses = []
     for factor in (1.0, -3.0):
         with torch.no_grad():
