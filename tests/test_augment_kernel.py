@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_checks import DEVICE, poisoned_memory, shipped
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels.augment import (
@@ -61,7 +62,7 @@ def assert_same(found, expected, rounding):
     torch.testing.assert_close(found.images, expected.images, rtol=torch.finfo(found.images.dtype).eps, atol=rounding)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "transforms",
     [
         Transforms(),
@@ -82,6 +83,7 @@ def assert_same(found, expected, rounding):
         Transforms(crop=6, padding=1, size=5),
         Transforms(size=7, padding=2, flip="random", cutmix=3, cutout=2, brightness=0.1),
     ],
+    default=4,
 )
 def test_every_transform(transforms):
     data = inputs()
@@ -128,6 +130,7 @@ def test_every_dtype(dtype):
     assert_same(*both(inputs(), EVERYTHING, dtype=dtype, counter=5))
 
 
+@pytest.mark.exhaustive
 def test_offsets_beyond_2_to_the_31():
     """Windows of 8 x 8 pixels out of 50 images of 55 million bytes each."""
     size = 7400 * 7400

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_checks import Capturable
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.engine import backends, graphs, recipe, train
@@ -122,7 +123,7 @@ def test_torchscript_steps_are_eager_steps(make_state):
         assert_same_steps(make_state, "torchscript")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiled_steps_are_eager_steps(make_state):
     torch._dynamo.reset()
     assert_same_steps(make_state, "compile")
@@ -131,7 +132,7 @@ def test_compiled_steps_are_eager_steps(make_state):
     assert counters["stats"]["unique_graphs"] == 2  # one for each variant, and none since
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_steps_with_compiled_regions_are_eager_steps(make_state):
     """What `graph` captures: three graphs for three kinds of steps, the last of which average."""
     torch._dynamo.reset()
@@ -140,7 +141,7 @@ def test_steps_with_compiled_regions_are_eager_steps(make_state):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
     """Inductor around our operators, which take one memory layout only; without a GPU in Triton's interpreter."""
     torch._dynamo.reset()
@@ -496,7 +497,7 @@ def no_launches(monkeypatch):
 
 
 @pytest.mark.parametrize("provider", ["reference", "triton"])
-@pytest.mark.parametrize("name", NAMES)
+@parametrize("name", NAMES, default=["airbench94", "hlb-v0.4", "speedy"])
 def test_a_graph_can_hold_each_kind_of_step_and_the_evaluation(make_state, no_launches, monkeypatch, name, provider):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     state = make_state(name, "dtype=float16", f"kernels={provider}", device="meta")

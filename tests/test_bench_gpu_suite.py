@@ -485,7 +485,7 @@ def suite(tmp_path, *words):
     return [*command, "--device", "cpu", "--out", tmp_path / "out", *words]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_end_from_outside_keeps_the_results(tmp_path):
     with subprocess.Popen(suite(tmp_path, "--only", "kernels", "--only", "kernels-all")) as process:
         while not (tmp_path / "out" / "suite.json").exists():  # kernels has ended
@@ -497,7 +497,7 @@ def test_the_end_from_outside_keeps_the_results(tmp_path):
     assert json.loads(archived(tmp_path / "out", "kernels.json"))["cases"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     peer = tmp_path / "airbench94_muon.py"
     peer.write_text(TRAINS)

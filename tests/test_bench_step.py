@@ -197,7 +197,7 @@ def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     assert result["failed"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_warm_compiler_cache_builds_faster(small_pack, tmp_path):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import trainers
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench import trim as trimming_module
 from speedyresnet.bench.compare import arm_of
@@ -43,7 +44,7 @@ def trainer_of(pack, *settings, name="airbench94", backend="eager"):
     return trainer
 
 
-@pytest.mark.parametrize("name", sorted(registered_recipes()))
+@parametrize("name", sorted(registered_recipes()), default=["airbench94", "hlb-v0.7", "pocket", "speedy"])
 def test_every_change_of_every_recipe_is_another_recipe_that_can_be_built(name):
     made = recipe(name)
     found = changes_of(made, (32, 32), CPU, "eager")
@@ -193,6 +194,7 @@ def test_the_rungs_of_the_ladder(settings, small_pack):
     assert state.counter == 2
 
 
+@pytest.mark.exhaustive
 def test_the_rungs_compile_as_one_graph_each(small_pack, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     for rung in rungs_of(trainer_of(small_pack, backend="compile")):

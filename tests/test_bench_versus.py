@@ -638,6 +638,7 @@ def test_order_reverses():
 # --- The command
 
 
+@pytest.mark.exhaustive
 def test_the_whole_command(peers, pack_file, tmp_path, command):
     given = [word for name in PEERS for word in ("--peer", f"{name}={peers[name]}")]
     settings = [word for each in TINY for word in ("--set", each)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiers import parametrize
 
 from speedyresnet.engine import UserError, recipe, train
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
@@ -61,7 +62,7 @@ def file(content, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "settings", "at"),
     [
         ("hlb-v0.7", [], 13),
@@ -69,6 +70,7 @@ def file(content, tmp_path):
         ("progressive", ["augmentation.sizes=24,28,0"], 7),
         ("pocket", ["dtype=bfloat16"], 24),
     ],
+    default=1,
 )
 def test_a_run_that_goes_on_gives_the_same_bits(name, settings, at, small_pack, tmp_path):
     expected = trained(small_pack, name, settings)

@@ -99,6 +99,7 @@ def test_kernels_have_the_keys_that_they_had(check, monkeypatch):
     check("kernels")
 
 
+@pytest.mark.exhaustive
 def test_what_bench_measures_has_the_keys_that_it_had(check, pack_file, tmp_path):
     own = [*RUN, "--data", pack_file]
     check("bench step", *own, "--backend", "eager", "--rounds", "1", "--steps", "2")

@@ -101,6 +101,7 @@ def test_commands_say_how_to_get_it(command, code, words):
     assert len(done.stderr.splitlines()) == (1 if code else 0)
 
 
+@pytest.mark.exhaustive
 def test_the_suite_skips_what_needs_it():
     code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     done = hidden_process(code, TESTS, "-k", "test_kernel_resources")  # all files are imported

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.engine import recipe, train
 from speedyresnet.engine.nets import forward_flops_per_image, make_net, parameter_counts
@@ -375,7 +376,7 @@ def test_each_ablation_of_imagenette_changes_what_its_name_says():
         assert variant.claim.accuracy < ablations.base.claim.accuracy
 
 
-@pytest.mark.parametrize("name", TABLE)
+@parametrize("name", TABLE, default=["airbench94", "hlb-v0.4", "davidnet", "imagenette", "pocket"])
 def test_every_recipe_learns(name, small_pack):
     """Twenty steps of a narrow net on 640 images, with a learning rate that falls in them; where a recipe is for 100
     classes, 90 of them are empty.

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_checks import DEVICE, error, poisoned_memory, shipped
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
@@ -76,7 +77,7 @@ def assert_same(found, native, exact, allowed=1.1):
         assert error(found[1], exact[1]) <= allowed * error(native[1], exact[1]) + 1e-6
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("transforms", "bias"),
     [
         (Transforms(), True),
@@ -87,6 +88,7 @@ def assert_same(found, native, exact, allowed=1.1):
         (EVERYTHING, True),
         (EVERYTHING, False),
     ],
+    default=2,
 )
 def test_every_transform(transforms, bias):
     data = inputs(bias=bias)
@@ -136,6 +138,7 @@ def test_the_counter_may_move_on_before_the_backward_pass():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.exhaustive
 def test_offsets_beyond_2_to_the_31():
     """Windows of 8 x 8 pixels out of 50 images of 55 million bytes each."""
     size = 7400 * 7400

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from tiers import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainers import trainer_of
 
@@ -57,6 +58,7 @@ def test_pocket_learns_the_synthetic_shapes(small_pack):
     assert run.record.history[-1].loss < run.record.history[0].loss
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "view", "seed"), [("davidnet", "single_view", 0), ("bag-of-tricks", "mirror", 1)])
 def test_cifar10_fast_learns_the_synthetic_shapes(name, view, seed, small_pack):
     """100 short steps at an eighth of the width: far above the 10 % of chance.
@@ -136,13 +138,14 @@ def test_a_trainer_can_run_again_from_scratch(small_pack, tiny_run):
     assert second.accuracy == tiny_run.record.accuracy
 
 
-@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "hlb-v0.7"])
+@parametrize("name", ["airbench94", "hlb-v0.4", "hlb-v0.7"], default=1)
 def test_a_saved_model_gives_the_same_accuracy_again(name, small_pack, tmp_path):
     run = train(recipe(name, TINY), small_pack, device="cpu")
     run.save(tmp_path / "model.safetensors")
     assert evaluate(tmp_path / "model.safetensors", small_pack, device="cpu") == run.record.accuracy
 
 
+@pytest.mark.exhaustive
 def test_a_half_precision_model_with_master_weights_gives_the_same_accuracy_again(small_pack, tmp_path):
     run = train(recipe("pocket", [*TINY, "dtype=bfloat16"]), small_pack, device="cpu")
     assert run.record.dtype == "bfloat16"
@@ -421,7 +424,7 @@ def test_a_gpu_is_made_ready(monkeypatch, name):
         assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_compile_backend_trains_like_eager(small_pack):
     """One Inductor graph for each variant, one of evaluation; none after warm-up."""
     torch._dynamo.reset()
