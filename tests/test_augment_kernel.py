@@ -91,7 +91,7 @@ def test_every_transform(transforms):
         assert_same(*both(data, transforms, counter=counter))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "shape",
     [
         (1, 8, 8, 3),  # a data set of one image
@@ -102,6 +102,7 @@ def test_every_transform(transforms):
         (49, 6, 7, 4),
         (50, 7, 6, 2),
     ],
+    default=3,
 )
 def test_every_shape(shape):
     data = inputs(*shape)
@@ -115,6 +116,7 @@ def test_one_axis_is_scaled_down_and_the_other_kept():
     assert_same(*both(inputs(9, 13, 8), Transforms(size=8, flip="random")))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [(8, 64, 64), (8, 40, 33), (4, 33, 70)])
 def test_windows_of_large_images(shape):
     """Some of 32 pixels a side reach into the padding on both sides."""
@@ -125,7 +127,7 @@ def test_windows_of_large_images(shape):
         assert_same(*both(inputs(*shape), transforms, batch_size=4, counter=1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], default=1)
 def test_every_dtype(dtype):
     assert_same(*both(inputs(), EVERYTHING, dtype=dtype, counter=5))
 
@@ -161,6 +163,7 @@ def test_the_operator_passes_pytorchs_checks():
     library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
 
 
+@pytest.mark.exhaustive
 def test_a_graph_with_the_operator_gives_the_same():
     images, labels, scale, shift = inputs()
 

@@ -176,6 +176,7 @@ def test_torchscript_trains_every_net(make_state, name, settings):
     assert set(state.net.state_dict()) == names
 
 
+@pytest.mark.exhaustive
 @TRACING
 def test_a_run_with_torchscript_is_recorded_and_learns(small_pack):
     settings = ["batch_size=64", "width_multiplier=0.25", "epochs=6", "dtype=float32", "evaluation.every=0"]
@@ -347,6 +348,7 @@ def run_of(trainer, seed):
     return record.accuracy, [(row.loss, row.train_accuracy, row.val_loss, row.val_accuracy) for row in record.history]
 
 
+@pytest.mark.exhaustive
 def test_a_captured_run_is_an_eager_run(small_pack, cuda, monkeypatch):
     """Its steps with and without the whitening bias, its validation and its evaluation."""
     monkeypatch.setattr(backends, "backend_obstacle", lambda *_: None)
@@ -421,6 +423,7 @@ def failing_captures(default_of_a_gpu, cuda, monkeypatch):
     return fail
 
 
+@pytest.mark.exhaustive
 def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pack, failing_captures, cuda):
     failing_captures("graph")
     trainer, told = warnings_of_auto(small_pack)
@@ -436,6 +439,7 @@ def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pac
     assert cuda.graphs[0].pool is not graphs.memory_of(trainer.state).pool  # that of the failed capture
 
 
+@pytest.mark.exhaustive
 def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, failing_captures, cuda):
     """The message has what failed within the capture, not that the capture could not be ended."""
     failing_captures("graph", "capture")

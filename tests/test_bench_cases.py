@@ -102,6 +102,7 @@ def test_kernels_that_only_a_gpu_runs_are_counted_on_paper():
     assert any(name.endswith("-triton") for name in found[1])
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_provider_gives_what_the_reference_gives():
     made = recipe("airbench94", TINY)
     paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))

@@ -16,7 +16,7 @@ from speedyresnet.engine import UserError, recipe, setup, trainer
 from speedyresnet.engine.backends import BackendError, make_step
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 FAILURE = "--backend {} failed at [step.py], which is told in one line, however wide the terminal; use --backend eager"
 
@@ -95,6 +95,7 @@ def serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_a_backend_that_fails_or_is_killed_is_named_and_the_others_are_timed(small_pack, tmp_path, monkeypatch, capfd):
     data, out = tmp_path / "small.safetensors", tmp_path / "steps.json"
     save_pack(small_pack, data)

@@ -34,7 +34,7 @@ from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 
-TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 
 
@@ -201,6 +201,7 @@ def test_the_rungs_compile_as_one_graph_each(small_pack, monkeypatch):
         rung()
 
 
+@pytest.mark.exhaustive
 def test_the_rungs_are_captured_where_the_step_is(small_pack, cuda, monkeypatch):
     monkeypatch.setattr("speedyresnet.engine.backends.backend_obstacle", lambda *_: None)
     trainer = trainer_of(small_pack, backend="capture")
@@ -210,6 +211,7 @@ def test_the_rungs_are_captured_where_the_step_is(small_pack, cuda, monkeypatch)
     assert len(cuda.graphs) == before + 3  # the step was captured already
 
 
+@pytest.mark.exhaustive
 def test_accuracies_come_from_pools_that_go_on(small_pack, tmp_path):
     out = tmp_path / "trim.json"
     trimming = Trimming(

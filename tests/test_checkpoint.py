@@ -14,7 +14,13 @@ from speedyresnet.engine.evaluator import Evaluator
 from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.watching import Silent
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2.5", "dtype=float32"]  # 10 steps an epoch, 25 in all
+TINY = [
+    "batch_size=64",
+    "width_multiplier=0.125",
+    "epochs=2.5",
+    "dtype=float32",
+    "augmentation.crop=16",
+]  # 10 steps an epoch, 25 in all
 
 
 class InterruptAt(Silent):
@@ -84,6 +90,7 @@ def test_a_run_that_goes_on_gives_the_same_bits(name, settings, at, small_pack, 
     assert second.record.seconds.train > first.record.seconds.train
 
 
+@pytest.mark.exhaustive
 def test_every_checkpoint_on_the_way_leads_to_the_same_end(small_pack, whole, tmp_path, monkeypatch):
     copies = []
     write = CheckpointFile.write
@@ -161,7 +168,7 @@ def changed(path, change):
     save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "change",
     [
         lambda progress, tensors: progress.update(steps="13"),
@@ -175,6 +182,7 @@ def changed(path, change):
         lambda progress, tensors: tensors.update({"head.weight": tensors["head.weight"].double()}),
         lambda progress, tensors: tensors.update({"head.weight": tensors["head.weight"][:, :-1].contiguous()}),
     ],
+    default=3,
 )
 def test_a_damaged_checkpoint_is_one_line(change, small_pack, file):
     changed(file, change)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.bench.cli import main
@@ -32,7 +33,7 @@ from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.engine.trainer import Trainer
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32", "augmentation.crop=16"]
 TRAIN = ["train", "--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 PLAN = PoolPlan(runs=3, first_seed=0, validation=0)
 
@@ -257,7 +258,7 @@ def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("options", [["pocket", "--json"], ["pocket"]])
+@parametrize("options", [["pocket", "--json"], ["pocket"]], default=1)
 def test_standard_output_on_a_full_disk_is_one_line(options):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

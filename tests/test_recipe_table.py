@@ -415,7 +415,7 @@ def test_page_ladder_has_the_rungs_of_the_story_in_its_order():
     assert [each.name for each in (ladder.base, *ladder.variants)] == [f"page-ladder/{name}" for name in PAGE_LADDER]
 
 
-@pytest.mark.parametrize("rung", PAGE_LADDER)
+@parametrize("rung", PAGE_LADDER, default=3)
 def test_a_rung_of_page_ladder_is_that_of_the_notebook(rung):
     name, (parameters, megaflops, steps, rate, peak, accuracy, seconds) = f"page-ladder/{rung}", PAGE_LADDER[rung]
     made, state = recipe(name), state_of(name)

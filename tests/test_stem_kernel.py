@@ -96,12 +96,12 @@ def test_every_transform(transforms, bias):
         assert_same(*both(data, transforms, counter=counter))
 
 
-@pytest.mark.parametrize("activation", ["none", *ACTIVATIONS])
+@parametrize("activation", ["none", *ACTIVATIONS], default=2)
 def test_every_activation(activation):
     assert_same(*both(inputs(), Transforms(padding=1), activation=activation))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "sizes",
     [
         {"count": 1, "height": 5, "width": 4, "channels": 1, "filters": 8},
@@ -111,13 +111,14 @@ def test_every_activation(activation):
         {"count": 11, "height": 32, "width": 32, "filters": 12},
         {"count": 5, "height": 2, "width": 40},
     ],
+    default=2,
 )
 def test_every_shape(sizes):
     data = inputs(**sizes)
     assert_same(*both(data, Transforms(flip="random"), counter=2, batch_size=min(len(data["images"]), 3)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], default=1)
 def test_every_dtype_is_as_exact_as_pytorch(dtype):
     # Triton's interpreter rounds bfloat16 towards zero: all values of the batch one way, then the results.
     truncates = dtype == torch.bfloat16 and DEVICE.type == "cpu"

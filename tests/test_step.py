@@ -66,7 +66,7 @@ def test_a_step_changes_what_it_should(make_state):
     assert changed == set(before) - frozen
 
 
-@pytest.mark.parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")])
+@parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")], default=2)
 def test_squeeze_and_excite_trains_with_a_hundred_classes(make_state, kind, provider):
     """In half precision as on a GPU, at a rate that no rounding swallows: all but what is frozen for ever."""
     settings = ["net.squeeze_excite_ratio=16", "net.residual=before_activation", f"optimizer.kind={kind}"]

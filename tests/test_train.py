@@ -19,7 +19,8 @@ from speedyresnet.engine.trainer import Trainer
 from speedyresnet.engine.watching import Silent
 from speedyresnet.kernels.augment import normalisation
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+WHOLE = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = [*WHOLE, "augmentation.crop=16"]
 TOP_LEVEL = {
     "schema",
     "status",
@@ -49,6 +50,7 @@ def tiny_run(small_pack):
     return train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
 
 
+@pytest.mark.exhaustive
 def test_pocket_learns_the_synthetic_shapes(small_pack):
     """64 short steps of a narrow pocket: far above the 10 % of chance."""
     settings = ["batch_size=64", "width_multiplier=0.25", "epochs=8", "evaluation.every=0", "dtype=float32"]
@@ -112,6 +114,7 @@ def losses_of(run):
     return [row.loss for row in run.record.history]
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_pack, tiny_run):
     again = train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
     assert losses_of(again) == losses_of(tiny_run)
@@ -387,13 +390,13 @@ def test_on_a_gpu_too_the_clocks_leave_nothing_out(small_pack, backend):
 def test_images_that_are_too_small_are_refused(small_pack):
     tiny = dataclasses.replace(small_pack, train_images=small_pack.train_images[:, :6, :6].contiguous())
     with pytest.raises(UserError, match="too small"):
-        train(recipe("airbench94", TINY), tiny, device="cpu")
+        train(recipe("airbench94", WHOLE), tiny, device="cpu")
 
 
 @pytest.mark.parametrize("setting", ["padding=32", "cutout=33", "cutmix=33"])
 def test_transforms_larger_than_the_images_are_refused(setting, small_pack):
     with pytest.raises(UserError, match="32 pixels"):
-        train(recipe("airbench94", [*TINY, f"augmentation.{setting}"]), small_pack, device="cpu")
+        train(recipe("airbench94", [*WHOLE, f"augmentation.{setting}"]), small_pack, device="cpu")
 
 
 def test_an_interrupted_evaluation_keeps_the_training(small_pack, monkeypatch):
@@ -457,7 +460,7 @@ def test_real_images_train_on_the_gpu(real_pack):
 
 
 def test_images_grow_with_the_epochs(small_pack, monkeypatch):
-    settings = [*TINY, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
+    settings = [*WHOLE, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
     trainer = trainer_of(recipe("airbench94", settings), small_pack)
     sides = []
     trainer.net.stem.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[2]))
@@ -474,7 +477,7 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
 @pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "from 0 to"), ("4", "too small")])
 def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
     with pytest.raises(UserError, match=words):
-        trainer_of(recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"]), small_pack)
+        trainer_of(recipe("airbench94", [*WHOLE, f"augmentation.sizes={sizes}"]), small_pack)
 
 
 def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):
