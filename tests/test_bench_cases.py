@@ -156,6 +156,7 @@ def test_gradient_cases_compute_what_autograd_does(tiny_cases):
         assert found.abs().sum() > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["airbench94", "airbench94-muon"])
 def test_the_optimizer_is_timed_on_random_gradients_and_keeps_weights_finite(name):
     made = recipe(name, TINY)

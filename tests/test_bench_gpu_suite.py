@@ -500,7 +500,7 @@ def test_the_end_from_outside_keeps_the_results(tmp_path):
     assert json.loads(archived(tmp_path / "out", "kernels.json"))["cases"]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.hour
 def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     peer = tmp_path / "airbench94_muon.py"
     peer.write_text(TRAINS)

@@ -69,6 +69,7 @@ def test_a_backend_that_fails_in_a_round_leaves_the_turns_to_the_others():
     assert (list(rows), failed) == (["second"], {"first": "gone"})
 
 
+@pytest.mark.exhaustive
 def test_steps_never_run_past_the_tables(small_pack):
     (found,), _ = measure_steps(recipe("airbench94", TINY), small_pack, CPU, ["eager"], rounds=3, steps=1000)
     assert found.milliseconds > 0  # ten steps make this run
@@ -135,6 +136,7 @@ def failing_serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_where_no_backend_can_be_built_the_user_is_told_why(small_pack, monkeypatch, capfd, caplog):
     """And with --debug where in the code, too."""
     monkeypatch.setattr(step_time, "serve", failing_serve)
@@ -198,7 +200,7 @@ def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     assert result["failed"] == []
 
 
-@pytest.mark.exhaustive
+@pytest.mark.hour
 def test_a_warm_compiler_cache_builds_faster(small_pack, tmp_path):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)

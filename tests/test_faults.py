@@ -370,7 +370,7 @@ def test_the_result_is_printed_where_a_file_is_refused(pack_file, tmp_path, monk
 def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monkeypatch, capsys):
     """With nothing but the file: recipe, settings, seed and backend are in it."""
     path = tmp_path / "run.checkpoint"
-    run = [*TRAIN, "--set", "epochs=8", "--seed", "4", "--data", pack_file]
+    run = [*TRAIN, "--set", "epochs=4", "--seed", "4", "--data", pack_file]
     endless = [*map(str, run), "--checkpoint", str(path), "--checkpoint-minutes", "0.01"]
     process = subprocess.Popen([*COMMAND, *endless], stdout=subprocess.DEVNULL)
     while not path.exists():
@@ -379,7 +379,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     process.kill()
     process.wait()
     steps = read_checkpoint(path).progress.steps
-    assert 0 < steps < 80
+    assert 0 < steps < 40
     assert run_here(monkeypatch, "train", "--resume", path, "--seed", 5, "--data", pack_file) == 2
     assert "seed 4, not 5" in capsys.readouterr().err
     assert run_here(monkeypatch, "train", "--resume", path, "--data", pack_file, "--json") == 0
@@ -389,7 +389,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     assert resumed["resumed_at_steps"] == [steps]
     assert (resumed["accuracy"], resumed["seed"]) == (expected["accuracy"], 4)
     assert [row["loss"] for row in resumed["history"]] == [row["loss"] for row in expected["history"]]
-    assert read_checkpoint(path).progress.steps == 80
+    assert read_checkpoint(path).progress.steps == 40
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def test_the_module_gives_batches_and_trains_its_bias():
     assert set(make.state_dict()) == {"seed", "counter", "weight", "bias"}
 
 
+@pytest.mark.exhaustive
 def test_the_operators_pass_pytorchs_checks():
     data = inputs()
     settings = tuple(getattr(EVERYTHING, name) for name in TRANSFORM_NAMES)

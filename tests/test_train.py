@@ -427,7 +427,7 @@ def test_a_gpu_is_made_ready(monkeypatch, name):
         assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.exhaustive
+@pytest.mark.hour
 def test_the_compile_backend_trains_like_eager(small_pack):
     """One Inductor graph for each variant, one of evaluation; none after warm-up."""
     torch._dynamo.reset()
