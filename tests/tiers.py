@@ -3,13 +3,14 @@
 import pytest
 
 
-def parametrize(names, cases, *, default):
+def parametrize(names, cases, *, default, ids=None):
     """`pytest.mark.parametrize`, of whose cases only some run by default.
 
     Args:
         names: of the arguments, a string for one and a tuple for several.
         cases: a value, or a tuple of values, each.
         default: the first so many cases, or a list of those that run by default.
+        ids: as in `pytest.mark.parametrize`.
     """
     cases = list(cases)
     chosen = cases[:default] if isinstance(default, int) else default
@@ -20,4 +21,4 @@ def parametrize(names, cases, *, default):
         pytest.param(*value, marks=() if case in chosen else pytest.mark.exhaustive)
         for case, value in zip(cases, values, strict=True)
     ]
-    return pytest.mark.parametrize(names, marked)
+    return pytest.mark.parametrize(names, marked, ids=ids)
