@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_checks import Capturable
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.engine import backends, graphs, recipe, train
@@ -193,16 +194,19 @@ def test_a_second_stream_is_not_for_torchscript(make_state):
         make_step(state, "torchscript", Variant(whitening_bias=True, cutmix=False))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiled_steps_are_eager_steps(make_state):
+    """Of a small net whose code the C++ compiler does not optimize: compiling takes all of the time."""
     torch._dynamo.reset()
-    assert_same_steps(make_state, "compile")
+    quickly = {"aot_inductor.debug_compile": True, "cpp.simdlen": 1}
+    with torch._inductor.config.patch(quickly):
+        assert_same_steps(make_state, "compile", more=["net.widths=64,64", "net.group_convolutions=1"])
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2  # one for each variant, and none since
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_steps_with_compiled_regions_are_eager_steps(make_state):
     """What `graph` captures: three graphs for three kinds of steps, the last of which average."""
     torch._dynamo.reset()
@@ -211,7 +215,7 @@ def test_steps_with_compiled_regions_are_eager_steps(make_state):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.hour
 def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
     """Inductor around our operators, which take one memory layout only; without a GPU in Triton's interpreter."""
     torch._dynamo.reset()
@@ -246,6 +250,7 @@ def test_torchscript_trains_every_net(make_state, name, settings):
     assert set(state.net.state_dict()) == names
 
 
+@pytest.mark.exhaustive
 @TRACING
 def test_a_run_with_torchscript_is_recorded_and_learns(small_pack):
     settings = ["batch_size=64", "width_multiplier=0.25", "epochs=6", "dtype=float32", "evaluation.every=0"]
@@ -410,6 +415,7 @@ def run_of(trainer, seed):
     return record.accuracy, [(row.loss, row.train_accuracy, row.val_loss, row.val_accuracy) for row in record.history]
 
 
+@pytest.mark.exhaustive
 def test_a_captured_run_is_an_eager_run(small_pack, cuda, monkeypatch):
     """Its steps with and without the whitening bias, its validation and its evaluation."""
     monkeypatch.setattr(backends, "backend_obstacle", lambda *_: None)
@@ -484,6 +490,7 @@ def failing_captures(default_of_a_gpu, cuda, monkeypatch):
     return fail
 
 
+@pytest.mark.exhaustive
 def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pack, failing_captures, cuda):
     failing_captures("graph")
     trainer, told = warnings_of_auto(small_pack)
@@ -499,6 +506,7 @@ def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pac
     assert cuda.graphs[0].pool is not graphs.memory_of(trainer.state).pool  # that of the failed capture
 
 
+@pytest.mark.exhaustive
 def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, failing_captures, cuda):
     """The message has what failed within the capture, not that the capture could not be ended."""
     failing_captures("graph", "capture")
@@ -560,7 +568,7 @@ def no_launches(monkeypatch):
 
 
 @pytest.mark.parametrize("provider", ["reference", "triton"])
-@pytest.mark.parametrize("name", NAMES)
+@parametrize("name", NAMES, default=["airbench94", "hlb-v0.4", "speedy"])
 def test_a_graph_can_hold_each_kind_of_step_and_the_evaluation(make_state, no_launches, monkeypatch, name, provider):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     state = make_state(name, "dtype=float16", f"kernels={provider}", device="meta")

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench import kernel_times
 from speedyresnet.bench.cases import OPERATIONS, cases_of, random_state
@@ -136,6 +137,7 @@ def test_kernels_that_only_a_gpu_runs_are_counted_on_paper():
     assert any(name.endswith("-triton") for name in found[1])
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_provider_gives_what_the_reference_gives():
     made = recipe("airbench94", TINY)
     paper, state = (random_state(made, torch.float32, torch.device(name)) for name in ("meta", "cpu"))
@@ -163,7 +165,9 @@ def test_flops_of_a_step_are_those_of_its_convolutions_and_head():
     assert 2.2 * forward < step.flops < 3 * forward
 
 
-@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "pocket", "page-ladder/baseline", "page-ladder/3x3"])
+@parametrize(
+    "name", ["airbench94", "hlb-v0.4", "pocket", "page-ladder/baseline", "page-ladder/3x3"], default=["pocket"]
+)
 def test_every_case_runs(name):
     made = recipe(name, TINY)
     cases = cases_of(made, torch.float32, CPU)
@@ -187,6 +191,7 @@ def test_gradient_cases_compute_what_autograd_does(tiny_cases):
         assert found.abs().sum() > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["airbench94", "airbench94-muon"])
 def test_the_optimizer_is_timed_on_random_gradients_and_keeps_weights_finite(name):
     made = recipe(name, TINY)

@@ -443,6 +443,7 @@ def test_the_printed_tables_fit_a_hundred_columns(evidence, capsys):
     assert first[2:4] == ["21.0", "188.76"]
 
 
+@pytest.mark.exhaustive
 def test_two_tables_are_compared_by_milliseconds_a_run(speedy, ordered, evidence, capsys):
     rows = events_of_step(ordered.operations)
     one = bare_table([step_phase(rows)], recipe=speedy, ceilings=CEILINGS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench.pool import PoolPlan, read_pool
 from speedyresnet.bench.record import Targets, clock_seconds, record_runs, report, verdicts
@@ -16,7 +17,7 @@ from speedyresnet.engine.data import held_out
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.setup import place_recipe
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32", "augmentation.crop=16"]
 NO_TARGETS = Targets(accuracy=None, view="six_view", seconds=None, clock="total")
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "record"]
 
@@ -73,7 +74,7 @@ def test_a_finished_pool_runs_nothing_again(pool, small_pack, tmp_path):
     assert path.read_bytes() == pool
 
 
-@pytest.mark.parametrize("cut", [1, 200, 3000, -12])
+@parametrize("cut", [1, 200, 3000, -12], default=1)
 def test_a_pool_cut_in_the_middle_of_a_line_goes_on(cut, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
     left = pool[:-cut]  # a negative cut leaves only the first few bytes
@@ -114,7 +115,7 @@ def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("changes", "words"),
     [
         ({"status": "interrupted"}, "its status 'interrupted'"),
@@ -128,6 +129,7 @@ def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
         ({"seed": 7}, "seed 7 of base twice, or it is not planned"),
         ({"seed": 0}, "seed 0 of base twice, or it is not planned"),
     ],
+    default=3,
 )
 def test_a_line_that_is_no_run_is_named_before_anything_runs(changes, words, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
@@ -177,6 +179,7 @@ def test_validation_never_touches_the_test_set(small_pack, tmp_path):
         held_out(small_pack, 640)
 
 
+@pytest.mark.exhaustive
 def test_the_command_exits_with_1_when_a_target_is_missed_and_survives_a_kill(small_pack, tmp_path):
     data, out = tmp_path / "small.safetensors", tmp_path / "runs.jsonl"
     save_pack(small_pack, data)

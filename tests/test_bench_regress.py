@@ -400,7 +400,7 @@ def slower_clone(tmp_path):
     return clone
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_slowdown_planted_in_the_code_is_found(slower_clone, tmp_path):
     """Only the optimizer is timed, which is slower, and the averaging, which is not."""
     scratch = tmp_path / "scratch"

@@ -17,7 +17,7 @@ from speedyresnet.engine.backends import BackendError, make_step
 from speedyresnet.engine.cli import run_command_line
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 FAILURE = "--backend {} failed at [step.py], which is told in one line, however wide the terminal; use --backend eager"
 
@@ -70,6 +70,7 @@ def test_a_backend_that_fails_in_a_round_leaves_the_turns_to_the_others():
     assert (list(rows), failed) == (["second"], {"first": "gone"})
 
 
+@pytest.mark.exhaustive
 def test_steps_never_run_past_the_tables(small_pack):
     (found,), _ = measure_steps(recipe("airbench94", TINY), small_pack, CPU, ["eager"], rounds=3, steps=1000)
     assert found.milliseconds > 0  # ten steps make this run
@@ -96,6 +97,7 @@ def serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_a_backend_that_fails_or_is_killed_is_named_and_the_others_are_timed(small_pack, tmp_path, monkeypatch, capfd):
     data, out = tmp_path / "small.safetensors", tmp_path / "steps.json"
     save_pack(small_pack, data)
@@ -135,6 +137,7 @@ def failing_serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_where_no_backend_can_be_built_the_user_is_told_why(small_pack, monkeypatch, capfd, caplog):
     """And with --debug where in the code, too."""
     monkeypatch.setattr(step_time, "serve", failing_serve)
@@ -214,7 +217,7 @@ def test_variants_are_measured_on_one_stream_and_on_two(small_pack, tmp_path, mo
     assert [line.partition(":")[0] for line in told] == ["airbench94", "airbench94 on two streams"]
 
 
-@pytest.mark.slow
+@pytest.mark.hour
 def test_a_warm_compiler_cache_builds_faster(small_pack, tmp_path):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)

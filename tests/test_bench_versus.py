@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench import versus
 from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, source_sha256, start_words
@@ -34,7 +35,7 @@ from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 
 AIRBENCH = r"""
@@ -638,6 +639,7 @@ def test_order_reverses():
 # --- The command
 
 
+@pytest.mark.exhaustive
 def test_the_whole_command(peers, pack_file, tmp_path, command):
     given = [word for name in PEERS for word in ("--peer", f"{name}={peers[name]}")]
     settings = [word for each in TINY for word in ("--set", each)]
@@ -703,7 +705,7 @@ def test_smoke_tells_what_starts(peers, pack_file, tmp_path, command):
     assert "module 'torch' has no attribute 'gone_since_torch_2'" in two["error"]
 
 
-@pytest.mark.parametrize("end", ["", "import sys; sys.exit(0)"])
+@parametrize("end", ["", "import sys; sys.exit(0)"], default=1)
 def test_a_script_that_never_trains_does_not_start(end, tmp_path):
     write(tmp_path / "script.py", end)
     words = [sys.executable, "-m", "speedyresnet.bench.smoke", "script.py"]

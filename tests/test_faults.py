@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.bench.cli import main
@@ -32,7 +33,7 @@ from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.engine.trainer import Trainer
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32", "augmentation.crop=16"]
 TRAIN = ["train", "--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 PLAN = PoolPlan(runs=3, first_seed=0, validation=0)
 
@@ -257,7 +258,7 @@ def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("options", [["pocket", "--json"], ["pocket"]])
+@parametrize("options", [["pocket", "--json"], ["pocket"]], default=1)
 def test_standard_output_on_a_full_disk_is_one_line(options):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -369,7 +370,7 @@ def test_the_result_is_printed_where_a_file_is_refused(pack_file, tmp_path, monk
 def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monkeypatch, capsys):
     """With nothing but the file: recipe, settings, seed and backend are in it."""
     path = tmp_path / "run.checkpoint"
-    run = [*TRAIN, "--set", "epochs=8", "--seed", "4", "--data", pack_file]
+    run = [*TRAIN, "--set", "epochs=4", "--seed", "4", "--data", pack_file]
     endless = [*map(str, run), "--checkpoint", str(path), "--checkpoint-minutes", "0.01"]
     process = subprocess.Popen([*COMMAND, *endless], stdout=subprocess.DEVNULL)
     while not path.exists():
@@ -378,7 +379,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     process.kill()
     process.wait()
     steps = read_checkpoint(path).progress.steps
-    assert 0 < steps < 80
+    assert 0 < steps < 40
     assert run_here(monkeypatch, "train", "--resume", path, "--seed", 5, "--data", pack_file) == 2
     assert "seed 4, not 5" in capsys.readouterr().err
     assert run_here(monkeypatch, "train", "--resume", path, "--data", pack_file, "--json") == 0
@@ -388,7 +389,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     assert resumed["resumed_at_steps"] == [steps]
     assert (resumed["accuracy"], resumed["seed"]) == (expected["accuracy"], 4)
     assert [row["loss"] for row in resumed["history"]] == [row["loss"] for row in expected["history"]]
-    assert read_checkpoint(path).progress.steps == 80
+    assert read_checkpoint(path).progress.steps == 40
 
 
 @pytest.mark.parametrize(

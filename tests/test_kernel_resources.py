@@ -210,6 +210,7 @@ def test_ptx_hashes_ignore_where_the_source_is_and_nothing_else():
     assert hashed(7, "/here/a.py", 1) != hashed(7, "/here/a.py", 2)
 
 
+@pytest.mark.exhaustive
 def test_every_case_has_a_ptx_hash():
     done = process("-m", "speedyresnet.bench", "kernels", "combine_statistics_kernel", "--ptx-hash", "--json")
     assert done.returncode == 0, done.stderr

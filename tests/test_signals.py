@@ -22,7 +22,7 @@ from speedyresnet.engine.trainer import Trainer
 from speedyresnet.engine.watching import Silent
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
-TINY = ["batch_size=64", "width_multiplier=0.125", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "dtype=float32", "augmentation.crop=16"]
 RECIPE = ["--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 
 
@@ -69,6 +69,7 @@ def has_ended(pid):
         return True
 
 
+@pytest.mark.exhaustive
 def test_sigterm_keeps_the_record_and_the_checkpoint_and_the_run_goes_on(pack_file, tmp_path):
     out, checkpoint = tmp_path / "run.json", tmp_path / "run.checkpoint"
     words = ["train", *RECIPE, "--set", "epochs=10000", "--data", pack_file]
@@ -91,6 +92,7 @@ def test_sigterm_keeps_the_record_and_the_checkpoint_and_the_run_goes_on(pack_fi
     assert (stored["resumed_at_steps"], stored["steps"] > steps) == ([steps], True)
 
 
+@pytest.mark.exhaustive
 def test_sigterm_keeps_the_finished_runs_of_record(pack_file, tmp_path):
     out = tmp_path / "runs.jsonl"
     words = ["bench", "record", *RECIPE, "--set", "epochs=2", "--data", pack_file, "--out", out, "--runs", "100000"]
@@ -148,6 +150,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.exhaustive
 def test_a_second_sigterm_in_the_time_of_grace_leaves_no_process():
     """The child ignores Ctrl-C, so that its parent waits for it."""
     code = PARENT.format(sleeps=SLEEPS, grace=600.0)
@@ -258,6 +261,7 @@ def test_sigterm_during_the_imports_has_its_exit_code():
     assert process.returncode == 143
 
 
+@pytest.mark.exhaustive
 def test_the_processes_of_step_end_with_their_parent(pack_file):
     """Built by a process that sleeps, so that they are there when the signal comes."""
     code = textwrap.dedent(f"""

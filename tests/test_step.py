@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import parametrize
 
 from speedyresnet.engine import recipe
 from speedyresnet.engine.backends import Variant, make_step
@@ -69,7 +70,7 @@ def test_a_step_changes_what_it_should(make_state):
     assert changed == set(before) - frozen
 
 
-@pytest.mark.parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")])
+@parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")], default=2)
 def test_squeeze_and_excite_trains_with_a_hundred_classes(make_state, kind, provider):
     """In half precision as on a GPU, at a rate that no rounding swallows: all but what is frozen for ever."""
     settings = ["net.squeeze_excite_ratio=16", "net.residual=before_activation", f"optimizer.kind={kind}"]
@@ -188,7 +189,7 @@ def test_a_step_runs_on_the_meta_device_so_it_never_synchronises(make_state, nam
     training_step(make_state(name, device="meta"), whitening_bias=bias, cutmix=cutmix)
 
 
-@pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
+@parametrize(("name", "bias", "cutmix"), VARIANTS, default=1)
 def test_a_step_compiles_as_one_graph_and_computes_the_same(make_state, name, bias, cutmix):
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
@@ -336,6 +337,7 @@ def test_muon_recipes_learn(make_state, name):
     assert losses[-5:].mean() < losses[:5].mean() - 0.6  # 64 images are learnt by heart
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
 def test_a_step_of_bag_of_tricks_is_the_same_with_triton_kernels(make_state):
     small = ["batch_size=8", "width_multiplier=0.0625", "net.batch_norm_groups=4"]
@@ -429,6 +431,7 @@ def test_ema_leaves_the_live_weights_alone(make_state):
     assert not torch.equal(with_ema.averaged_state()["head.weight"], with_ema.net.head.weight)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_trains(make_state, dtype):
     state = make_state("airbench94", f"dtype={dtype}", "epochs=30", images=32)
@@ -494,7 +497,7 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "crop", "size", "width", "first_group"),
     [
         ("pocket", 0, 0, 0.125, True), ("hlb-v0.4", 0, 0, 0.125, True), ("hlb-v0.7", 0, 0, 0.125, True),
@@ -502,6 +505,7 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
         ("hlb-v0.7", 20, 0, 0.25, True),  # a quarter of 64 filters, which the convolution with pooling takes
         ("hlb-v0.7", 20, 0, 0.25, False),
     ],
+    default=1,
 )  # fmt: skip
 def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(
     make_state, name, crop, size, width, first_group
@@ -521,9 +525,10 @@ def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(
         torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "whitening_bias", "cutmix"),
     [("airbench94", True, False), ("hlb-v0.4", False, False), ("hlb-v0.7", False, True), ("hiverge", False, False)],
+    default=1,
 )
 def test_a_step_with_kernels_runs_on_the_meta_device_and_is_one_graph(make_state, name, whitening_bias, cutmix):
     """Of two groups and four images: the interpreter is slow, and optimizers know nothing of kernels."""
