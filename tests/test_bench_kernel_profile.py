@@ -179,6 +179,15 @@ def test_an_evaluation_has_a_convolution_for_each_layer_batch_and_view(speedy):
     assert len(names) == 7
 
 
+def test_an_evaluation_pools_with_the_first_convolution_where_the_steps_do(speedy):
+    """And takes no kernel that needs the statistics of a batch."""
+    kernels = dict.fromkeys(TRITON, "triton")
+    operations = evaluation_operations(speedy, bare_table([]).pack(), torch.float16, kernels).operations
+    own = Counter((part, each.name) for part, each in operations if each.name.startswith("speedyresnet."))
+    views = 6 * -(-10_000 // speedy.evaluation.batch_size)
+    assert own == {("group1.conv1+pool 31x31 forward", "speedyresnet.convolution_pool.default"): views}
+
+
 # -- a step in its order
 
 
