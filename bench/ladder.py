@@ -51,12 +51,13 @@ def convolution_inputs(state: TrainingState, images: Tensor) -> list[tuple[Convo
     return found
 
 
-def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor]) -> None:
-    """Forward and gradients of each convolution alone; those of the weights are put into `kept`."""
+def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor | None]) -> None:
+    """Forward of each convolution alone, and its gradients where `kept` has a tensor for that of its weights."""
     for (convolution, x), buffer in zip(pairs, kept, strict=True):
         y = convolution(x)
-        wanted = [tensor for tensor in (convolution.weight, x) if tensor.requires_grad]
-        buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
+        if buffer is not None:
+            wanted = [tensor for tensor in (convolution.weight, x) if tensor.requires_grad]
+            buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
 
 
 class _Given(NamedTuple):
@@ -99,12 +100,13 @@ def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
         batch = step_batch(state, whitening_bias=False, cutmix=variant.cutmix, size=variant.size)
     trains_bias = variant.whitening_bias and not state.whitens_batches  # the fused stem belongs to the data
     groups = state.trained_groups(whitening_bias=trains_bias, first_group=variant.first_group)
-    pairs = convolution_inputs(state, batch.images)
-    for index, (_, x) in enumerate(pairs):  # the first one's input depends on nothing that is trained but the bias
-        x.requires_grad_(index > 0 or variant.whitening_bias)
+    pairs, trained = convolution_inputs(state, batch.images), {id(each) for each in parameters_of(groups)}
+    kept = [torch.empty_like(each.weight) if id(each.weight) in trained else None for each, _ in pairs]
+    for index, (_, x) in enumerate(pairs):  # the input of the first that is trained depends on nothing but the bias
+        x.requires_grad_(any(each is not None for each in kept[:index]) or variant.whitening_bias)
     given = _Given(state, batch, variant, groups, regions_of(trainer.backend))
     rungs: list[Callable[[], None]] = [
-        functools.partial(_convolve, pairs, [torch.empty_like(each.weight) for each, _ in pairs]),
+        functools.partial(_convolve, pairs, kept),
         functools.partial(_differentiate, given),
         functools.partial(_update, given),
     ]

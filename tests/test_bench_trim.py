@@ -194,6 +194,19 @@ def test_the_rungs_of_the_ladder(settings, small_pack):
     assert state.counter == 2
 
 
+def test_the_rungs_take_no_gradient_of_what_is_frozen_in_most_steps(small_pack):
+    trainer = trainer_of(small_pack, "optimizer.first_group_frozen_epochs=9")
+    rungs = rungs_of(trainer)
+    pairs, kept = rungs[0].args
+    assert [buffer is None for buffer in kept] == [True] * 2 + [False] * 4
+    assert [x.requires_grad for _, x in pairs] == [False] * 3 + [True] * 3
+    frozen = trainer.net.groups[0].convolutions[0].weight
+    before = frozen.detach().clone()
+    for rung in rungs:
+        rung()
+    assert torch.equal(frozen, before)
+
+
 @pytest.mark.exhaustive
 def test_the_rungs_compile_as_one_graph_each(small_pack, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
