@@ -78,7 +78,7 @@ def pack_source(
 
 
 def pack_name(source: str, name: str | None = None, size: int | None = None) -> str:
-    """Return the name of a pack of `source`: `name`, else the source's own; NAME-SIZE for a download at an unusual size.
+    """Return the name of a pack: `name`, else that of `source`, with -SIZE for a download at an unusual size.
 
     Raises UserError for an unknown source or an invalid name.
     """

@@ -116,7 +116,7 @@ class Imagenette:
         return []
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
-        """Return images squashed to squares; classes are ordered by WordNet number and named by their first English name."""
+        """Return images squashed to squares; classes are in order of WordNet number, under their first English name."""
         from torchvision.datasets import Imagenette as Dataset
         from torchvision.datasets.utils import download_and_extract_archive
 
