@@ -78,7 +78,7 @@ def epoch_row(state: TrainingState, epoch: int, last: int, seconds: float) -> Hi
 
 
 def read_history(state: TrainingState, steps: int, marks: Marks) -> list[HistoryRow]:
-    """Return the rows of a run that had no display.
+    """Return the rows of an unwatched run (no display, validation or checkpoints), read after its end.
 
     Args:
         state: state of the run.
