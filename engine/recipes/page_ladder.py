@@ -27,8 +27,8 @@ _REFUSED_ARGUMENT = (
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """Changes of a rung and its result on a V100: seconds from the notebook's headings, accuracies from those or, if absent,
-    from the log below them.
+    """Changes of a rung and its result on a V100: seconds from the notebook's headings, and accuracies from there or from the
+    log below.
     """
 
     name: str
