@@ -27,8 +27,10 @@ _REFUSED_ARGUMENT = (
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """Changes of a rung and its result on a V100: seconds from the notebook's headings, and accuracies from there or from the
-    log below.
+    """Changes of a rung and its result on a V100.
+
+    Seconds are those of the notebook's headings, accuracies those of the headings or, if missing, of the log below
+    them.
     """
 
     name: str
