@@ -14,7 +14,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_CLASSES = 20
 IMAGES_PER_CLASS = 10
 TILE_PIXELS = 64
-"""Images with shorter sides are enlarged to at least this, those longer than twice this scaled down to twice this."""
+"""Images whose longer side is below this are enlarged to at least this, above twice this scaled down to twice this."""
 TEXT_PIXELS = 16
 NAME_PIXELS = 200
 GAP = 4

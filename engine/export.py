@@ -118,7 +118,7 @@ def _torchscript(net: nn.Module, example: Tensor, metadata: str) -> bytes:
 def _pt2(net: nn.Module, example: Tensor, metadata: str) -> bytes:
     """Return a torch.export program with a dynamic batch size, for torch.export.load."""
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    program.example_inputs = None  # keeps them out of the file, as are stack traces, which contain local paths
+    program.example_inputs = None  # else they are saved too, as are stack traces with local paths
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     file = io.BytesIO()

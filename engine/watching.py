@@ -12,7 +12,7 @@ class Display(Protocol):
         """Handle the start of training."""
 
     def step(self, step: int) -> None:
-        """Handle progress: so many steps have been issued."""
+        """Handle progress; `step` steps have been issued."""
 
     def epoch(self, row: HistoryRow) -> None:
         """Handle the end of an epoch."""

@@ -25,7 +25,7 @@ class Agreement(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the error is allowed; NaN is not."""
+        """Whether the error is within the tolerance; NaN is not."""
         return self.error <= self.allowed
 
 

@@ -58,7 +58,7 @@ from .random import (
 
 # Independent random draws of an image; a new draw gets a new number, so that existing ones do not change.
 _WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM, _JITTER_STREAM = 0, 1, 2, 3, 4
-_SHUFFLE_STREAM = 0  # of shuffles, which are drawn differently from words
+_SHUFFLE_STREAM = 0  # stream of shuffles, which are drawn differently from words
 
 
 PaddingMode = Literal["reflect", "zero"]

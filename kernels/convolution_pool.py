@@ -223,7 +223,7 @@ def convolution_pool_kernel(
     x_ptr,  # [N, height, width, channels]
     weight_ptr,  # [filters, 3, 3, channels]
     pooled_ptr,  # [N, height // 2, width // 2, filters]
-    winners_ptr,  # uint8, likewise: which of the four
+    winners_ptr,  # uint8, same shape: which of the four
     ROWS,
     TILES_EACH: tl.constexpr,
     S: tl.constexpr,
@@ -232,8 +232,8 @@ def convolution_pool_kernel(
     taps = ()
     for index in tl.static_range(6):
         taps += _column_taps_device(weight_ptr, index // 2, index % 2, S)
-    # The last program may have tiles without rows. Loads that run a tile ahead would pass by the first cache, where
-    # three of four values are found, and need so much shared memory that a multiprocessor holds one program, not two.
+    # The last program may have tiles without rows. Loads that run a tile ahead would bypass the first cache, which has
+    # three of four values, and need so much shared memory that a multiprocessor holds one program, not two.
     for number in tl.range(TILES_EACH, num_stages=1):
         tile = tl.program_id(0) * TILES_EACH + number
         start, places, row, column, exists = _window_device(tile, ROWS, S)
@@ -242,8 +242,8 @@ def convolution_pool_kernel(
         for index in tl.static_range(4):
             seen = _row_exists_device(row, exists, index, S)
             first = x_ptr + start + index * S.width * S.channels
-            # What is computed goes to the tensor cores from registers, so that shared memory, whose rate is the limit,
-            # is read once for all products; the sums change nothing but the sign of zero.
+            # Computed operands reach the tensor cores from registers, so that shared memory, whose rate is the limit,
+            # is read once for all products; adding 0 changes only the sign of zero.
             middle = 0.0 + _row_device(first, places, column, seen, S.middle, S.middle_values, S)
             left = 0.0 + _row_device(first, places, column, seen, S.middle - S.side_values, S.side_values, S)
             right = 0.0 + _row_device(first, places, column, seen, S.middle + S.middle_values, S.side_values, S)
@@ -303,7 +303,7 @@ def _store_sums_device(sums_ptr, main, rest, S: tl.constexpr):
 @triton.jit(do_not_specialize=("ROWS",))
 def convolution_pool_gradient_kernel(
     gradient_ptr,  # of pooled: [N, height // 2, width // 2, filters]
-    winners_ptr,  # uint8, likewise: which of the four
+    winners_ptr,  # uint8, same shape: which of the four
     x_ptr,  # [N, height, width, channels]
     sums_ptr,  # float32 [programs, 3, filters, 3 * channels]
     ROWS,
@@ -314,7 +314,7 @@ def convolution_pool_gradient_kernel(
     nothing = _zeros_device(S.block_filters, S.main_values)
     sums = (nothing, nothing, nothing)
     rest_sums = _zeros_device(S.block_filters, S.block_rest)
-    # A step is one column of a tile's windows: of both at once registers spill.
+    # A step is one column of a tile's windows; both at once would spill registers.
     for step in tl.range(2 * TILES_EACH, num_stages=1):
         tile, across = tl.program_id(0) * TILES_EACH + step // 2, step % 2
         start, places, row, column, exists = _window_device(tile, ROWS, S)
@@ -325,9 +325,9 @@ def convolution_pool_gradient_kernel(
             gradient = gradient.to(tl.float32)
         upper = tl.trans(tl.where(winner == across, gradient, 0.0))
         lower = tl.trans(tl.where(winner == across + 2, gradient, 0.0))
-        # The products of the narrower tile come first. For 24 channels those are the rests; behind the others,
-        # registers spill. For 8 and 16 channels they are the main values: ptxas 12.8.93, which Triton 3.6 brings,
-        # takes operands of narrower products behind wider ones from uniform registers that nothing has set.
+        # The products of the narrower tile come first. For 24 channels those are the rests, which would spill registers
+        # in second place. For 8 and 16 channels they are the main values: ptxas 12.8.93, which Triton 3.6 ships, takes
+        # operands of narrower products behind wider ones from uniform registers that nothing has set.
         if S.block_rest < S.main_values:
             rest_sums = _with_rests_device(
                 rest_sums, upper, lower, x_ptr + start, places, row, column, exists, across, S
