@@ -18,7 +18,7 @@ from .step import TrainingState, training_step
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Dispatch mode that counts the bytes of tensors created inside while they are referenced; `peak` is the maximum."""
+    """Dispatch mode that counts the bytes of tensors created inside and still referenced; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
