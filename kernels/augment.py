@@ -141,7 +141,7 @@ class Draws(NamedTuple):
     brightness: Tensor
     """float32 [B], added to the normalised image."""
     contrast: Tensor
-    """float32 [B], multiplied afterwards."""
+    """float32 [B], factor applied after the brightness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -563,7 +563,7 @@ def _fits(operation: Operation) -> str | None:
 
 
 def _runs_on(operation: Operation, target: Target) -> bool:
-    """Return whether the target has Hopper's tensor cores, or is the interpreter."""
+    """Return whether Hopper's tensor cores support the operation, or the interpreter runs it."""
     half = operation.dtype in (torch.float16, torch.bfloat16)
     return target.device != "cuda" or (half and target.capability == (9, 0))
 
