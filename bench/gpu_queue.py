@@ -162,6 +162,21 @@ QUEUE = (
         ),
     ),
     Entry(
+        name="reductions",
+        question="Do the reductions of batch norm read at the speed of copies, and does the program that arrives last "
+        "combine the rows of all, also in replayed graphs and in those of torch.compile?",
+        prediction="The tests pass; the 990 MB that reductions read in a step at 32 pixels take 410 us or less "
+        "instead of 721, and 63 us of second stages are gone: 85 to 100 ms less a run. They stay if they read at "
+        "2.4 TB/s or more.",
+        value=90,
+        seconds=120,
+        commands=(
+            "pytest -q -p no:cacheprovider -m gpu -k 'replay or graphs or shipped' {tests}/test_batch_norm_kernel.py "
+            "{tests}/test_pool_batch_norm_kernel.py",
+            "speedyresnet bench profile --recipe speedy --backend graph --data {noise} --out {out}/reductions.json",
+        ),
+    ),
+    Entry(
         name="step-variants",
         question="What does one change at a time do to the time of a run?",
         prediction="Seconds of a run with capture: speedy 0.839, which took 0.907 before auto chose convolution_pool, "

@@ -14,7 +14,11 @@ from speedyresnet.kernels.contract import registered
 Role = Literal["own", "convolution", "before", "after", "product", "after_product", "fill", "words", "inductor",
                "native", "unknown"]  # fmt: skip
 PASSES = ("forward", "dgrad", "wgrad")
-OWN_KERNELS = {name: group for kernel in registered().values() for name, group in kernel.gpu_functions.items()}
+_FORMER_KERNELS = dict.fromkeys(("combine_statistics_kernel", "combine_gradient_sums_kernel"), "norm+pool")
+"""In tables from before reductions combined their own partial results."""
+OWN_KERNELS = _FORMER_KERNELS | {
+    name: group for kernel in registered().values() for name, group in kernel.gpu_functions.items()
+}
 """Groups of the kernels of this package, by name."""
 
 _CUDNN_PASSES = {"fprop": "forward", "dgrad": "dgrad", "wgrad": "wgrad"}

@@ -94,7 +94,7 @@ def _product_slot(part: str, operation: Operation) -> Slot:
 
 def _own_slot(layer: str, part: str, kernel: str, size: int, operation: Operation) -> Slot:
     """The work of one of our kernels; those of batch norm and pooling are called after the convolution before them."""
-    short = kernel.removesuffix("_kernel").replace("combine_", "combine ")
+    short = kernel.removesuffix("_kernel")
     if found := _LAYER.fullmatch(part):
         name, group = f"{found['layer']} {found['which']}", f"convolution {found['which']}"
     else:

@@ -523,11 +523,13 @@ def _print_kernels(rows: list[resources.Resources]) -> None:
     table = Table(title=f"Triton {resources.triton_minor_version()}")
     for column in ("kernel", "shape", "target"):
         table.add_column(column, no_wrap=column != "shape")
-    for column in ("registers", "spills", "shared, B", "16-byte loads", "stores", "MB", "floor on an H200, us"):
+    uses = "registers", "spills", "shared, B", "16-byte loads", "stores", "exchanges in loops"
+    for column in (*uses, "MB", "floor on an H200, us"):
         table.add_column(column, justify="right")
     for row in rows:
         floor = "" if row.floor_seconds is None else f"{1e6 * row.floor_seconds:.2f}"
-        numbers = (row.registers, row.spills, row.shared_bytes, row.vector_loads, row.vector_stores)
+        wide = row.vector_loads, row.vector_stores
+        numbers = row.registers, row.spills, row.shared_bytes, *wide, row.exchanges_in_loops
         table.add_row(row.kernel, row.shape, row.target, *map(str, numbers), f"{row.bytes / 1e6:.2f}", floor)
     notes_console().print(table)
 

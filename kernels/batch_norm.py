@@ -12,19 +12,30 @@ cifar10-fast's) image n is in group n % groups.
 
 Passes over the tensor: forward two reads and a write, backward four reads and a write; plain PyTorch makes three reads
 and two writes forward (norm, activation) and five reads and two writes backward, and rounds to the half type between
-norm and activation. Both directions reduce in two deterministic stages: every program leaves one row of partial
-results, one small program combines them. Statistics are merged by Chan's formula, never as E[x^2] - E[x]^2, which
-cancels where the mean is large.
+norm and activation.
 
-What the interpreter cannot show. Partial statistics: every program writes its own for all of its channels, and those of
-tiles without rows count nothing, so the second stage reads nothing unset. Masks: what is masked is selected away before
-it is summed, since a masked value is 0, whose distance from the pivot is not. Reductions: those of a
-warp have another order than the interpreter's, in float32, and the same order at each launch. Races: no two programs of
-a launch write one address. Offsets of rows are int64. Fused multiply-adds change the last bit of float32 values.
+Reductions. A thread keeps the sums of its own places of a tile in registers, in float32, over all tiles of its program.
+Threads exchange nothing inside the loop, so that several loads of 16 bytes a thread are under way all the time. Behind
+the loop a program adds up its places and stores one row of partial results. The last program of a block of channels to
+do so, which an atomic counter tells, combines the rows in the order of the programs, so results do not depend on which
+one it is. A second launch instead took 4 to 7 us; and if every program of the next kernel combined the rows itself, it
+would read up to 64 kB first. Statistics are merged by Chan's formula, never as E[x^2] - E[x]^2, which cancels where the
+mean is large.
+
+What the interpreter cannot show. It runs programs one after the other, so not whether their accesses to memory are in
+order: a barrier puts all stores of a program before its addition to the counter, which releases them and acquires those
+of the others (acq_rel, for the whole GPU), and rows are read past the first-level cache. The last program sets the
+counter back to 0 before the next launch on the stream begins, also where a graph is replayed. Launches on two streams
+have counters of their own, but two graphs that were captured on one stream must not run at the same time, as with
+cuBLAS's workspaces. Masks: a row that does not exist has a count of 0, and its distance from the pivot counts as often.
+Reductions: those of a warp have another order than the interpreter's, in float32, and the same order at each launch.
+Races: apart from the counter, no two programs of a launch write one address. Offsets of rows are int64. Fused
+multiply-adds change the last bit of float32 values.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -49,8 +60,14 @@ from .language import INTERPRETED, next_power_of_two, tl, triton
 ResidualPlace = Literal["none", "before_activation", "after_activation"]
 _RESIDUAL_PLACES = get_args(ResidualPlace)  # here, because torch.compile does not look into typing
 WARPS = 4
-_MOST_PROGRAMS = 512
-"""Of the first stage for a block of channels: a few for each multiprocessor, few enough to combine quickly."""
+REDUCTION_WARPS = 16
+_PROGRAMS = 128
+"""Of a reduction, all channels together: about one for each of the 132 multiprocessors of an H100, few enough that the
+last reads what all leave at once. The same on every GPU, so that the order of sums is."""
+_STATISTICS_DEPTH, _SUMS_DEPTH = 4, 2
+"""Rows of a tile that a thread reads at once: four loads each."""
+_ARRIVALS: dict[tuple[torch.device, int, int], Tensor] = {}
+"""Counters by device, stream and size; never freed, since captured graphs have their addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +81,8 @@ class NormConstants:
     block_rows: int
     """Of a tile."""
     block_channels: int
+    depth: int = 1
+    """Rows of a tile that a thread of a reduction has under way at once."""
     activation: str = "none"
     alpha: float = CELU_ALPHA
     residual: str = "none"
@@ -95,113 +114,174 @@ def vector_device(vector_ptr, channels, S: tl.constexpr):
 
 
 @triton.jit
-def _pivot_device(x_ptr, channels, group, S: tl.constexpr):
+def pivot_device(x_ptr, channels, group, S: tl.constexpr):
     """The first row of a group; sums are of distances to it, since sums of large values lose the spread."""
     first = x_ptr + group * S.pixels * S.channels
-    return tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32)
+    return tl.load(first + channels, mask=channels < S.channels, other=0.0, cache_modifier=".cg").to(tl.float32)
 
 
 @triton.jit
-def merged_statistics_device(x, mask, pivot, mean, squares, tile, seen, ROWS, S: tl.constexpr):
-    """Mean, less the pivot, and squared deviations of `seen` rows and those of a tile; how many they are now."""
-    distances = tl.where(mask, x - pivot[None, :], 0.0)
-    count = tl.maximum(tl.minimum(ROWS - tile * S.block_rows, S.block_rows), 0).to(tl.float32)
-    tile_mean = tl.sum(distances, 0) / tl.maximum(count, 1.0)
-    deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)
-    step = tile_mean - mean
-    squares += tl.sum(deviations * deviations, 0) + step * step * (count * (seen / (seen + count)))
-    return mean + step * (count / (seen + count)), squares, seen + count
+def nothing_seen_device(S: tl.constexpr):
+    """Zeros to sum up in: [block_rows // depth, 1], and twice [block_rows // depth, block_channels]."""
+    LANES: tl.constexpr = S.block_rows // S.depth
+    CHANNELS: tl.constexpr = S.block_channels
+    zeros = tl.zeros((LANES, CHANNELS), tl.float32)
+    return tl.zeros((LANES, 1), tl.float32), zeros, zeros
 
 
 @triton.jit
-def store_partial_device(first_ptr, second_ptr, first, second, channels, S: tl.constexpr):
-    """Write this program's row of two float32 [programs, groups, channels]."""
+def in_lanes_device(tile, S: tl.constexpr):
+    """A tile as [depth, block_rows // depth, block_channels]: a thread adds up the first axis without the others."""
+    DEPTH: tl.constexpr = S.depth
+    LANES: tl.constexpr = S.block_rows // S.depth
+    CHANNELS: tl.constexpr = S.block_channels
+    return tl.reshape(tile, (DEPTH, LANES, CHANNELS))
+
+
+@triton.jit
+def merged_device(total, count, mean, squares):
+    """Mean and squared deviations of `total` values from those of parts along the first axis, by Chan's formula."""
+    centre = tl.sum(mean * count, 0) / tl.maximum(total, 1.0)
+    steps = mean - centre[None]
+    return centre, tl.sum(squares + steps * steps * count, 0)
+
+
+@triton.jit
+def seen_device(count, mean, squares, x, tile, ROWS, S: tl.constexpr):
+    """Statistics of the values that each place has seen and of those of one more tile: shapes of `nothing_seen_device`.
+
+    Rows that do not exist count nothing.
+    """
+    LANES: tl.constexpr = S.block_rows // S.depth
+    lane = tl.arange(0, LANES)[:, None]
+    left = ROWS - tile * S.block_rows
+    own_count = tl.minimum(tl.maximum((left - lane + LANES - 1) // LANES, 0), S.depth).to(tl.float32)
+    exists = (tl.arange(0, S.depth)[:, None, None] * LANES + lane[None] < left).to(tl.float32)
+    own_mean, own_squares = merged_device(own_count, exists, in_lanes_device(x, S), 0.0)
+    total = count + own_count
+    share = own_count / tl.maximum(total, 1.0)
+    step = own_mean - mean
+    return total, mean + step * share, squares + own_squares + step * step * (count * share)
+
+
+@triton.jit
+def store_partial_device(partial, first, second, channels, S: tl.constexpr):
+    """Write this program's row of two float32 [programs, groups, channels], to which `partial` are pointers."""
     place = (tl.program_id(0) * S.groups + tl.program_id(2)) * S.channels + channels
-    tl.store(first_ptr + place, first, mask=channels < S.channels)
-    tl.store(second_ptr + place, second, mask=channels < S.channels)
+    tl.store(partial[0] + place, first, mask=channels < S.channels)
+    tl.store(partial[1] + place, second, mask=channels < S.channels)
 
 
-@triton.jit(do_not_specialize=("ROWS",))
+@triton.jit
+def is_last_device(arrivals_ptr):
+    """Whether all other programs of this block of channels have stored their partial results; leaves the counter at 0.
+
+    The barrier puts the stores of all threads before the atomic operation, which releases them to the program that
+    sees the highest count and acquires them for it.
+    """
+    tl.debug_barrier()
+    arrivals = arrivals_ptr + tl.program_id(1)
+    last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) * tl.num_programs(2) - 1
+    if last:
+        tl.store(arrivals, 0)
+    return last
+
+
+@triton.jit
+def _partials_device(partial, group, channels, PROGRAMS: tl.constexpr, S: tl.constexpr):
+    """What the programs of a group left with `store_partial_device`, [PROGRAMS, block_channels]; 0 beyond the last."""
+    program = tl.arange(0, PROGRAMS)
+    places = ((program * S.groups + group) * S.channels)[:, None] + channels[None, :]
+    mask = (program < tl.num_programs(0))[:, None] & (channels < S.channels)[None, :]
+    # Other multiprocessors wrote them: not from the cache of this one.
+    first = tl.load(partial[0] + places, mask=mask, other=0.0, cache_modifier=".cg")
+    return first, tl.load(partial[1] + places, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def combine_statistics_device(
+    x_ptr, partial, found, running, channels, rows_each, ROWS, momentum, epsilon, PROGRAMS: tl.constexpr,
+    S: tl.constexpr,
+):  # fmt: skip
+    """Statistics of each group from those of its programs; running statistics move towards their mean over groups.
+
+    `x_ptr` is what is normalised. `partial` are pointers to what `store_partial_device` stored, `found` to mean and
+    inverse deviation, float32 [groups, channels], `running` to running mean and variance, float32 [channels]. Each
+    program has read `rows_each` rows, the last perhaps fewer.
+    """
+    exists = channels < S.channels
+    counts = tl.minimum(ROWS - tl.arange(0, PROGRAMS) * rows_each, rows_each)
+    counts = tl.maximum(counts, 0).to(tl.float32)[:, None]
+    batch_mean = tl.zeros_like(channels).to(tl.float32)
+    batch_variance = tl.zeros_like(channels).to(tl.float32)
+    for group in range(S.groups):
+        means, own_squares = _partials_device(partial, group, channels, PROGRAMS, S)
+        distance, squares = merged_device(ROWS, counts, means, own_squares)
+        mean = distance + pivot_device(x_ptr, channels, group, S)
+        place = group * S.channels + channels
+        tl.store(found[0] + place, mean, mask=exists)
+        tl.store(found[1] + place, 1.0 / tl.sqrt_rn(squares / ROWS + epsilon), mask=exists)
+        batch_mean += mean / S.groups
+        batch_variance += squares / tl.maximum(ROWS - 1, 1) / S.groups
+    old_mean = tl.load(running[0] + channels, mask=exists)
+    old_variance = tl.load(running[1] + channels, mask=exists)
+    tl.store(running[0] + channels, old_mean + momentum * (batch_mean - old_mean), mask=exists)
+    tl.store(running[1] + channels, old_variance + momentum * (batch_variance - old_variance), mask=exists)
+
+
+@triton.jit(do_not_specialize=("ROWS", "momentum", "epsilon"))
 def statistics_kernel(
     x_ptr,  # [N, H, W, channels]
     means_ptr,  # float32 [programs, groups, channels], less the pivot
     squares_ptr,  # float32, likewise: sums of squared deviations from those means
-    ROWS,
-    TILES_EACH: tl.constexpr,
-    S: tl.constexpr,
-):
-    """Mean and squared deviations of the rows that one program reads."""
-    channels = channels_device(S)
-    pivot = _pivot_device(x_ptr, channels, tl.program_id(2).to(tl.int64), S)
-    mean = tl.zeros_like(channels).to(tl.float32)
-    squares = tl.zeros_like(channels).to(tl.float32)
-    seen = 0.0
-    for index in range(TILES_EACH):  # the last program may have tiles without rows
-        tile = tl.program_id(0) * TILES_EACH + index
-        places, mask = tile_device(tile, channels, ROWS, S)
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        mean, squares, seen = merged_statistics_device(x, mask, pivot, mean, squares, tile, seen, ROWS, S)
-    store_partial_device(means_ptr, squares_ptr, mean, squares, channels, S)
-
-
-@triton.jit(do_not_specialize=("ROWS", "rows_each", "programs"))
-def combine_statistics_kernel(
-    x_ptr,  # [N, H, W, channels]
-    means_ptr,  # float32 [programs, groups, channels], less the pivot
-    squares_ptr,  # likewise
+    arrivals_ptr,  # int32 [blocks of channels], 0 before and after
     mean_ptr,  # float32 [groups, channels]
     inverse_deviation_ptr,  # likewise
     running_mean_ptr,  # float32 [channels]
     running_variance_ptr,  # likewise
     ROWS,
-    rows_each,
-    programs,
     momentum,
     epsilon,
-    BLOCK_PROGRAMS: tl.constexpr,
+    TILES_EACH: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     S: tl.constexpr,
 ):
-    """Statistics of each group from those of its programs; running statistics move towards their mean over groups."""
-    channels = tl.program_id(0) * S.block_channels + tl.arange(0, S.block_channels)
-    exists = channels < S.channels
-    program = tl.arange(0, BLOCK_PROGRAMS)
-    counts = tl.maximum(tl.minimum(ROWS - program * rows_each, rows_each), 0).to(tl.float32)[:, None]
-    mask = (program < programs)[:, None] & exists[None, :]
-    batch_mean = tl.zeros_like(channels).to(tl.float32)
-    batch_variance = tl.zeros_like(channels).to(tl.float32)
-    for group in range(S.groups):
-        places = ((program * S.groups + group) * S.channels)[:, None] + channels[None, :]
-        means = tl.load(means_ptr + places, mask=mask, other=0.0)
-        distance = tl.sum(means * counts, 0) / ROWS
-        steps = means - distance[None, :]
-        squares = tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)
-        mean = distance + _pivot_device(x_ptr, channels, group, S)
-        tl.store(mean_ptr + group * S.channels + channels, mean, mask=exists)
-        inverse_deviation = 1.0 / tl.sqrt_rn(squares / ROWS + epsilon)
-        tl.store(inverse_deviation_ptr + group * S.channels + channels, inverse_deviation, mask=exists)
-        batch_mean += mean / S.groups
-        batch_variance += squares / tl.maximum(ROWS - 1, 1) / S.groups
-    old_mean = tl.load(running_mean_ptr + channels, mask=exists)
-    old_variance = tl.load(running_variance_ptr + channels, mask=exists)
-    tl.store(running_mean_ptr + channels, old_mean + momentum * (batch_mean - old_mean), mask=exists)
-    tl.store(running_variance_ptr + channels, old_variance + momentum * (batch_variance - old_variance), mask=exists)
+    """Mean and squared deviations of the rows that one program reads; the last program combines those of all."""
+    channels = channels_device(S)
+    pivot = pivot_device(x_ptr, channels, tl.program_id(2).to(tl.int64), S)
+    count, mean, squares = nothing_seen_device(S)
+    for index in range(TILES_EACH):  # the last program may have tiles without rows
+        tile = tl.program_id(0) * TILES_EACH + index
+        places, mask = tile_device(tile, channels, ROWS, S)
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) - pivot[None, :]
+        count, mean, squares = seen_device(count, mean, squares, x, tile, ROWS, S)
+    mean, squares = merged_device(tl.sum(count, 0), count, mean, squares)
+    partial = means_ptr, squares_ptr
+    store_partial_device(partial, mean, squares, channels, S)
+    if is_last_device(arrivals_ptr):
+        combine_statistics_device(
+            x_ptr, partial, (mean_ptr, inverse_deviation_ptr), (running_mean_ptr, running_variance_ptr), channels,
+            TILES_EACH * S.block_rows, ROWS, momentum, epsilon, PROGRAMS, S,
+        )  # fmt: skip
 
 
 @triton.jit
-def _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S: tl.constexpr):
-    """(x - mean) / deviation, what the activation gets, and weight / deviation, in float32.
-
-    `vectors` are pointers to mean and inverse deviation, float32 [groups, channels], weight and bias, [channels].
-    """
+def vectors_device(mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, channels, S: tl.constexpr):
+    """For a tile of this program's group: mean, inverse deviation, weight / deviation, and bias."""
     group = tl.program_id(2) * S.channels
-    inverse_deviation = vector_device(vectors[1] + group, channels, S)
-    weight = vector_device(vectors[2], channels, S)
-    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    z = (x - vector_device(vectors[0] + group, channels, S)) * inverse_deviation
-    u = z * weight + vector_device(vectors[3], channels, S)
+    inverse = vector_device(inverse_deviation_ptr + group, channels, S)
+    scale = vector_device(weight_ptr, channels, S) * inverse
+    return vector_device(mean_ptr + group, channels, S), inverse, scale, vector_device(bias_ptr, channels, S)
+
+
+@triton.jit
+def _normalised_device(x, residual, vectors, S: tl.constexpr):
+    """Distances to the mean, and what the activation gets, in float32; `vectors` are those of `vectors_device`."""
+    centred = x.to(tl.float32) - vectors[0]
+    u = centred * vectors[2] + vectors[3]
     if S.residual == "before_activation":
-        u += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    return z, u, weight * inverse_deviation
+        u += residual.to(tl.float32)
+    return centred, u
 
 
 @triton.jit(do_not_specialize=("ROWS",))
@@ -219,22 +299,36 @@ def apply_kernel(
     """One tile of the result."""
     channels = channels_device(S)
     places, mask = tile_device(tl.program_id(0), channels, ROWS, S)
-    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
-    _, u, _ = _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S)
+    vectors = vectors_device(mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, channels, S)
+    x = tl.load(x_ptr + places, mask=mask, other=0.0)
+    residual = x
+    if S.residual != "none":
+        residual = tl.load(residual_ptr + places, mask=mask, other=0.0)
+    _, u = _normalised_device(x, residual, vectors, S)
     KIND: tl.constexpr = S.activation  # Triton 3.6 takes a text as an argument only under a name
     y = activated_device(u, KIND, S.alpha)
     if S.residual == "after_activation":
-        y += tl.load(residual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        y += residual.to(tl.float32)
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S: tl.constexpr):
-    """Gradient before the activation, (x - mean) / deviation, and weight / deviation."""
-    z, u, slope = _normalised_device(x_ptr, residual_ptr, vectors, places, mask, channels, S)
-    gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0).to(tl.float32)
+def _loaded_device(gradient_ptr, x_ptr, residual_ptr, places, mask, S: tl.constexpr):
+    """A tile of the gradient of y, of x, and of a residual before the activation (else x again)."""
+    gradient = tl.load(gradient_ptr + places, mask=mask, other=0.0)
+    x = tl.load(x_ptr + places, mask=mask, other=0.0)
+    residual = x
+    if S.residual == "before_activation":
+        residual = tl.load(residual_ptr + places, mask=mask, other=0.0)
+    return gradient, x, residual
+
+
+@triton.jit
+def _activation_gradient_device(loaded, vectors, S: tl.constexpr):
+    """Gradient before the activation, and distances to the mean, of what `_loaded_device` has loaded."""
+    centred, u = _normalised_device(loaded[1], loaded[2], vectors, S)
     KIND: tl.constexpr = S.activation
-    return gradient * activation_slope_device(u, KIND, S.alpha), z, slope
+    return loaded[0].to(tl.float32) * activation_slope_device(u, KIND, S.alpha), centred
 
 
 @triton.jit(do_not_specialize=("ROWS",))
@@ -248,43 +342,33 @@ def gradient_sums_kernel(
     bias_ptr,  # likewise
     bias_sums_ptr,  # float32 [programs, groups, channels]
     weight_sums_ptr,  # likewise
-    ROWS,
-    TILES_EACH: tl.constexpr,
-    S: tl.constexpr,
-):
-    """Sums of du and of du * z over the rows that one program reads; du is the gradient before the activation."""
-    channels = channels_device(S)
-    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
-    bias_sum = tl.zeros_like(channels).to(tl.float32)
-    weight_sum = tl.zeros_like(channels).to(tl.float32)
-    for index in range(TILES_EACH):  # the last program may have tiles without rows
-        places, mask = tile_device(tl.program_id(0) * TILES_EACH + index, channels, ROWS, S)
-        du, z, _ = _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S)
-        bias_sum += tl.sum(du, 0)  # beyond the mask the gradient is 0
-        weight_sum += tl.sum(du * z, 0)
-    store_partial_device(bias_sums_ptr, weight_sums_ptr, bias_sum, weight_sum, channels, S)
-
-
-@triton.jit(do_not_specialize=("programs",))
-def combine_gradient_sums_kernel(
-    bias_sums_ptr,  # float32 [programs, groups, channels]
-    weight_sums_ptr,  # likewise
+    arrivals_ptr,  # int32 [blocks of channels], 0 before and after
     bias_sum_ptr,  # float32 [groups, channels]
     weight_sum_ptr,  # likewise
-    programs,
-    BLOCK_PROGRAMS: tl.constexpr,
+    ROWS,
+    TILES_EACH: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     S: tl.constexpr,
 ):
-    """Sums over the programs of each group."""
-    group = tl.program_id(1)
-    channels = tl.program_id(0) * S.block_channels + tl.arange(0, S.block_channels)
-    program = tl.arange(0, BLOCK_PROGRAMS)
-    places = ((program * S.groups + group) * S.channels)[:, None] + channels[None, :]
-    mask = (program < programs)[:, None] & (channels < S.channels)[None, :]
-    bias_sum = tl.sum(tl.load(bias_sums_ptr + places, mask=mask, other=0.0), 0)
-    weight_sum = tl.sum(tl.load(weight_sums_ptr + places, mask=mask, other=0.0), 0)
-    tl.store(bias_sum_ptr + group * S.channels + channels, bias_sum, mask=channels < S.channels)
-    tl.store(weight_sum_ptr + group * S.channels + channels, weight_sum, mask=channels < S.channels)
+    """Sums of du and of du * z, where du is the gradient before the activation; the last program adds those of all."""
+    channels = channels_device(S)
+    vectors = vectors_device(mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, channels, S)
+    _, bias_sum, weight_sum = nothing_seen_device(S)
+    for index in range(TILES_EACH):  # the last program may have tiles without rows
+        places, mask = tile_device(tl.program_id(0) * TILES_EACH + index, channels, ROWS, S)
+        loaded = _loaded_device(gradient_ptr, x_ptr, residual_ptr, places, mask, S)
+        du, centred = _activation_gradient_device(loaded, vectors, S)
+        bias_sum += tl.sum(in_lanes_device(du, S), 0)  # beyond the mask the gradient is 0
+        weight_sum += tl.sum(in_lanes_device(du * centred, S), 0)
+    weight_sum *= vectors[1]
+    partial = bias_sums_ptr, weight_sums_ptr
+    store_partial_device(partial, tl.sum(bias_sum, 0), tl.sum(weight_sum, 0), channels, S)
+    if is_last_device(arrivals_ptr):
+        for group in range(S.groups):
+            bias_sums, weight_sums = _partials_device(partial, group, channels, PROGRAMS, S)
+            place = group * S.channels + channels
+            tl.store(bias_sum_ptr + place, tl.sum(bias_sums, 0), mask=channels < S.channels)
+            tl.store(weight_sum_ptr + place, tl.sum(weight_sums, 0), mask=channels < S.channels)
 
 
 @triton.jit
@@ -293,11 +377,12 @@ def input_gradient_device(
     S: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x, weight / deviation * (du - mean(du) - z * mean(du * z)), and du before the activation."""
-    du, z, slope = _activation_gradient_device(gradient_ptr, x_ptr, residual_ptr, vectors, places, mask, channels, S)
+    loaded = _loaded_device(gradient_ptr, x_ptr, residual_ptr, places, mask, S)
+    du, centred = _activation_gradient_device(loaded, vectors, S)
     group = tl.program_id(2) * S.channels
     bias_mean = vector_device(bias_sum_ptr + group, channels, S) / ROWS
     weight_mean = vector_device(weight_sum_ptr + group, channels, S) / ROWS
-    return slope * (du - bias_mean - z * weight_mean), du
+    return vectors[2] * (du - bias_mean - centred * (vectors[1] * weight_mean)), du
 
 
 @triton.jit(do_not_specialize=("ROWS",))
@@ -319,7 +404,7 @@ def input_gradient_kernel(
     """One tile of the gradients of x and of a residual before the activation."""
     channels = channels_device(S)
     places, mask = tile_device(tl.program_id(0), channels, ROWS, S)
-    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
+    vectors = vectors_device(mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, channels, S)
     dx, du = input_gradient_device(
         gradient_ptr, x_ptr, residual_ptr, vectors, bias_sum_ptr, weight_sum_ptr, places, mask, channels, ROWS, S
     )
@@ -345,13 +430,10 @@ class Tiles(NamedTuple):
     """Of the first stages, for a block of channels of a group."""
     channel_blocks: int
 
-    def combining(self) -> dict[str, Any]:
-        """Constants of the second stages: 16 channels a program, all rows of partial results at once."""
-        constants = dataclasses.replace(self.constants, block_rows=0, block_channels=COMBINED_CHANNELS)
-        return {"BLOCK_PROGRAMS": next_power_of_two(self.programs), "S": constants}
-
-
-COMBINED_CHANNELS = 16
+    def reducing(self, **changes: Any) -> dict[str, Any]:
+        """Constants of a reduction, with changes of its NormConstants."""
+        constants = dataclasses.replace(self.constants, **changes)
+        return {"TILES_EACH": self.each, "PROGRAMS": next_power_of_two(self.programs), "S": constants}
 
 
 def tiles_of(x: Tensor, groups: int, values: int = 2048) -> Tiles:
@@ -365,10 +447,16 @@ def tiles_of(x: Tensor, groups: int, values: int = 2048) -> Tiles:
         block_rows=values // block_channels,
         block_channels=block_channels,
     )
-    rows = x.numel() // channels // groups
+    rows, channel_blocks = x.numel() // channels // groups, -(-channels // block_channels)
     tiles = -(-rows // constants.block_rows)
-    each = -(-tiles // _MOST_PROGRAMS)
-    return Tiles(constants, rows, tiles, each, -(-tiles // each), -(-channels // block_channels))
+    each = -(-tiles // max(_PROGRAMS // (channel_blocks * groups), 1))
+    return Tiles(constants, rows, tiles, each, -(-tiles // each), channel_blocks)
+
+
+def reduction_tiles(x: Tensor, groups: int, depth: int, warps: int = REDUCTION_WARPS) -> Tiles:
+    """Tiles of a reduction: `depth` loads of 16 bytes a thread where values have two."""
+    cut = tiles_of(x, groups, depth * warps * 32 * 8)
+    return cut._replace(constants=dataclasses.replace(cut.constants, depth=depth))
 
 
 def vectors_like(x: Tensor, groups: int, programs: int | None = None) -> tuple[Tensor, Tensor]:
@@ -378,18 +466,28 @@ def vectors_like(x: Tensor, groups: int, programs: int | None = None) -> tuple[T
     return first, second
 
 
-def combined_statistics(
-    x: Tensor, cut: Tiles, means: Tensor, squares: Tensor, running_mean: Tensor, running_variance: Tensor,
-    momentum: float, epsilon: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Second stage: mean and inverse deviation, [groups, C]; running statistics are changed in place."""
-    mean, inverse_deviation = vectors_like(x, cut.constants.groups)
-    combine_statistics_kernel[(-(-x.shape[1] // COMBINED_CHANNELS),)](
-        x, means, squares, mean, inverse_deviation, running_mean, running_variance,
-        cut.rows, cut.each * cut.constants.block_rows, cut.programs, momentum, epsilon,
-        **cut.combining(), num_warps=WARPS,
-    )  # fmt: skip
-    return mean, inverse_deviation
+def arrivals_like(x: Tensor, channel_blocks: int) -> Tensor:
+    """int32 zeros, at least one a block of channels, in which the programs of a reduction of x count themselves.
+
+    Each launch leaves them at 0 for the next on the same stream, so every stream keeps its own. Where a capture comes
+    first there are none yet, and the graph that is captured sets its own to 0.
+    """
+    stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
+    key = x.device, stream.cuda_stream if stream else 0, next_power_of_two(channel_blocks)
+    if key not in _ARRIVALS and stream and torch.cuda.is_current_stream_capturing():
+        return _zeros(key[2], x.device, stream)
+    if key not in _ARRIVALS:
+        # What torch.compile(mode="reduce-overhead") allocates while it warms up lies in the memory of its graphs, where
+        # nothing may stay. That holds for the thread that warms up, hence another one.
+        with ThreadPoolExecutor(1) as other:
+            _ARRIVALS[key] = other.submit(_zeros, key[2], x.device, stream).result()
+    return _ARRIVALS[key]
+
+
+def _zeros(count: int, device: torch.device, stream: torch.cuda.Stream | None) -> Tensor:
+    """int32 [count], set to 0 on a stream; None on a CPU."""
+    with torch.cuda.stream(stream):
+        return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 def batch_norm_act_triton(
@@ -397,25 +495,24 @@ def batch_norm_act_triton(
     activation: str, residual_place: str, momentum: float, epsilon: float, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Result, mean and inverse deviation [groups, C]; running statistics are changed in place."""
-    cut = tiles_of(x, groups)
+    cut = reduction_tiles(x, groups, _STATISTICS_DEPTH)
     means, squares = vectors_like(x, groups, cut.programs)
+    mean, inverse_deviation = vectors_like(x, groups)
     statistics_kernel[cut.programs, cut.channel_blocks, groups](
-        x, means, squares, cut.rows, TILES_EACH=cut.each, S=cut.constants, num_warps=WARPS
-    )
-    mean, inverse_deviation = combined_statistics(
-        x, cut, means, squares, running_mean, running_variance, momentum, epsilon
-    )
-    y = applied(x, cut, mean, inverse_deviation, weight, bias, residual, activation, residual_place)
+        x, means, squares, arrivals_like(x, cut.channel_blocks), mean, inverse_deviation, running_mean,
+        running_variance, cut.rows, momentum, epsilon, **cut.reducing(), num_warps=REDUCTION_WARPS,
+    )  # fmt: skip
+    y = applied(x, mean, inverse_deviation, weight, bias, residual, activation, residual_place)
     return y, mean, inverse_deviation
 
 
 def applied(
-    x: Tensor, cut: Tiles, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor,
-    residual: Tensor | None, activation: str, residual_place: str,
+    x: Tensor, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
+    activation: str, residual_place: str,
 ) -> Tensor:  # fmt: skip
     """Last pass: normalisation, residual, activation."""
-    y = torch.empty_like(x)
-    apply_kernel[cut.tiles, cut.channel_blocks, cut.constants.groups](
+    cut, y = tiles_of(x, len(mean)), torch.empty_like(x)
+    apply_kernel[cut.tiles, cut.channel_blocks, len(mean)](
         x, x if residual is None else residual, y, mean, inverse_deviation, weight, bias, cut.rows,
         S=dataclasses.replace(cut.constants, activation=activation, residual=residual_place), num_warps=WARPS,
     )  # fmt: skip
@@ -423,20 +520,18 @@ def applied(
 
 
 def gradient_sums(
-    gradient: Tensor, x: Tensor, cut: Tiles, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor,
-    residual: Tensor, constants: NormConstants,
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse_deviation: Tensor, weight: Tensor, bias: Tensor,
+    residual: Tensor, activation: str, residual_place: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sums of du and of du * z over the rows of each group, [groups, C]."""
-    groups = constants.groups
-    bias_sums, weight_sums = vectors_like(x, groups, cut.programs)
+    groups = len(mean)
+    cut = reduction_tiles(x, groups, _SUMS_DEPTH)
     bias_sum, weight_sum = vectors_like(x, groups)
     gradient_sums_kernel[cut.programs, cut.channel_blocks, groups](
-        gradient, x, residual, mean, inverse_deviation, weight, bias, bias_sums, weight_sums, cut.rows,
-        TILES_EACH=cut.each, S=constants, num_warps=WARPS,
+        gradient, x, residual, mean, inverse_deviation, weight, bias, *vectors_like(x, groups, cut.programs),
+        arrivals_like(x, cut.channel_blocks), bias_sum, weight_sum, cut.rows,
+        **cut.reducing(activation=activation, residual=residual_place), num_warps=REDUCTION_WARPS,
     )  # fmt: skip
-    combine_gradient_sums_kernel[-(-x.shape[1] // COMBINED_CHANNELS), groups](
-        bias_sums, weight_sums, bias_sum, weight_sum, cut.programs, **cut.combining(), num_warps=WARPS
-    )
     return bias_sum, weight_sum
 
 
@@ -452,7 +547,9 @@ def batch_norm_act_backward_triton(
     """Gradients of x, weight, bias and of a residual before the activation (else an empty tensor)."""
     cut, source = tiles_of(x, groups), x if residual is None else residual
     constants = dataclasses.replace(cut.constants, activation=activation, residual=residual_place)
-    bias_sum, weight_sum = gradient_sums(gradient, x, cut, mean, inverse_deviation, weight, bias, source, constants)
+    bias_sum, weight_sum = gradient_sums(
+        gradient, x, mean, inverse_deviation, weight, bias, source, activation, residual_place
+    )
     x_gradient = torch.empty_like(x)
     before = residual is not None and residual_place == "before_activation"
     residual_gradient = torch.empty_like(x) if before else x.new_empty(0)
@@ -849,7 +946,8 @@ def argument_types(
 ) -> dict[str, str]:
     """Triton types of the arguments of a kernel for tensors of `dtype`; float32 vectors and integers unless named."""
     names = [name for name in getattr(function, "arg_names", []) if name not in constants]
-    known = dict.fromkeys(_TENSORS, pointer_type(dtype)) | {"momentum": "fp32", "epsilon": "fp32"} | others
+    known = dict.fromkeys(_TENSORS, pointer_type(dtype)) | {"momentum": "fp32", "epsilon": "fp32"}
+    known |= {"arrivals_ptr": "*i32"} | others
     return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
 
 
@@ -895,22 +993,21 @@ def _compile_cases(operation: Operation) -> list[CompileCase]:
     """All kernels for what `shape_in_words` says; with a residual they have one more load of the same tile."""
     x = torch.empty(operation.shape, dtype=operation.dtype, device="meta")
     groups, activation, channels = operation["groups"], operation["activation"], operation.shape[1]
-    cut = tiles_of(x, groups)
-    each, constants = {"TILES_EACH": cut.each}, {"S": dataclasses.replace(cut.constants, activation=activation)}
+    cut, sums = reduction_tiles(x, groups, _STATISTICS_DEPTH), reduction_tiles(x, groups, _SUMS_DEPTH)
+    tile = {"S": dataclasses.replace(tiles_of(x, groups).constants, activation=activation)}
     size, partial = x.nbytes, 4 * cut.programs * groups * channels
     return [
         CompileCase(
             shape=shape_in_words(operation), function=function,
-            arguments=argument_types(function, made, x.dtype, {}), constants=made, warps=WARPS, bytes=moved,
-            wide_loads=wide and channels % 8 == 0,
+            arguments=argument_types(function, made, x.dtype, {}), constants=made, warps=warps, bytes=moved,
+            wide_loads=channels % 8 == 0,
+            streams=warps == REDUCTION_WARPS and groups == 1,  # else the last program has a loop over groups, too
         )
-        for function, made, moved, wide in (
-            (statistics_kernel, each | {"S": cut.constants}, size + 2 * partial, True),
-            (combine_statistics_kernel, cut.combining(), 2 * partial, False),
-            (apply_kernel, constants, 2 * size, True),
-            (gradient_sums_kernel, each | constants, 2 * size + 2 * partial, True),
-            (combine_gradient_sums_kernel, cut.combining(), 2 * partial, False),
-            (input_gradient_kernel, constants, 3 * size, True),
+        for function, made, moved, warps in (
+            (statistics_kernel, cut.reducing(), size + 4 * partial, REDUCTION_WARPS),
+            (apply_kernel, tile, 2 * size, WARPS),
+            (gradient_sums_kernel, sums.reducing(activation=activation), 2 * size + 4 * partial, REDUCTION_WARPS),
+            (input_gradient_kernel, tile, 3 * size, WARPS),
         )
     ]  # fmt: skip
 
@@ -921,20 +1018,12 @@ def _activations(sizes: Sequence[int], least: int) -> int:
 
 
 def _forward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
-    return {
-        "statistics_kernel": reads[0],
-        "combine_statistics_kernel": 0,  # moves next to nothing, as the other second stage
-        "apply_kernel": _activations(reads, reads[0]) + writes[0],
-    }
+    return {"statistics_kernel": reads[0], "apply_kernel": _activations(reads, reads[0]) + writes[0]}
 
 
 def _backward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
     given = _activations(reads, reads[0])
-    return {
-        "gradient_sums_kernel": given,
-        "combine_gradient_sums_kernel": 0,
-        "input_gradient_kernel": given + _activations(writes, reads[0]),
-    }
+    return {"gradient_sums_kernel": given, "input_gradient_kernel": given + _activations(writes, reads[0])}
 
 
 KERNEL = Kernel(
@@ -952,13 +1041,8 @@ KERNEL = Kernel(
         ),
     ),
     gpu_functions=dict.fromkeys(
-        (
-            "statistics_kernel", "combine_statistics_kernel", "apply_kernel", "gradient_sums_kernel",
-            "combine_gradient_sums_kernel", "input_gradient_kernel",
-        ),
-        "norm+pool",
+        ("statistics_kernel", "apply_kernel", "gradient_sums_kernel", "input_gradient_kernel"), "norm+pool"
     ),
-    followed_by_pytorch=("combine_gradient_sums_kernel",),
     operators={
         "batch_norm_act": Operator(bytes=_forward_bytes),
         "batch_norm_act_backward": Operator(bytes=_backward_bytes),

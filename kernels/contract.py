@@ -70,6 +70,8 @@ class CompileCase:
     flops: int = 0
     wide_loads: bool = False
     """The layout allows loads of 16 bytes."""
+    streams: bool = False
+    """A reduction that reads whole tensors: its loops must not make threads exchange values or wait for each other."""
     hopper_only: bool = False
     """Made for the first target; the others do not get it."""
 

@@ -1,9 +1,9 @@
-"""Registers that NVIDIA machine code reads before anything has written them: faults of a compiler, found without a GPU.
+"""What NVIDIA machine code does wrong, found without a GPU: reads of registers that nothing has written, slow loops.
 
-The check reads what `cuobjdump --dump-sass` prints. It follows vector registers (R), uniform registers (UR) and
-predicates (P, UP) along the control flow. A read is reported only where it must be wrong: if the instruction is
-executed at all, then on no path from the entry of the kernel to its first execution has anything written the register.
-So a register that only a later turn of a loop writes counts as unset in the first.
+Both checks read what `cuobjdump --dump-sass` prints. That of registers follows vector registers (R), uniform registers
+(UR) and predicates (P, UP) along the control flow. A read is reported only where it must be wrong: if the instruction
+is executed at all, then on no path from the entry of the kernel to its first execution has anything written the
+register. So a register that only a later turn of a loop writes counts as unset in the first.
 
 Whatever is not known is taken so that no alarm is false:
 
@@ -62,6 +62,8 @@ _DOUBLES = _opcodes("DADD DFMA DMUL DSETP FADD2 FFMA2 FMUL2")
 _CONVERSIONS = _opcodes("F2F F2I I2F I2I UF2F UF2I UI2F")
 _MEMORY = _opcodes("ATOM ATOMG ATOMS LD LDC LDCU LDG LDL LDS RED REDG ST STG STL STS ULDC")
 _LOADS_AND_STORES = _MEMORY - {"ATOM", "ATOMG", "ATOMS", "RED", "REDG"}
+_EXCHANGES = _opcodes("ATOMS BAR LDGSTS LDS LDSM REDUX SHFL STS STSM")
+"""With these, threads of a program give each other values or wait for each other."""
 _HMMA_OPERANDS = {"16816": (4, 2), "1688": (2, 1)}
 """Registers of A and B, by the shape; of others one is read."""
 
@@ -375,6 +377,50 @@ def unset_registers(listing: str) -> list[UnsetRegister]:
     """
     _, *parts = re.split(r"^\s*Function : (\S+)$", listing, flags=re.MULTILINE)
     return [each for name, text in zip(parts[::2], parts[1::2], strict=True) for each in _unset_in(name, text)]
+
+
+def _reached(start: int, goes: Sequence[Sequence[int]]) -> set[int]:
+    """Instructions that paths from `start` come to, itself included."""
+    found, waiting = {start}, [start]
+    while waiting:
+        new = set(goes[waiting.pop()]) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _in_loops(code: list[_Instruction]) -> set[int]:
+    """Instructions from which a path leads back to them.
+
+    A call goes on behind it. `BSYNC` goes on behind its own `BSSY` region, never back to that of an earlier one.
+    """
+    goes = _successors(code)
+    for number, each in enumerate(code):
+        base = each.opcode.partition(".")[0]
+        if base in ("CALL", "RET"):
+            goes[number] = [number + 1] if base == "CALL" and number + 1 < len(code) else []
+        elif base == "BSYNC":
+            goes[number] = [successor for successor in goes[number] if successor > number]
+    comes: list[list[int]] = [[] for _ in code]
+    for number, to in enumerate(goes):
+        for successor in to:
+            comes[successor].append(number)
+    backward = [(number, first) for number, to in enumerate(goes) for first in to if first <= number]
+    return {each for last, first in backward for each in _reached(first, goes) & _reached(last, comes)}
+
+
+def exchanges_in_loops(listing: str) -> int:
+    """How many instructions in loops make threads exchange values or wait: shuffles, shared memory, barriers.
+
+    A reduction of a tensor that is larger than the caches needs them once, behind its loop; inside, they keep loads
+    from being under way.
+
+    Args:
+        listing: as for `unset_registers`.
+    """
+    functions = re.split(r"^\s*Function : \S+$", listing, flags=re.MULTILINE)[1:]
+    codes = [list(_instructions(text)) for text in functions]
+    return sum(code[n].opcode.partition(".")[0] in _EXCHANGES for code in codes for n in _in_loops(code))
 
 
 def unknown_opcodes(listing: str) -> set[str]:

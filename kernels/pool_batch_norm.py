@@ -23,7 +23,8 @@ once, zeros included.
 
 What the interpreter cannot show. Comparisons and places are exact on a device: nothing in them could be fused. Windows
 do not overlap, so no two programs write one address, and what an odd last row or column gets is 0 and is written too.
-Partial statistics, reductions and offsets are those of `batch_norm`.
+The last program reads the first pooled row, which another one wrote. Partial statistics, reductions, the counter and
+offsets are those of `batch_norm`.
 """
 
 import dataclasses
@@ -35,11 +36,13 @@ import torch.nn.functional as F
 from torch import Tensor, library
 
 from .batch_norm import (
+    REDUCTION_WARPS,
     WARPS,
     BatchNormAct2d,
     Tiles,
     applied,
     argument_types,
+    arrivals_like,
     batch_norm_act_backward_reference,
     batch_norm_act_plain,
     batch_norm_act_reference,
@@ -47,17 +50,22 @@ from .batch_norm import (
     check_norm,
     check_options,
     check_rows,
-    combined_statistics,
+    combine_statistics_device,
     gradient_sums,
     input_gradient_device,
-    merged_statistics_device,
+    is_last_device,
+    merged_device,
     norm_fits,
     norm_inputs,
+    nothing_seen_device,
+    reduction_tiles,
+    seen_device,
     shape_in_words,
     store_partial_device,
     summed_over_groups,
     tile_device,
     tiles_of,
+    vectors_device,
     vectors_like,
 )
 from .contract import CompileCase, Kernel, Operation, Operator, pointer_type
@@ -65,6 +73,8 @@ from .language import INTERPRETED, tl, triton
 
 _TILE_VALUES = 1024
 """Pooled values a tile; each comes from four."""
+_POOL_DEPTH = 1
+"""Rows of a tile that a thread pools at once: four loads."""
 
 
 # -- device code; `S` is the NormConstants of the pooled tensor, HEIGHT x WIDTH pixels are those of x
@@ -80,51 +90,74 @@ def _windows_device(tile, DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.conste
 
 
 @triton.jit
-def _largest_device(x_ptr, corners, mask, WIDTH: tl.constexpr, S: tl.constexpr):
-    """The largest value of 2x2 windows, in float32, and which one of the four it is."""
-    largest = tl.load(x_ptr + corners, mask=mask, other=0.0).to(tl.float32)
+def _corners_device(x_ptr, corners, mask, WIDTH: tl.constexpr, S: tl.constexpr):
+    """The four values of each 2x2 window, as four tensors."""
+    loaded = ()
+    for index in tl.static_range(4):
+        pixel = (index // 2) * WIDTH + index % 2
+        value = tl.load(x_ptr + (corners + pixel * S.channels), mask=mask, other=0.0)
+        loaded = loaded + (value,)  # type: ignore[assignment]  # noqa: RUF005 - Triton takes no star
+    return loaded
+
+
+@triton.jit
+def _largest_device(values):
+    """The largest of four values, in float32, and which one it is."""
+    largest = values[0].to(tl.float32)
     winner = tl.zeros_like(largest).to(tl.uint8)
     for index in tl.static_range(1, 4):
-        pixel = (index // 2) * WIDTH + index % 2
-        value = tl.load(x_ptr + (corners + pixel * S.channels), mask=mask, other=0.0).to(tl.float32)
+        value = values[index].to(tl.float32)
         better = (value > largest) | (value != value)  # NaN wins, as in PyTorch
         largest = tl.where(better, value, largest)
         winner = tl.where(better, index, winner).to(tl.uint8)
     return largest, winner
 
 
-@triton.jit(do_not_specialize=("ROWS",))
+@triton.jit(do_not_specialize=("ROWS", "momentum", "epsilon"))
 def pool_statistics_kernel(
     x_ptr,  # [N, HEIGHT, WIDTH, channels]
     pooled_ptr,  # [N, HEIGHT // 2, WIDTH // 2, channels]
     winners_ptr,  # uint8, likewise: which of the four
     means_ptr,  # float32 [programs, groups, channels], less the first pooled row of the group
     squares_ptr,  # float32, likewise: sums of squared deviations from those means
+    arrivals_ptr,  # int32 [blocks of channels], 0 before and after
+    mean_ptr,  # float32 [groups, channels]
+    inverse_deviation_ptr,  # likewise
+    running_mean_ptr,  # float32 [channels]
+    running_variance_ptr,  # likewise
     ROWS,
+    momentum,
+    epsilon,
     TILES_EACH: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    S: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-    S: tl.constexpr,
 ):
-    """Pooled values, their places, and the statistics of the rows that one program reads."""
+    """Pooled values, their places, and their statistics, as `statistics_kernel` makes them."""
     channels = channels_device(S)
     exists = channels < S.channels
     first = tl.program_id(2).to(tl.int64) * (HEIGHT * WIDTH * S.channels) + channels
-    pivot, _ = _largest_device(x_ptr, first, exists, WIDTH, S)
-    mean = tl.zeros_like(channels).to(tl.float32)
-    squares = tl.zeros_like(channels).to(tl.float32)
-    seen = 0.0
-    # Loads run a tile ahead; else registers spill with Triton 3.6. The last program may have tiles without rows.
-    for index in tl.range(TILES_EACH, num_stages=2):
+    pivot, _ = _largest_device(_corners_device(x_ptr, first, exists, WIDTH, S))
+    count, mean, squares = nothing_seen_device(S)
+    for index in range(TILES_EACH):  # the last program may have tiles without rows
         tile = tl.program_id(0) * TILES_EACH + index
         image, row, column = _windows_device(tile, HEIGHT // 2, WIDTH // 2, S)
         corners = ((image * HEIGHT + 2 * row) * WIDTH + 2 * column)[:, None] * S.channels + channels[None, :]
         places, mask = tile_device(tile, channels, ROWS, S)
-        largest, winner = _largest_device(x_ptr, corners, mask, WIDTH, S)
+        largest, winner = _largest_device(_corners_device(x_ptr, corners, mask, WIDTH, S))
         tl.store(pooled_ptr + places, largest.to(pooled_ptr.dtype.element_ty), mask=mask)
         tl.store(winners_ptr + places, winner, mask=mask)
-        mean, squares, seen = merged_statistics_device(largest, mask, pivot, mean, squares, tile, seen, ROWS, S)
-    store_partial_device(means_ptr, squares_ptr, mean, squares, channels, S)
+        distances = largest - pivot[None, :]
+        count, mean, squares = seen_device(count, mean, squares, distances, tile, ROWS, S)
+    mean, squares = merged_device(tl.sum(count, 0), count, mean, squares)
+    partial = means_ptr, squares_ptr
+    store_partial_device(partial, mean, squares, channels, S)
+    if is_last_device(arrivals_ptr):
+        combine_statistics_device(
+            pooled_ptr, partial, (mean_ptr, inverse_deviation_ptr), (running_mean_ptr, running_variance_ptr), channels,
+            TILES_EACH * S.block_rows, ROWS, momentum, epsilon, PROGRAMS, S,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("ROWS", "WINDOWS"))
@@ -153,7 +186,7 @@ def unpool_gradient_kernel(
     whole = in_group & (row < HEIGHT // 2) & (column < WIDTH // 2)
     places = ((image * (HEIGHT // 2) + row) * (WIDTH // 2) + column)[:, None] * S.channels + channels[None, :]
     mask = whole[:, None] & exists
-    vectors = mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr
+    vectors = vectors_device(mean_ptr, inverse_deviation_ptr, weight_ptr, bias_ptr, channels, S)
     dp, _ = input_gradient_device(
         gradient_ptr, pooled_ptr, pooled_ptr, vectors, bias_sum_ptr, weight_sum_ptr, places, mask, channels, ROWS, S
     )
@@ -173,22 +206,28 @@ def _tiles(pooled: Tensor, groups: int) -> Tiles:
     return tiles_of(pooled, groups, _TILE_VALUES)
 
 
+def _pooling_warps(groups: int) -> int:
+    return REDUCTION_WARPS if groups == 1 else 8  # with the images of groups 16 warps spill, with Triton 3.9
+
+
+def _pooling_tiles(pooled: Tensor, groups: int) -> Tiles:
+    return reduction_tiles(pooled, groups, _POOL_DEPTH, _pooling_warps(groups))
+
+
 def pool_batch_norm_act_triton(
     x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor,
     activation: str, momentum: float, epsilon: float, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Result, pooled values, their places (0 to 3), mean and inverse deviation; running statistics change in place."""
     pooled, winners = pooled_like(x), pooled_like(x, torch.uint8)
-    cut = _tiles(pooled, groups)
-    means, squares = vectors_like(x, groups, cut.programs)
+    cut = _pooling_tiles(pooled, groups)
+    mean, inverse_deviation = vectors_like(x, groups)
     pool_statistics_kernel[cut.programs, cut.channel_blocks, groups](
-        x, pooled, winners, means, squares, cut.rows, TILES_EACH=cut.each, HEIGHT=x.shape[2], WIDTH=x.shape[3],
-        S=cut.constants, num_warps=WARPS,
+        x, pooled, winners, *vectors_like(x, groups, cut.programs), arrivals_like(x, cut.channel_blocks), mean,
+        inverse_deviation, running_mean, running_variance, cut.rows, momentum, epsilon, HEIGHT=x.shape[2],
+        WIDTH=x.shape[3], **cut.reducing(), num_warps=_pooling_warps(groups),
     )  # fmt: skip
-    mean, inverse_deviation = combined_statistics(
-        pooled, cut, means, squares, running_mean, running_variance, momentum, epsilon
-    )
-    y = applied(pooled, tiles_of(pooled, groups), mean, inverse_deviation, weight, bias, None, activation, "none")
+    y = applied(pooled, mean, inverse_deviation, weight, bias, None, activation, "none")
     return y, pooled, winners, mean, inverse_deviation
 
 
@@ -203,10 +242,8 @@ def pool_batch_norm_act_backward_triton(
     inverse_deviation: Tensor, height: int, width: int, activation: str, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias."""
-    wide = tiles_of(pooled, groups)
-    constants = dataclasses.replace(wide.constants, activation=activation)
     bias_sum, weight_sum = gradient_sums(
-        gradient, pooled, wide, mean, inverse_deviation, weight, bias, pooled, constants
+        gradient, pooled, mean, inverse_deviation, weight, bias, pooled, activation, "none"
     )
     cut = _tiles(pooled, groups)
     x_gradient = torch.empty(
@@ -404,35 +441,32 @@ def _compile_cases(operation: Operation) -> list[CompileCase]:
     x = torch.empty(operation.shape, dtype=operation.dtype, device="meta")
     pooled, (_, channels, height, width) = pooled_like(x), operation.shape
     groups, activation = operation["groups"], operation["activation"]
-    cut = _tiles(pooled, groups)
+    cut = _pooling_tiles(pooled, groups)
+    unpooling = dataclasses.replace(_tiles(pooled, groups).constants, activation=activation)
     sizes, partial = {"HEIGHT": height, "WIDTH": width}, 4 * cut.programs * groups * channels
     places, others = pooled.numel(), {"winners_ptr": "*u8", "pooled_ptr": pointer_type(x.dtype)}
     return [
         CompileCase(
             shape=shape_in_words(operation), function=function,
             arguments=argument_types(function, made, x.dtype, others),
-            constants=made, warps=WARPS, bytes=moved, wide_loads=channels % 8 == 0,
+            constants=made, warps=warps, bytes=moved, wide_loads=channels % 8 == 0,
+            streams=function is pool_statistics_kernel and groups == 1,
         )
-        for function, made, moved in (
-            (pool_statistics_kernel, {"TILES_EACH": cut.each} | sizes | {"S": cut.constants},
-             x.nbytes + pooled.nbytes + places + 2 * partial),
-            (unpool_gradient_kernel, sizes | {"S": dataclasses.replace(cut.constants, activation=activation)},
-             x.nbytes + 2 * pooled.nbytes + places),
+        for function, made, moved, warps in (
+            (pool_statistics_kernel, cut.reducing() | sizes,
+             x.nbytes + pooled.nbytes + places + 4 * partial, _pooling_warps(groups)),
+            (unpool_gradient_kernel, sizes | {"S": unpooling}, x.nbytes + 2 * pooled.nbytes + places, WARPS),
         )
     ]  # fmt: skip
 
 
 def _forward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
     first = reads[0] + writes[1] + writes[2]
-    return {"pool_statistics_kernel": first, "combine_statistics_kernel": 0, "apply_kernel": 2 * writes[1]}
+    return {"pool_statistics_kernel": first, "apply_kernel": 2 * writes[1]}
 
 
 def _backward_bytes(reads: Sequence[int], writes: Sequence[int]) -> dict[str, int]:
-    return {
-        "gradient_sums_kernel": 2 * reads[0],
-        "combine_gradient_sums_kernel": 0,
-        "unpool_gradient_kernel": sum(reads[:3]) + writes[0],
-    }
+    return {"gradient_sums_kernel": 2 * reads[0], "unpool_gradient_kernel": sum(reads[:3]) + writes[0]}
 
 
 KERNEL = Kernel(

@@ -54,6 +54,8 @@ class Resources:
     vector_stores: int
     unset_registers: list[str] = field(default_factory=list)
     """Registers that the code reads before anything has written them, each with the address; on NVIDIA only."""
+    exchanges_in_loops: int = 0
+    """Shuffles, barriers and operations on shared memory in loops; on NVIDIA only."""
     bytes: int
     flops: int
     floor_seconds: float | None
@@ -169,22 +171,24 @@ def _nvidia_usage(asm: dict[str, Any]) -> dict[str, Any]:
     usage = _nvidia_tool("cuobjdump", asm["cubin"], "--dump-resource-usage")
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     wide = re.findall(r"\b(ld|st)\.global[.\w:]*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bf]16)", asm["ptx"])
-    unset = _unset_registers(asm["cubin"])
-    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide) | {"unset_registers": unset}
+    return _usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], wide) | _in_machine_code(asm["cubin"])
 
 
-def _unset_registers(cubin: bytes) -> list[str]:
+def _in_machine_code(cubin: bytes) -> dict[str, Any]:
     """What `machine_code` finds in a cubin, kept in Triton's cache: disassembling takes 0.7 s a kernel."""
     from triton.runtime.cache import get_cache_manager
 
     rules = Path(machine_code.__file__).read_bytes()
     cache = get_cache_manager(hashlib.sha256(rules + cubin).hexdigest())
-    if (known := cache.get_file("unset_registers.json")) is not None:
-        stored: list[str] = json.loads(Path(known).read_text(encoding="utf-8"))
+    if (known := cache.get_file("machine_code.json")) is not None:
+        stored: dict[str, Any] = json.loads(Path(known).read_text(encoding="utf-8"))
         return stored
     listing = _nvidia_tool("cuobjdump", cubin, "--dump-sass")
-    found = [str(each) for each in machine_code.unset_registers(listing)]
-    cache.put(json.dumps(found), "unset_registers.json", binary=False)
+    found = {
+        "unset_registers": [str(each) for each in machine_code.unset_registers(listing)],
+        "exchanges_in_loops": machine_code.exchanges_in_loops(listing),
+    }
+    cache.put(json.dumps(found), "machine_code.json", binary=False)
     return found
 
 
@@ -263,6 +267,8 @@ def problems(row: Resources, case: CompileCase, limits: dict[str, dict[str, int]
         found.append(f"spills {row.spills} bytes")
     if case.wide_loads and row.target.startswith("sm_") and not row.vector_loads:
         found.append("no loads of 16 bytes")
+    if case.streams and row.exchanges_in_loops:
+        found.append(f"{row.exchanges_in_loops} exchanges between threads in loops of a reduction")
     if row.unset_registers:
         found.append(f"reads registers before they are written: {', '.join(row.unset_registers)}")
     if limits is None:

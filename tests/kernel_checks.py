@@ -1,6 +1,9 @@
 """What the tests of kernels share: poisoned memory; for norms inputs, all that a step sees, errors against float64."""
 
 import math
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +16,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPSILON = 1e-5
 INTERPRETER_TRUNCATES = DEVICE.type == "cpu"
 """Triton's interpreter rounds bfloat16 towards zero, a GPU to nearest."""
+
+
+def process(*words):
+    """Of Python, without the interpreter of Triton."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=1500, check=False, env=environment
+    )
 
 
 @contextmanager

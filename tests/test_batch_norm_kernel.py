@@ -1,5 +1,9 @@
 """The batch-norm kernels against float64: in Triton's interpreter without a GPU, on the GPU with one."""
 
+import json
+import re
+from threading import get_ident
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +16,7 @@ from kernel_checks import (
     error,
     errors,
     poisoned_memory,
+    process,
     results,
     shipped,
     vectors,
@@ -21,10 +26,13 @@ from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
 from speedyresnet.kernels.batch_norm import (
+    _ARRIVALS,
     KERNEL,
     BatchNormAct2d,
+    arrivals_like,
     batch_norm_act,
     batch_norm_act_reference,
+    batch_norm_act_triton,
     with_activation,
 )
 
@@ -107,11 +115,108 @@ def test_ghost_groups_are_batch_norms_of_every_nth_image(groups, place):
 
 
 def test_more_tiles_than_programs(monkeypatch):
-    """Three programs share the tiles, and the last gets fewer."""
-    monkeypatch.setattr("speedyresnet.kernels.batch_norm._MOST_PROGRAMS", 3)
-    found, exact, _ = three_ways((7, 64, 9, 10), mean=3.0)  # 20 tiles: 7, 7 and 6
+    """Two programs share the tiles, and the last gets fewer."""
+    monkeypatch.setattr("speedyresnet.kernels.batch_norm._PROGRAMS", 2)
+    found, exact, _ = three_ways((7, 64, 9, 10), mean=3.0)  # 3 tiles of statistics, 5 of sums
     for name, wrong in errors(found, exact).items():
         assert wrong < 2e-6, name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_last_program_combines_and_the_next_launch_begins_anew(groups):
+    """Several programs of several blocks of channels; the same bits each time, and counters that are 0 again."""
+    shape = (6, 72, 12, 11)  # 4 or 2 programs a group, the last with few rows
+    found, exact, _ = three_ways(shape, "silu", "before_activation", groups, mean=2.0)
+    for name, wrong in errors(found, exact).items():
+        assert wrong < 2e-6, name
+    again, _, _ = three_ways(shape, "silu", "before_activation", groups, mean=2.0)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert _ARRIVALS
+    assert not any(counter.any() for counter in _ARRIVALS.values())
+
+
+def test_counters_are_allocated_by_another_thread_and_once_a_size(monkeypatch):
+    """Else the memory of graphs that torch.compile warms up in this thread would hold them, which it forbids."""
+    allocate, threads = torch.zeros, []
+    monkeypatch.setattr("speedyresnet.kernels.batch_norm._ARRIVALS", {})
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, **kind: threads.append(get_ident()) or allocate(*sizes, **kind))
+    x = channels_last(2, 8, 3, 3)
+    first = arrivals_like(x, 3)
+    assert first.tolist() == [0, 0, 0, 0]
+    assert arrivals_like(x, 4) is first
+    assert arrivals_like(x, 5).tolist() == [0] * 8
+    assert len(threads) == 2
+    assert get_ident() not in threads
+
+
+REDUCTIONS_IN_PTX = """
+import json
+from speedyresnet.engine.operations import shipped_operations
+from speedyresnet.kernels.resources import code, compile_cases
+cases = {case.kernel: case for case in compile_cases(shipped_operations()) if case.streams}
+print(json.dumps({name: code(case, "ptx") for name, case in cases.items()}))
+"""
+
+
+def test_partial_results_are_stored_before_the_counter_and_read_after_it():
+    """What the interpreter cannot show: it runs programs one after the other, and so their accesses are in order."""
+    done = process("-c", REDUCTIONS_IN_PTX)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # Running statistics are read as well, which no other program writes.
+    own_reads = {"statistics_kernel": 2, "pool_statistics_kernel": 2, "gradient_sums_kernel": 0}
+    assert set(found) == set(own_reads)
+    for name, ptx in found.items():
+        (counting,) = re.findall(r"\b(?:atom|red)\.\S+", ptx)
+        assert counting == "atom.global.gpu.acq_rel.add.u32", name
+        before, _, after = ptx.partition(counting)
+        assert "bar.sync" in before.rpartition("st.global")[2], name  # all threads of the program have stored
+        assert "bar.sync" in after.partition("ld.global")[0], name  # and all wait for what the counter says
+        loads = re.findall(r"\bld\.global\S*", after)
+        past_the_first_cache = [each for each in loads if each.startswith("ld.global.cg.")]
+        assert len(past_the_first_cache) >= 2, name
+        assert len(loads) - len(past_the_first_cache) == own_reads[name], name
+
+
+@pytest.mark.gpu
+def test_reductions_inside_of_the_graphs_of_torch_compile(monkeypatch):
+    """Where the first launch of all is the one that warms them up."""
+    monkeypatch.setattr("speedyresnet.kernels.batch_norm._ARRIVALS", {})
+    norm, x = BatchNormAct2d(256).to(DEVICE), channels_last(64, 256, 15, 15, dtype=torch.float16)
+    compiled = torch.compile(norm, mode="reduce-overhead", fullgraph=True)
+    expected = norm(x)
+    expected.float().square().sum().backward()
+    expected_gradient, x.grad = x.grad, None
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        y = compiled(x)
+        y.float().square().sum().backward()
+        assert torch.equal(y, expected)
+        assert torch.equal(x.grad, expected_gradient)
+        x.grad = None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("warmed_up", [True, False])
+def test_every_replay_of_a_graph_combines_anew(warmed_up):
+    """With the counters of the stream that is captured, and where there are none yet."""
+    x, (weight, bias) = channels_last(256, 256, 15, 15, dtype=torch.float16).detach(), vectors(256)
+
+    def launched():
+        running = torch.zeros(256, device=DEVICE), torch.ones(256, device=DEVICE)
+        return batch_norm_act_triton(x, weight, bias, *running, None, "gelu", "none", 0.1, EPSILON, 1)
+
+    expected, stream, graph = launched(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    if warmed_up:
+        with torch.cuda.stream(stream):
+            launched()
+    with torch.cuda.graph(graph, stream=stream):
+        found = launched()
+    for _ in range(20):
+        for each in found:
+            each.fill_(torch.nan)
+        graph.replay()
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_constant_channels_nan_and_infinity_are_as_pytorchs():
@@ -287,23 +392,29 @@ MUTATIONS = {
         ("(rows < ROWS)[:, None]", "(rows < ROWS - 1)[:, None]"),
         ("(places // S.pixels * S.groups + tl.program_id(2)) * S.pixels",
          "(places // S.pixels + tl.program_id(2) * (ROWS // S.pixels)) * S.pixels"),
-        ("distances = tl.where(mask, x - pivot[None, :], 0.0)", "distances = x - pivot[None, :]"),
-        ("deviations = tl.where(mask, distances - tile_mean[None, :], 0.0)", "deviations = distances - tile_mean[None, :]"),
-        ("step * step * (count * (seen / (seen + count)))", "step * step * count"),
-        ("tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0) + steps * steps * counts, 0)",
-         "tl.sum(tl.load(squares_ptr + places, mask=mask, other=0.0), 0)"),
-        ("tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32)",
-         "tl.load(first + channels, mask=channels < S.channels, other=0.0).to(tl.float32) * 0.0"),
+        ("exists = (tl.arange(0, S.depth)[:, None, None] * LANES + lane[None] < left).to(tl.float32)",
+         "exists = (tl.arange(0, S.depth)[:, None, None] * LANES + lane[None] >= 0).to(tl.float32)"),
+        ("(left - lane + LANES - 1) // LANES", "(left - lane) // LANES"),
+        ("squares + own_squares + step * step * (count * share)", "squares + own_squares + step * step * count"),
+        ("tl.sum(squares + steps * steps * count, 0)", "tl.sum(squares, 0)"),
+        ("cache_modifier=\".cg\").to(tl.float32)", "cache_modifier=\".cg\").to(tl.float32) * 0.0"),
+        ("mask = (program < tl.num_programs(0))[:, None]", "mask = (program < tl.num_programs(0) - 1)[:, None]"),
+        ("counts = tl.minimum(ROWS - tl.arange(0, PROGRAMS) * rows_each, rows_each)",
+         "counts = tl.minimum(ROWS, rows_each) + 0 * tl.arange(0, PROGRAMS)"),
+        ("tl.store(arrivals, 0)", "tl.store(arrivals, 1)"),
+        ("sem=\"acq_rel\"", "sem=\"relaxed\""),
+        ("scope=\"gpu\"", "scope=\"cta\""),
+        ("return first, tl.load(partial[1] + places, mask=mask, other=0.0, cache_modifier=\".cg\")",
+         "return first, tl.load(partial[1] + places, mask=mask, other=0.0)"),
+        ("tl.num_programs(0) * tl.num_programs(2) - 1", "tl.num_programs(0) - 1"),
         ("tl.sqrt_rn(squares / ROWS + epsilon)", "tl.sqrt_rn(squares / ROWS) + epsilon"),
         ("batch_variance += squares / tl.maximum(ROWS - 1, 1) / S.groups", "batch_variance += squares / ROWS / S.groups"),
         ("old_mean + momentum * (batch_mean - old_mean)", "batch_mean + momentum * (old_mean - batch_mean)"),
-        ("return z, u, weight * inverse_deviation", "return z, u, inverse_deviation"),
-        ("weight_sum += tl.sum(du * z, 0)", "weight_sum += tl.sum(du, 0)"),
-        ("du - bias_mean - z * weight_mean", "du - bias_mean + z * weight_mean"),
-        ("distances = tl.where(mask, x - pivot[None, :], 0.0)",
-         "distances = tl.where(mask, x.to(tl.float16).to(tl.float32) - pivot[None, :], 0.0)"),
-        ("tl.maximum(tl.minimum(ROWS - tile * S.block_rows, S.block_rows), 0)",
-         "tl.minimum(ROWS - tile * S.block_rows, S.block_rows)"),
+        ("return vectors[2] * (du - bias_mean", "return vectors[1] * (du - bias_mean"),
+        ("in_lanes_device(du * centred, S)", "in_lanes_device(du, S)"),
+        ("weight_sum *= vectors[1]", "weight_sum *= 1.0"),
+        ("du - bias_mean - centred * (vectors[1] * weight_mean)", "du - bias_mean + centred * (vectors[1] * weight_mean)"),
+        ("other=0.0).to(tl.float32) - pivot[None, :]", "other=0.0).to(tl.float16).to(tl.float32) - pivot[None, :]"),
         ("(gradient if after else residual_gradient)", "residual_gradient"),
     ],
     "kernels/activations.py": [

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from kernel_checks import process
 
 from speedyresnet.engine.fit import expected_data
 from speedyresnet.engine.operations import operations_of, shipped_operations
@@ -18,14 +16,6 @@ from speedyresnet.engine.recipes import recipe, registered_recipes
 from speedyresnet.kernels import resources
 from speedyresnet.kernels.contract import registered
 from speedyresnet.kernels.resources import TARGETS, Resources, compile_cases, problems
-
-
-def process(*words):
-    """Of Python, without the interpreter of Triton."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=1500, check=False, env=environment
-    )
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +130,24 @@ def test_unset_registers_are_a_problem_and_are_looked_for_once(tmp_path, monkeyp
         return (listings / f"{cubin.decode()}.sass").read_text()
 
     monkeypatch.setattr(resources, "_nvidia_tool", disassembled)
-    found = {name: [resources._unset_registers(name) for _ in range(2)] for name in (b"faulty", b"mended")}
-    assert found == {b"faulty": 2 * [["UR30 at 0x40", "UR31 at 0x80"]], b"mended": [[], []]}
+    found = {name: [resources._in_machine_code(name) for _ in range(2)] for name in (b"faulty", b"mended")}
+    assert [each["unset_registers"] for each in found[b"faulty"]] == 2 * [["UR30 at 0x40", "UR31 at 0x80"]]
+    assert [each["unset_registers"] for each in found[b"mended"]] == [[], []]
     assert asked == [b"faulty", b"mended"]
     case = dataclasses.replace(compile_cases(shipped_operations())[0], wide_loads=True)
     told = "reads registers before they are written: UR30 at 0x40, UR31 at 0x80"
-    assert problems(a_row(unset_registers=found[b"faulty"][0]), case, None) == [told]
+    assert problems(a_row(unset_registers=found[b"faulty"][0]["unset_registers"]), case, None) == [told]
+
+
+def test_exchanges_in_loops_are_a_problem_of_reductions_only():
+    cases = compile_cases(shipped_operations())
+    case = next(each for each in cases if each.streams)
+    assert problems(a_row(exchanges_in_loops=3), dataclasses.replace(case, streams=False), None) == []
+    assert problems(a_row(exchanges_in_loops=0), case, None) == []
+    told = "3 exchanges between threads in loops of a reduction"
+    assert problems(a_row(exchanges_in_loops=3), case, None) == [told]
+    reductions = {case.kernel for case in cases if case.streams}
+    assert reductions == {"statistics_kernel", "gradient_sums_kernel", "pool_statistics_kernel"}
 
 
 def test_a_planted_regression_fails_the_check_and_an_unknown_triton_does_not(rows, tmp_path, monkeypatch, speedyresnet):
@@ -212,9 +214,9 @@ def test_ptx_hashes_ignore_where_the_source_is_and_nothing_else():
 
 @pytest.mark.exhaustive
 def test_every_case_has_a_ptx_hash():
-    done = process("-m", "speedyresnet.bench", "kernels", "combine_statistics_kernel", "--ptx-hash", "--json")
+    done = process("-m", "speedyresnet.bench", "kernels", "statistics_kernel", "--ptx-hash", "--json")
     assert done.returncode == 0, done.stderr
-    cases = compile_cases(shipped_operations(), "combine_statistics_kernel")
+    cases = compile_cases(shipped_operations(), "statistics_kernel")
     rows = [(case, target) for case, target in resources.cases_by_target(cases) if target.startswith("sm_")]
     hashes = json.loads(done.stdout)
     assert list(hashes) == [f"{case.kernel}, {case.shape}, {target}" for case, target in rows]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from speedyresnet.kernels.machine_code import unknown_opcodes, unset_registers
+from speedyresnet.kernels.machine_code import exchanges_in_loops, unknown_opcodes, unset_registers
 
 LISTINGS = Path(__file__).with_name("listings")
 """The weight gradient of `convolution_pool` for 8 channels and 16 filters in float16, compiled for sm_90."""
@@ -154,3 +154,26 @@ def test_each_function_begins_with_nothing_set():
 def test_a_branch_to_nowhere_is_no_listing():
     with pytest.raises(ValueError, match="@P0 BRA 0x500: its target"):
         unset_registers(listing("ISETP.NE.AND P0, PT, RZ, RZ, PT", "@P0 BRA 0x500", "EXIT"))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (["LDS R4, [R0]", "BAR.SYNC 0x0", "EXIT"], 0),
+        (["LDS R4, [R0]", "@P0 BRA 0x0", "STS [R0], R4", "EXIT"], 1),  # behind the loop one more
+        (["STS [R0], R4", "BAR.SYNC 0x0", "SHFL.BFLY R4, R5, 0x1, 0x1f", "LDG.E R6, [R2]", "BRA 0x10"], 2),
+        # A part of the loop that stands behind everything, and one that only leads out of it.
+        (["@P0 BRA 0x50", "MOV R4, R5", "@P1 BRA 0x70", "@P2 BRA 0x0", "EXIT", "ATOMS.ADD R4, [R0], R5", "BRA 0x10",
+          "REDUX UR4, R4", "EXIT"], 1),
+        (["NOP", "@P0 BRA 0x40", "LDS R4, [R0]", "EXIT", "STSM.16.M88.4 [R0], R4", "@P1 BRA 0x0", "EXIT"], 1),
+        # Two calls of one function: from behind the first there is a way to it, but no loop.
+        (["CALL.REL.NOINC 0x60", "BAR.SYNC 0x0", "CALL.REL.NOINC 0x60", "LDS R4, [R0]", "EXIT", "NOP", "MOV R4, R0",
+          "RET.REL.NODEC R2 0x0"], 0),
+        (["NOP", "EXIT", "BRA 0x20"], 0),
+        # Two regions of the same barrier, one behind the other.
+        (["BSSY B0, 0x20", "BSYNC B0", "BAR.SYNC 0x0", "BSSY B0, 0x50", "BSYNC B0", "EXIT"], 0),
+    ],
+)  # fmt: skip
+def test_exchanges_between_threads_count_in_loops_only(code, expected):
+    assert exchanges_in_loops(listing(*code)) == expected
+    assert exchanges_in_loops(listing(*code) + listing(*code)) == 2 * expected
