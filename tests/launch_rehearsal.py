@@ -1,10 +1,11 @@
 """Launches every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
 
-Printed as JSON: a hash of the PTX of each kernel that was launched, by its name, and of all that are compiled by
-`speedyresnet kernels`. Run in a process of its own, without TRITON_INTERPRET.
+Prints as JSON, by kernel, the hash of the PTX that was launched, and the hashes of what `speedyresnet kernels` compiles
+for the same constants. Run it in a process of its own, without TRITON_INTERPRET.
 """
 
 import json
+from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -18,7 +19,7 @@ from speedyresnet.kernels.pool_batch_norm import (
     pool_batch_norm_act_backward_triton,
     pool_batch_norm_act_triton,
 )
-from speedyresnet.kernels.resources import compile_cases, compiled, ptx_hash
+from speedyresnet.kernels.resources import compile_cases, compiled, ptx_hash, source_of
 from speedyresnet.kernels.stem import stem_backward_triton, stem_triton
 
 BATCH = 256
@@ -41,13 +42,13 @@ class Hopper:
         return 0
 
 
-found: dict[str, str] = {}
+found: dict[str, Any] = {}
+"""What was compiled for each kernel that was launched."""
 
 
 def compile_only(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> object:
     """`JITFunction.run` that stops before the launch."""
-    made = launch(self, *arguments, grid=grid, warmup=True, **options)
-    found[self.__name__] = ptx_hash(made.asm["ptx"])
+    found[self.__name__] = made = launch(self, *arguments, grid=grid, warmup=True, **options)
     return made
 
 
@@ -87,11 +88,16 @@ def main() -> None:
     )  # fmt: skip
 
 
+def checked(name: str) -> list[str]:
+    """The hashes of the PTX of the cases of a kernel that have the constants with which it was launched."""
+    cases = {case.code: case for case in compile_cases(shipped_operations(), name)}.values()
+    alike = [case for case in cases if source_of(case).constants == found[name].src.constants]
+    return [ptx_hash(compiled(case, "sm_90").asm["ptx"]) for case in alike]
+
+
 if __name__ == "__main__":
-    checked = [
-        (case.kernel, ptx_hash(compiled(case, "sm_90").asm["ptx"])) for case in compile_cases(shipped_operations())
-    ]
     driver.set_active(Hopper())
     launch, JITFunction.run = JITFunction.run, compile_only
     main()
-    print(json.dumps({"launched": found, "checked": checked}))
+    launched = {name: ptx_hash(made.asm["ptx"]) for name, made in found.items()}
+    print(json.dumps({name: [code, checked(name)] for name, code in launched.items()}))
