@@ -77,13 +77,13 @@ _NOT_SMALL = ("--target", "--seconds", "-n")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the queue runs."""
+    """Place where the queue runs."""
 
     device: torch.device
     values: Mapping[str, str]
     """Values of the names in braces; a name without a value is missing."""
     notes: tuple[str, ...] = ()
-    """How to obtain what is missing."""
+    """Instructions for obtaining what is missing."""
 
     @property
     def rehearses(self) -> bool:
@@ -105,14 +105,14 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryResult:
-    """How an entry ended in its last run."""
+    """Outcome of the last run of an entry."""
 
     name: str
     exit_codes: list[int | None]
     """Exit codes of its commands; None for a command that was ended when the time was over."""
     seconds: float
     outputs: list[str]
-    """The end of each command's output."""
+    """End of each command's output."""
     environment: dict[str, Any]
 
     @property

@@ -1,4 +1,4 @@
-"""Compares the losses of the first eager steps with Triton kernels and with the reference kernels.
+"""Compare the losses of the first eager steps with Triton kernels and with the reference kernels.
 
 `python -m speedyresnet.bench.kernel_losses --data synthetic --device cuda --out losses.json` exits with 1 if they
 differ by more than a recipe's tolerance. On a CPU both use the reference kernels, which only shows that the command

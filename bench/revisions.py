@@ -1,4 +1,4 @@
-"""Measures two git revisions in one sitting: each in its own environment, their processes taking turns.
+"""Measurement of two git revisions in one sitting: each in its own environment, their processes taking turns.
 
 A revision gets a worktree and a virtual environment with only this package; every library, including torch, is the
 caller's. Both processes are alive at the same time, and in each round each case is timed once in both: base first in
@@ -30,7 +30,10 @@ FEWEST_ROUNDS = 24
 """Minimum number of rounds when time is short; a change of 5 % is still visible under noise of 2 %."""
 _WORKER = Path(__file__).with_name("revision_worker.py")
 _NOT_PASSED_ON = ("PYTHONPATH", "THP_MEM_ALLOC_ENABLE")
-"""The first would expose the caller's package; the second is set by importing the engine, as each revision does."""
+"""Environment variables that the workers do not inherit.
+
+The first would expose the caller's package; the second is set by importing the engine, as each revision does.
+"""
 
 
 def _last_line(text: str) -> str:
@@ -170,7 +173,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure."""
+    """Plan of a measurement."""
 
     subject: dict[str, Any]
     """Recipe, settings, device and backend; see `revision_worker.Subject`."""

@@ -1,4 +1,4 @@
-"""Runs a script written for CUDA on the CPU until each of its optimizers has made its first step.
+"""Run a script written for CUDA on the CPU until each of its optimizers has made its first step.
 
 `python -m speedyresnet.bench.smoke SCRIPT [ARGUMENTS]`, run in the folder the script expects, shows that the script
 starts: its imports, data, network, loss, gradients and optimizers fit the installed PyTorch. It does not show that it
@@ -21,11 +21,11 @@ FIRST_STEP = "every optimizer has made its first step"
 
 
 class FirstStep(BaseException):
-    """Ends the script; not an Exception, which a script may catch."""
+    """Raised to end the script; not an Exception, which a script may catch."""
 
 
 class OnCPU(TorchFunctionMode):
-    """Replaces CUDA by the CPU in calls of torch with `device="cuda"` and in `Tensor.cuda`, and so in modules too."""
+    """Mode that replaces CUDA by the CPU: in torch calls with `device="cuda"`, in `Tensor.cuda`, and so in modules."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

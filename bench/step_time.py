@@ -215,11 +215,11 @@ class _Measured:
         }
 
     def round(self, steps: int) -> tuple[float, float]:
-        """See `timed_round`."""
+        """Return the seconds of a round; see `timed_round`."""
         return timed_round(self._trainer, steps)
 
     def launches(self, steps: int) -> tuple[float | None, float | None]:
-        """See `launches_and_idle`."""
+        """Return launches and idle time; see `launches_and_idle`."""
         return launches_and_idle(self._trainer, steps)
 
 

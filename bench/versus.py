@@ -196,7 +196,7 @@ def round_order(contestants: Sequence[str], number: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """What is compared."""
+    """Configuration of a sitting."""
 
     recipe: Recipe
     pack: Pack
@@ -235,7 +235,7 @@ _SITTING: Schema = {
     "recipe": {"hash": str}, "data": {"sha256": str}, "environment": {"gpu": str | None, "torch": str},
     "options": [str], "runs": int, "rounds": int, "scripts": dict, "processes": [_OUTCOME],
 }  # fmt: skip
-"""What a stored sitting needs to resume."""
+"""Fields that a stored sitting needs to resume."""
 
 
 def _identity(found: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _identity(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> tuple[list[Outcome], list[Outcome]]:
-    """Return the outcomes of rounds and of warm-ups of the sitting `known` in `out`; none if there is no such file.
+    """Return the outcomes of rounds and of warm-ups of the sitting `known` in `out`, none without such a file.
 
     Raises:
         UserError: the file holds something else, or another sitting.

@@ -32,7 +32,7 @@ def obstacle(function, arguments):
 
 
 class Capturable(TorchDispatchMode):
-    """Fails at the first operation on the `meta` device that a CUDA graph on a GPU could not hold.
+    """Dispatch mode that fails at the first operation on the `meta` device that a CUDA graph on a GPU could not hold.
 
     Our operators run as on a GPU, including the launchers.
     """
@@ -56,7 +56,7 @@ class Capturable(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Records every operation with its tensors."""
+    """Dispatch mode that records every operation with its tensors."""
 
     def __init__(self):
         super().__init__()

@@ -92,7 +92,7 @@ def other_kinds():
     yield "pages.tif", saved(plain, "TIFF", save_all=True, append_images=[Image.new("RGB", (7, 5))]), COLOURS
     yield "bits.pbm", b"P4 3 1\n" + bytes([0b01000000]), grey([[255, 0, 255]])
     yield "two.png", saved(Image.fromarray(RAMP > 99), "PNG"), grey((RAMP > 99) * 255)
-    turned[0x0112] = 6  # stored turned: to be shown rotated clockwise by 90 degrees
+    turned[0x0112] = 6  # stored rotated: to be shown turned clockwise by 90 degrees
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
         yield f"turned.{kind.lower()}", saved(plain, kind, exif=turned, **options), np.rot90(COLOURS, -1)
     yield from turned_kinds()

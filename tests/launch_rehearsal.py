@@ -1,7 +1,7 @@
-"""Launches every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
+"""Launch every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
 
-Prints, as JSON, a hash of the PTX of each kernel that was launched, by its name, and of all kernels that `speedyresnet
-kernels` compiles. Run it in a separate process, without TRITON_INTERPRET.
+Print, as JSON, a hash of the PTX of each kernel that was launched, by its name, and of all kernels compiled by
+`speedyresnet kernels`. Run it in a separate process, without TRITON_INTERPRET.
 """
 
 import json

@@ -460,7 +460,7 @@ def test_a_profile_without_work_has_no_roofline(tmp_path):
 
 
 FRAME = """<title></title><script>onmessage = event => { document.title = event.data }</script>
-<iframe src="page.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""  # browser windows are wider than a phone
+<iframe src="page.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""  # a window is wider than a phone
 MEASURE = """<script>
 const colors = element => getComputedStyle(element);
 const pictures = [...document.querySelectorAll("svg")].map(each => each.getBoundingClientRect());

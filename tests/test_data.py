@@ -101,7 +101,7 @@ def test_checksum_covers_everything(pack, changed):
 
 
 def test_checksum_is_pinned(pack):
-    """A change of the canonical order or of the checksum would orphan every record that names one."""
+    """A change of the canonical order or of the checksum would invalidate every record that stores one."""
     assert pack.sha256 == "7052d305f8ca8a1d8838ba1394ced2208663125b911272c858667d76db6e58bf"
 
 

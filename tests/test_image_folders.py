@@ -408,7 +408,7 @@ def test_exif_orientation_is_applied(tmp_path):
     half_white = np.zeros((8, 8, 3), dtype=np.uint8)
     half_white[:4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: to be shown rotated clockwise by 90 degrees
+    exif[0x0112] = 6  # stored rotated: to be shown turned clockwise by 90 degrees
     shutil.rmtree(folder / "test" / "ant")
     (folder / "test" / "ant").mkdir()
     Image.fromarray(half_white).save(folder / "test" / "ant" / "0.png", exif=exif)
