@@ -1,6 +1,6 @@
-"""Launches every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
+"""Launch every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
 
-Prints as JSON, by kernel, the hash of the PTX that was launched, and the hashes of what `speedyresnet kernels` compiles
+Print as JSON, by kernel, the hash of the PTX that was launched, and the hashes of what `speedyresnet kernels` compiles
 for the same constants. Run it in a process of its own, without TRITON_INTERPRET.
 """
 
@@ -27,18 +27,18 @@ TRANSFORMS = Transforms(padding=2, flip="alternating")
 
 
 class Hopper:
-    """What Triton asks the driver for before it compiles."""
+    """Stand-in for the driver that Triton queries before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
-        """Of an H100 and an H200."""
+        """Return the target of an H100 and an H200."""
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        """The only one."""
+        """Return the only device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """The default one."""
+        """Return the default stream."""
         return 0
 
 
@@ -47,19 +47,21 @@ found: dict[str, Any] = {}
 
 
 def compile_only(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> object:
-    """`JITFunction.run` that stops before the launch."""
+    """Replacement for `JITFunction.run` that stops before the launch."""
     found[self.__name__] = made = launch(self, *arguments, grid=grid, warmup=True, **options)
     return made
 
 
 def half(*shape: int) -> torch.Tensor:
-    """float16 in channels_last; nobody reads it."""
+    """Return float16 in channels_last; its values are never read."""
     return torch.zeros(shape, dtype=torch.float16).to(memory_format=torch.channels_last)
 
 
 def main() -> None:
-    """One launch of each kernel, with shapes of pocket (of airbench94 for the convolution
-    and the stem, which has a bias there)."""
+    """Launch each kernel once.
+
+    The shapes are those of pocket, but of airbench94 for the convolution and the stem, which has a bias there.
+    """
     weight, bias, mean, inverse = (torch.ones(1, 128) for _ in range(4))
     vectors = weight[0], bias[0]
     x, p = half(BATCH, 128, 15, 15), half(BATCH, 128, 7, 7)

@@ -1,4 +1,4 @@
-"""Kills, full disks, several processes at once and Ctrl-C: the old file stays, or the new one is whole."""
+"""Kills, full disks, concurrent processes and Ctrl-C: the old file stays, or the new one is whole."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def other_pack():
 
 
 def ended_record(trainer, seed):
-    """The record of a run as a pool holds it."""
+    """Return the record of a run as a pool stores it."""
     record = trainer.new_record(seed)
     record.status, record.accuracy = "finished", Accuracy(weights="live", single_view=0.5, mirror=0.5, six_view=0.5)
     record.seconds = Seconds(build=1.0, prepare=1.0, train=1.0, evaluate=1.0)
@@ -60,7 +60,7 @@ def ended_record(trainer, seed):
 
 @contextmanager
 def forked(work, processes=1):
-    """The ids of processes that do `work(number)` in turns without end."""
+    """Yield the ids of processes that call `work(number)` in an endless loop."""
     children = []
     for number in range(processes):
         child = os.fork()
@@ -76,10 +76,10 @@ def forked(work, processes=1):
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
-            assert os.waitpid(child, 0)[1] == signal.SIGKILL  # none ended by itself, with an error
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL  # none ended by itself with an error
 
 
-# --- Kills and several processes
+# --- Kills and concurrent processes
 
 
 def test_a_kill_while_packing_leaves_a_whole_pack(small_pack, other_pack, tmp_path):
@@ -149,7 +149,7 @@ def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
 
 
 def test_only_one_process_downloads(cache, monkeypatch):
-    """The one that waits begins when the other has ended, however it ended."""
+    """The waiting process begins when the other has ended, however it ended."""
     began = threading.Event()
 
     def download(**_):
@@ -173,7 +173,7 @@ def test_only_one_process_downloads(cache, monkeypatch):
 
 @contextmanager
 def limited(folder):
-    """No file may grow beyond 100 bytes."""
+    """Let no file grow beyond 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -184,7 +184,7 @@ def limited(folder):
 
 @contextmanager
 def filled(folder):
-    """Nothing goes into the file system any more but 64 KiB."""
+    """Leave no more than 64 KiB in the file system."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -198,7 +198,7 @@ def filled(folder):
 
 @pytest.fixture(params=["tmpfs", "limit"])
 def disk(request, tmp_path):
-    """A folder and a context in which its disk is full."""
+    """Yield a folder and a context in which its disk is full."""
     if request.param == "limit":
         yield tmp_path, limited
         return
@@ -293,7 +293,7 @@ def test_ctrl_c_during_the_imports_is_silent():
 
 
 def run_here(monkeypatch, *arguments):
-    """Exit code of the command line in this process."""
+    """Return the exit code of the command line in this process."""
     monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -307,7 +307,7 @@ def pack_file(small_pack, tmp_path):
 
 
 def interrupted_in(monkeypatch, owner, name):
-    """Let the method `name` of `owner` begin with Ctrl-C."""
+    """Make the method `name` of `owner` begin with Ctrl-C."""
     method = getattr(owner, name)
 
     def interrupted(*arguments, **options):
@@ -328,7 +328,7 @@ def test_ctrl_c_before_training_leaves_nothing(name, pack_file, tmp_path, monkey
 
 @pytest.mark.parametrize("owner", [FileProgress, Image.Image])
 def test_ctrl_c_while_images_are_read_leaves_nothing(owner, tmp_path, cache, monkeypatch, capsys):
-    """In the main thread between two tasks, and while it waits for the threads that decode."""
+    """In the main thread between two tasks, and while it waits for the decoding threads."""
     for place in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "images" / place).mkdir(parents=True)
         for number in range(200):
@@ -368,7 +368,7 @@ def test_the_result_is_printed_where_a_file_is_refused(pack_file, tmp_path, monk
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monkeypatch, capsys):
-    """With nothing but the file: recipe, settings, seed and backend are in it."""
+    """From the file alone, which contains recipe, settings, seed and backend."""
     path = tmp_path / "run.checkpoint"
     run = [*TRAIN, "--set", "epochs=4", "--seed", "4", "--data", pack_file]
     endless = [*map(str, run), "--checkpoint", str(path), "--checkpoint-minutes", "0.01"]

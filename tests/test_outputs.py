@@ -1,4 +1,4 @@
-"""Work that is done is kept: every file is tried, the result is printed, and one line tells what was refused."""
+"""Finished work is kept: every file is tried, the result is printed, and one line says what was refused."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def pack_file(small_pack, tmp_path):
 
 
 def before(monkeypatch, owner, name, action):
-    """Let the function `name` of `owner` begin with `action`."""
+    """Make the function `name` of `owner` begin with `action`."""
     function = getattr(owner, name)
 
     def changed(*arguments, **options):
@@ -44,7 +44,7 @@ def before(monkeypatch, owner, name, action):
 
 
 def put_folders(*paths):
-    """Folders in the place of files, which nobody can write then, not even root."""
+    """Return a function that replaces files by folders, which not even root can write."""
 
     def put():
         for path in paths:
@@ -56,7 +56,7 @@ def put_folders(*paths):
 
 
 def last_line(done):
-    """What went wrong, in the only line that says so."""
+    """Return the last line that says what went wrong."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("speedyresnet: ")]
     return lines[-1]
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_fails_on_the_way_is_told_once_and_tried_again(small_p
 
 
 def test_a_refused_checkpoint_is_not_tried_at_every_step(small_pack, tmp_path, monkeypatch):
-    """A minute counts from the attempt, however it ended."""
+    """A minute counts from the attempt, whatever its outcome."""
     now = [0.0]
     monkeypatch.setattr("speedyresnet.engine.checkpoint.time.monotonic", lambda: now[0])
     made = trainer_of(recipe("airbench94", TINY), small_pack)
@@ -244,7 +244,7 @@ def short(*words):
 
 @pytest.mark.exhaustive
 def test_record_goes_on_and_prints_all_runs(pack_file, tmp_path, monkeypatch, speedyresnet):
-    """The disk refuses all that is written from the second run on."""
+    """The disk refuses everything that is written from the second run on."""
     out, attempts = tmp_path / "runs.jsonl", []
 
     def append(self, line):
