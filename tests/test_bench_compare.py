@@ -303,3 +303,27 @@ def test_wrong_options_are_one_line(options, words, compared, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert not (tmp_path / "comparison.jsonl").exists()
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("student_t_quantile((1 + CONFIDENCE) / 2, n - 1)", "student_t_quantile(CONFIDENCE, n - 1)"),
+        ("* float(array.std(ddof=1)) / n**0.5", "* float(array.std(ddof=1))"),
+    ],
+    "bench/pool.py": [
+        ("index % len(self.arms)", "0"),
+        ('stored["arm"] = arm', 'stored["arm"] = BASE'),
+    ],
+    "bench/verdicts.py": [
+        ("TIME_TOLERANCE = 0.01", "TIME_TOLERANCE = 0.1"),
+        ("ACCURACY_TOLERANCE = 0.001", "ACCURACY_TOLERANCE = 0.01"),
+        ("accuracy.lower > 0 or seconds.upper < 0,", "accuracy.lower > 0,"),
+        ("accuracy.upper < 0 or seconds.lower > 0\n", "accuracy.upper < 0\n"),
+        ("and seconds.upper < limit", "and seconds.mean < limit"),
+        ("and seconds.lower > -limit", "and seconds.mean > -limit"),
+        ("(accuracy.mean * 1000)", "(accuracy.mean * 100)"),
+        ("ratio if ratio >= 0 else None", "ratio"),
+        ("if seconds_worth.lower > 0:", "if seconds_worth.mean > 0:"),
+        ("accuracy.lower is not None and accuracy.lower > 0:", "accuracy.lower is not None and accuracy.mean > 0:"),
+    ],
+}

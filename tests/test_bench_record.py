@@ -219,3 +219,24 @@ def test_wrong_options_are_one_line(options, words, tmp_path, speedyresnet):
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert not (tmp_path / "runs.jsonl").exists()
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("std = float(array.std(ddof=1))", "std = float(array.std(ddof=0))"),
+        ("student_t_quantile(CONFIDENCE, n - 1) * std / n**0.5", "student_t_quantile(CONFIDENCE, n - 1) * std"),
+        ("student_t_quantile(CONFIDENCE, n - 1)", "student_t_quantile((1 + CONFIDENCE) / 2, n - 1)"),
+        ("margin is None else mean - margin", "margin is None else mean + margin"),
+        ("margin is None else mean + margin", "margin is None else mean - margin"),
+        ("[0.0, 0.05, 0.5, 0.95, 1.0]", "[0.0, 0.1, 0.5, 0.9, 1.0]"),
+    ],
+    "bench/pool.py": [
+        ("if run not in done", "if run[0] > max((seed for seed, _ in done), default=-1)"),
+        ("open_runs.remove((seed, arm))", "pass"),
+        ('not in ("finished", "diverged")', 'not in ("finished",)'),
+        ('file.truncate(path.read_bytes().rfind(b"\\n") + 1)', "pass"),
+        ('"data": record["data"]["sha256"]', '"data": record["data"]["name"]'),
+        ("self.records.append(stored)", "pass"),
+        ("                    self.file.truncate(end)", "                    pass"),
+    ],
+}

@@ -739,3 +739,15 @@ def test_wrong_peers_are_one_line(given, words, tmp_path, command):
 def test_a_peer_given_twice_is_refused(peers):
     with pytest.raises(UserError, match="twice"):
         parse_peers([f"hlb={peers['hlb']}", f"hlb={peers['hlb'] / 'main.py'}"])
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("math.log(first / second)", "math.log(second / first)"),
+        ("value=math.exp(logs.mean)", "value=logs.mean"),
+        (
+            "else math.exp(bound) for bound in (logs.lower, logs.upper)",
+            "else math.exp(bound) for bound in (logs.upper, logs.lower)",
+        ),
+    ],
+}
