@@ -2,8 +2,8 @@
 
     python tests/mutations.py [kernels/augment.py ...]
 
-Each mistake is a line of a file and what it is replaced with; `MUTATIONS` at the end of a test file holds those that its
-tests catch. The files are put back whatever happens. Ends with 1 and a list if a mistake went unseen.
+Each mistake is a line of a file and its replacement; `MUTATIONS` at the end of a test file holds those that its tests
+catch. The files are restored whatever happens. The exit code is 1 if a mistake was missed.
 """
 
 import ast
