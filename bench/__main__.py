@@ -1,6 +1,7 @@
-"""The `speedyresnet` command, which is also `python -m speedyresnet.bench`: signals to stop never end in a traceback.
+"""The `speedyresnet` command, also `python -m speedyresnet.bench`: signals to stop never end in a traceback.
 
-Nothing is done before PyTorch is imported or after the command has ended, so then either ends the process at once.
+No work is in progress before PyTorch is imported or after the command has ended, so a signal then ends the process at
+once.
 """
 
 import os
@@ -13,7 +14,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_at_signals() -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):  # not those of engine.signals, which PyTorch comes with
+    for each in (signal.SIGINT, signal.SIGTERM):  # not with engine.signals: importing it imports PyTorch
         signal.signal(each, _end)
 
 

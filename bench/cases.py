@@ -7,7 +7,7 @@ them. A new operation is one function under `@operation`; a new way to do an old
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -49,9 +49,13 @@ COMPILED = "compile"
 """torch.compile's version of the reference."""
 NATIVE = "native"
 """The reference without cuDNN."""
+HEURISTIC = "heuristic"
+"""A convolution for which cuDNN guesses the algorithm; for the reference on a GPU it tries several, see `device.py`."""
+PADDED = {"padded-32": 32, "padded-64": 64}
+"""Convolutions of maps whose channels are padded with zeros to a multiple of so many, for cuDNN to choose others."""
 EVERYWHERE = (REFERENCE, "eager")
 """Providers that a CPU has too."""
-PROVIDERS = (*EVERYWHERE, TRITON, COMPILED, NATIVE, "torchvision", "masks")
+PROVIDERS = (*EVERYWHERE, TRITON, COMPILED, NATIVE, HEURISTIC, *PADDED, "torchvision", "masks")
 
 
 RANDOM_IMAGES = (50_000, 32, 32, 3)
@@ -333,20 +337,54 @@ def _stem(paper: TrainingState) -> Iterator[Case]:
     yield from _passes("stem", paper, subject, gradients, shape=shape)
 
 
-def _convolution_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
+def _convolution_subject(path: str, shape: Sequence[int], multiple: int, state: TrainingState) -> Subject:
+    """A convolution of normal values whose input channels zeros fill up to a multiple.
+
+    A net with such maps would get them from the layer before and keep its weights as wide, so neither padding nor
+    cutting is in the times, and both gradients have all channels. On the meta device nothing is padded: bytes and FLOPs
+    are those of the work that counts.
+    """
     module = state.net.get_submodule(path)
     assert isinstance(module, Convolution)
     function = functools.partial(nn.functional.conv2d, stride=module.stride, padding=module.padding)
-    return Subject(function, [_random_like(shape, state), _random_like(module.weight.shape, state)])
+    tensors = [_random_like(shape, state), _random_like(module.weight.shape, state)]
+    if state.images.device.type == "meta":
+        return Subject(function, tensors)
+    return Subject(function, [_with_padded_channels(each, multiple) for each in tensors])
+
+
+def _with_padded_channels(tensor: Tensor, multiple: int) -> Tensor:
+    """[N, C, H, W] -> a leaf [N, C', H, W] in channels_last, C' the next multiple."""
+    with torch.no_grad():
+        padded = nn.functional.pad(tensor, (0, 0, 0, 0, 0, -tensor.shape[1] % multiple))
+    return padded.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def _by_heuristics(make: Callable[[TrainingState], Work], state: TrainingState) -> Work:
+    """The case with algorithms that cuDNN has not tried."""
+    work = make(state)
+
+    def call() -> object:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32):
+            return work.call()
+
+    return work._replace(call=call)
 
 
 @operation("convolution")
 def _convolutions(paper: TrainingState) -> Iterator[Case]:
-    """Each convolution, its input gradient and its weight gradient."""
+    """Each convolution, its input gradient and its weight gradient; padded where that changes its input channels."""
     for path, shape, layer in _modules(paper, Convolution):
-        subject = functools.partial(_convolution_subject, path, shape)
-        gradients: Gradients = {"dgrad": ([0], [1]), "wgrad": ([1], [0])}
-        yield from _passes("convolution", paper, subject, gradients, shape=shape, layer=layer)
+        widths = {provider: shape[1] + -shape[1] % multiple for provider, multiple in PADDED.items()}
+        padded = {width: provider for provider, width in reversed(widths.items()) if width > shape[1]}
+        for provider in (REFERENCE, *sorted(padded.values())):
+            subject = functools.partial(_convolution_subject, path, shape, PADDED.get(provider, 1))
+            gradients: Gradients = {"dgrad": ([0], [1]), "wgrad": ([1], [0])}
+            where = {"shape": shape, "layer": layer, "provider": provider}
+            for case in _passes("convolution", paper, subject, gradients, **where):
+                yield case
+                if provider == REFERENCE:
+                    yield replace(case, provider=HEURISTIC, make=functools.partial(_by_heuristics, case.make))
 
 
 def _pool_subject(path: str, shape: Sequence[int], state: TrainingState) -> Subject:
@@ -432,7 +470,7 @@ def _optimizer(paper: TrainingState) -> Iterator[Case]:
 
         def call() -> None:
             with torch.no_grad():
-                optimize_(state, gradients, list(state.groups))
+                optimize_(state, state.groups, gradients)
 
         return Work(call, [*changed, *gradients], changed)
 

@@ -1,4 +1,4 @@
-"""Charts for a page: <svg> elements in the colour of the text around them, so that they suit light and dark."""
+"""Charts for a page: <svg> elements in the colour of the surrounding text, so that they suit light and dark pages."""
 
 import io
 import re
@@ -11,15 +11,15 @@ from speedyresnet.engine.plots import COLORS, matplotlib_pyplot
 from .statistics import Interval
 
 _INCHES = 5
-"""Width of a chart: about 360 pixels, so that a phone shows its text as large as it is."""
+"""Width of a chart: about 360 pixels, so that a phone shows its text unscaled."""
 _LOGARITHMIC_FROM = 10
-"""Longest over shortest."""
-_INK = "#010203"  # in an SVG it stands for the colour of the text around the picture
+"""Ratio of the longest to the shortest time above which the time axis is logarithmic."""
+_INK = "#010203"  # in an SVG, stands for the colour of the surrounding text
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 _SVG_STYLE = dict.fromkeys(_INKED, _INK) | {
-    "svg.fonttype": "none",  # text stays text: the browser's own font, and it can be searched
-    "svg.hashsalt": "speedyresnet",  # the same picture is the same bytes
-    "text.parse_math": False,  # a dollar sign in a name is no formula
+    "svg.fonttype": "none",  # text stays text: it uses the browser's font and can be searched
+    "svg.hashsalt": "speedyresnet",  # the same picture gives the same bytes
+    "text.parse_math": False,  # a dollar sign in a name does not start a formula
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,16 +28,16 @@ _SVG_STYLE = dict.fromkeys(_INKED, _INK) | {
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """Repeated measurements of one thing: each of them, and their mean."""
+    """Repeated measurements of one thing and their mean."""
 
     runs: Sequence[tuple[float, float]]
-    """(x, y) of each."""
+    """(x, y) of each run."""
     x: Interval
     y: Interval
 
 
 def _margins(intervals: Sequence[Interval]) -> list[list[float]]:
-    """How far each interval reaches below and above its mean; not at all where there is none."""
+    """Return how far each interval reaches below and above its mean; 0 where there is no interval."""
     return [
         [0.0 if each.lower is None else each.mean - each.lower for each in intervals],
         [0.0 if each.upper is None else each.upper - each.mean for each in intervals],
@@ -45,7 +45,7 @@ def _margins(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def plot_clouds(axes: Any, clouds: Sequence[Cloud]) -> None:
-    """Each run as a pale point, each mean with its interval in both directions."""
+    """Plot each run as a pale point and each mean with its interval in both directions."""
     for cloud, color in zip(clouds, series_colors(len(clouds)), strict=True):
         if len(cloud.runs) > 1:
             axes.scatter(*zip(*cloud.runs, strict=True), color=color, alpha=0.35, s=12, linewidths=0)
@@ -63,7 +63,7 @@ def plot_clouds(axes: Any, clouds: Sequence[Cloud]) -> None:
 def plot_lines(
     axes: Any, lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], labels: tuple[str, str]
 ) -> None:
-    """(color, xs, ys) each; `labels` are those of both axes."""
+    """Plot `lines`, each a (color, xs, ys) tuple; `labels` are those of the x and y axes."""
     axes.set(xlabel=labels[0], ylabel=labels[1])
     for color, xs, ys in lines:
         axes.plot(xs, ys, color=color, alpha=0.5, linewidth=1, marker="o", markersize=2)
@@ -72,7 +72,7 @@ def plot_lines(
 
 
 def plot_history(axes: Any, series: Sequence[Sequence[tuple[str, Interval]]]) -> None:
-    """Intervals by commit, which stand in the order in which they first come."""
+    """Plot intervals by commit, with the commits in the order of their first appearance."""
     places = {name: None for line in series for name, _ in line}
     order = {name: place for place, name in enumerate(places)}
     for line, color in zip(series, series_colors(len(series)), strict=True):
@@ -85,12 +85,12 @@ def plot_history(axes: Any, series: Sequence[Sequence[tuple[str, Interval]]]) ->
 
 
 def series_colors(count: int) -> list[str]:
-    """As many, the first again after the last."""
+    """Return `count` colors, starting over after the last."""
     return [COLORS[number % len(COLORS)] for number in range(count)]
 
 
 def svg_picture(plot: Callable[[Any], None], height: float = 3.2) -> str:
-    """What `plot` draws on the axes it is given, as an <svg> element for a page, in the colour of the text around it.
+    """Return what `plot` draws on the given axes as an <svg> element in the colour of the surrounding text.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -103,4 +103,4 @@ def svg_picture(plot: Callable[[Any], None], height: float = 3.2) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         pyplot.close(figure)
     element = text.getvalue()[text.getvalue().index("<svg") :]
-    return re.sub(r'<g id="[^"]*">', "<g>", element).replace(_INK, "currentColor")  # ids repeat from picture to picture
+    return re.sub(r'<g id="[^"]*">', "<g>", element).replace(_INK, "currentColor")  # ids repeat across pictures

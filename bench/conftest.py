@@ -1,4 +1,4 @@
-"""What `pytest bench` needs: the cases of a recipe, this machine in the stored results, no other machine's baseline."""
+"""Setup of `pytest bench`: a recipe's cases, this machine in the stored results, no baseline from another machine."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from speedyresnet.engine.step import TrainingState
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The recipe whose operations are measured, and where."""
+    """Add the options for the device and for the recipe whose operations are measured."""
     group = parser.getgroup("speedyresnet")
     group.addoption("--recipe", help="cases of this recipe (default: the one that suits the device)")
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:0")
@@ -29,35 +29,35 @@ def _chosen(config: pytest.Config) -> tuple[Recipe, torch.dtype, torch.device]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a case."""
+    """Create one test per case."""
     if "case" in metafunc.fixturenames:
-        # Of ours and the reference only: what others do is no regression.
+        # Only our providers and the reference: a change in others is not a regression.
         cases = [case for case in cases_of(*_chosen(metafunc.config)) if case.provider in (*EVERYWHERE, TRITON)]
         metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 
 
 @pytest.fixture(scope="session")
 def state(request: pytest.FixtureRequest) -> TrainingState:
-    """The state of the recipe on random images."""
+    """Return the training state of the recipe on random images."""
     return random_state(*_chosen(request.config))
 
 
 @pytest.fixture(scope="session")
 def ceilings(request: pytest.FixtureRequest) -> Callable[[], Ceilings]:
-    """Measures the ceilings when it is first called."""
+    """Return a function that measures the ceilings on its first call."""
     _, dtype, device = _chosen(request.config)
     return functools.cache(lambda: measured_ceilings(device, [dtype]))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Stored results tell the GPU, its driver and power limit, and the versions."""
+    """Store the GPU, its driver and power limit, and the versions with the results."""
     machine_info["speedyresnet"] = environment(_chosen(config)[2])
 
 
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
-    """Refuse a baseline from another machine: its times say nothing about a change."""
+    """Raise UsageError for a baseline from another machine: its times say nothing about a change."""
     here, there = machine_info["speedyresnet"], compared_benchmark["machine_info"].get("speedyresnet", {})
     key = differing_key(here, there)
     if key:

@@ -1,7 +1,7 @@
-"""Runs the command line from a checkout alone, with nothing installed but PyTorch and what it brings along.
+"""Run the command line from a checkout with nothing installed but PyTorch and its dependencies.
 
-`python bench/from_checkout.py bench gpu-suite --minutes 9 --out results`, from anywhere. Links give the folders of
-the checkout their package names, for this command and for the processes that it starts.
+`python bench/from_checkout.py bench gpu-suite --minutes 9 --out results` works from any folder. Links give the folders
+of the checkout their package names, for this command and the processes it starts.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SITE = os.path.join(CHECKOUT, ".typecheck")
-"""Where the same links serve mypy; git ignores it."""
+"""Folder of the links, which mypy uses as well; git ignores it."""
 
 
 def main() -> None:
-    """Make the links that are missing, and become the command."""
+    """Create the missing links and replace this process with the command."""
     package = os.path.join(SITE, "speedyresnet")
     os.makedirs(package, exist_ok=True)
     for folder in ("engine", "kernels", "bench"):
@@ -25,5 +25,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose modules are called as some of Python's own
+    sys.path.pop(0)  # this folder, since some of its modules have the names of Python's own
     main()

@@ -115,6 +115,9 @@ _FACTORS = (
     "optimizer.muon.learning_rate=0.25",
     "averaging.tail=1.3",
     "augmentation.padding=3",
+    "optimizer.first_group_frozen_epochs=2",
+    "averaging.momentum=0.5",
+    "averaging.blend=0.5",
 )
 """Settings that progressive may gain from, each a factor of the screening; at these sizes pooling loses no row."""
 
@@ -189,15 +192,49 @@ QUEUE = (
         ),
     ),
     Entry(
+        name="two-streams",
+        question="Is a step faster when what is behind group 1 is updated on a second stream beside the rest of the "
+        "backward pass?",
+        prediction="15 to 25 ms a run of speedy less: its 40 ms of optimizer, 14 of them Muon's products, leave most "
+        "of the GPU idle, and nearly all of them belong to groups 2 and 3 and the head.",
+        value=83,
+        seconds=90,
+        commands=(
+            "python -m speedyresnet.bench.step_variants --data {noise} --backend graph --overlap --variant speedy "
+            "--variant progressive --out {out}/two-streams-graph.json",
+            "python -m speedyresnet.bench.step_variants --data {noise} --backend capture --overlap --variant speedy "
+            "--out {out}/two-streams-capture.json",
+        ),
+    ),
+    Entry(
         name="convolutions",
-        question="What does cuDNN offer for each convolution of a step, and which is the furthest from its floor?",
+        question="What does cuDNN offer for each convolution of a step, also with padded input channels and without "
+        "trying algorithms, and which is the furthest from its floor?",
         prediction="Weight gradients run at 370 TFLOP/s, group 2's first input gradient at 430 (237 us), the first "
-        "convolution at 170 to 190 (floor 87 us); large matrix products reach 800.",
+        "convolution at 170 to 190 (floor 87 us); large matrix products reach 800. Padded from 24 to 32 channels it "
+        "takes 0.8 to 1.1 times as long forward and for its weight gradient, to 64 more than both; cuDNN's guess is "
+        "within 3 % of what it takes after trying.",
         value=75,
         seconds=60,
         commands=(
             "speedyresnet bench kernels --recipe speedy --operation convolution --operation convolution_pool "
             "--out {out}/convolutions.json",
+        ),
+    ),
+    Entry(
+        name="evaluation",
+        question="What does the final evaluation take with convolution_pool and folded statistics, which took 49 ms "
+        "(graph, bench/evidence)?",
+        prediction="49 -> 40 ms. By kernel, in the result of `profile`: convolutions 24, the whitening with its "
+        "activation 7 to 9, norms and pools 7. The target of 34 needs the stem kernel as well, if the whitening takes "
+        "that much. All images at once take 1 ms less than batches of 2000.",
+        value=72,
+        seconds=90,
+        commands=(
+            "speedyresnet bench record --recipe speedy --backend graph --data {cifar10} --runs 10 "
+            "--out {out}/evaluation-batches-of-2000.jsonl",
+            "speedyresnet bench record --recipe speedy --backend graph --data {cifar10} --runs 10 "
+            "--set evaluation.batch_size=10000 --out {out}/evaluation-batches-of-10000.jsonl",
         ),
     ),
     _against(
@@ -229,18 +266,32 @@ QUEUE = (
     ),
     Entry(
         name="screening",
-        question="Which of eleven changes to progressive pay, on 5,000 images held out of training?",
+        question="Which of fourteen changes to progressive pay, on 5,000 images held out of training?",
         prediction="Effects to 0.05 points: sizes at which pooling loses no row 60 ms less for under 0.05 points; half "
-        "an epoch less 34 ms for 0.1; evaluation.share 20 ms for nothing; never training the whitening bias 3 ms for "
-        "0.02; the rest under 0.05 points either way.",
+        "an epoch less 34 ms for 0.1; group 1 frozen for two epochs 60 ms for 0.15; evaluation.share 20 ms for "
+        "nothing; never training the whitening bias 3 ms for 0.02; the rest under 0.05 points either way.",
         value=58,
-        seconds=520,
+        seconds=530,
         least=240,
         commands=(
             "speedyresnet bench compare --design factorial --recipe progressive --backend capture --data {cifar10} "
             "--validation 5000 --runs 20 "
             + " ".join(f"--variant '{factor}'" for factor in _FACTORS)
             + " --out {out}/screening.jsonl",
+        ),
+    ),
+    Entry(
+        name="sizes",
+        question="How small may the images of progressive be? Factors that set the same key do not fit into screening.",
+        prediction="17, 21 and 29 pixels, at which pooling loses no row: 240 ms less for 0.3 points. 20, 24 and 28 "
+        "pixels, never the 32 that are evaluated: 180 ms less for 0.4 points.",
+        value=57,
+        seconds=110,
+        least=60,
+        commands=(
+            "speedyresnet bench compare --recipe progressive --backend capture --data {cifar10} --validation 5000 "
+            "--runs 20 --variant 'augmentation.sizes=17,17,17,21,21,21,29' "
+            "--variant 'augmentation.sizes=20,20,20,24,24,24,28' --out {out}/sizes.jsonl",
         ),
     ),
     _against("hiverge", 55, 560, "At least 2 times as fast by `total`; on an A100 it takes 1.98 s by its own clock."),

@@ -1,9 +1,9 @@
-"""`bench gpu-suite`: runs the queue of questions for a GPU, the most valuable first, in calls of a few minutes.
+"""`bench gpu-suite`: answers a queue of questions for a GPU, the most valuable first, in calls of a few minutes.
 
-Every command is a process of its own, so that one which crashes or hangs takes nothing else with it. Only commands of
-an entry whose commands run together have neighbours; nothing else runs beside what is timed. What is kept is one
-archive and a summary, written after each entry, from which a later call goes on, also on another machine: an entry that
-came to its end is not repeated, and one whose command goes on from its own file does so.
+Every command is a separate process, so one that crashes or hangs does not affect the others. Only the commands of an
+entry marked `together` run side by side; everything else is timed alone. The results are one archive and a summary,
+written after each entry. A later call, also on another machine, resumes from them: a finished entry is not repeated,
+and an entry whose command can resume from its own file does so.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from .processes import Command, exit_codes_within
 from .sheets import CIFAR10_IMAGES, add_sheets, check_cifar10, count_images, pack_sheets
 
 ARCHIVE = "results.tar.gz"
-"""All files of all entries, and the summary."""
+"""Archive of the summary and the files of all entries."""
 SUMMARY = "suite.json"
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -60,9 +60,9 @@ except Exception:
 )
 _UNPACKED = "unpacked"
 _GRACE_SECONDS = 5.0
-"""On top of an entry's time, mostly not taken."""
+"""Grace time on top of an entry's time; usually unused."""
 _OUTPUT_CHARACTERS = 2000
-"""Of each command in the summary; the archive has all."""
+"""Characters of each command's output kept in the summary; the archive has all of it."""
 _SMALL_SETTINGS = ("batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32")
 _SMALL_VALUES = {"--backend": "eager", "--runs": "2", "--rounds": "2", "--validation": "100"}
 _SMALL_WORDS = {
@@ -70,82 +70,82 @@ _SMALL_WORDS = {
     "kernels": ("--provider", "reference", "--rounds", "2"),
     "versus": ("--smoke",),
 }
-"""By the command of `bench`: what keeps it from compiling for minutes, or from running scripts to their end."""
+"""Extra arguments, by `bench` command, that avoid minutes of compilation and running scripts to their end."""
 _NOT_SMALL = ("--target", "--seconds", "-n")
-"""Options that a rehearsal leaves out: it reaches no target, and one machine has few cores."""
+"""Options that a rehearsal drops: it reaches no target, and one machine has few cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the queue is run."""
+    """Place where the queue runs."""
 
     device: torch.device
     values: Mapping[str, str]
-    """What the names in braces stand for; those that are missing have none yet."""
+    """Values of the names in braces; a name without a value is missing."""
     notes: tuple[str, ...] = ()
-    """How to get what is missing."""
+    """Instructions for obtaining what is missing."""
 
     @property
     def rehearses(self) -> bool:
-        """Whether all is made small, because this is no GPU."""
+        """Whether everything is made small because the device is a CPU."""
         return self.device.type == "cpu"
 
     def missing(self, entry: Entry) -> list[str]:
-        """What an entry waits for."""
+        """Return the names that an entry needs and that have no value."""
         return sorted(entry.places - {"out"} - self.values.keys())
 
     def least_seconds(self, entry: Entry) -> float:
-        """With less it does not begin."""
+        """Return the minimum number of seconds that must be left for an entry to start."""
         return 1.0 if self.rehearses else entry.least or entry.seconds
 
     def limit(self, entry: Entry, left: float) -> float:
-        """Seconds after which it is ended, of those that are left."""
+        """Return the seconds after which an entry is ended, given the seconds left."""
         return left if self.rehearses or entry.least else min(left, 2 * entry.seconds + 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryResult:
-    """How an entry ended, the last time that it ran."""
+    """Outcome of the last run of an entry."""
 
     name: str
     exit_codes: list[int | None]
-    """Of its commands; none: it was ended when the time was over."""
+    """Exit codes of its commands; None for a command that was ended when the time was over."""
     seconds: float
     outputs: list[str]
-    """The ends of what the commands printed."""
+    """End of each command's output."""
     environment: dict[str, Any]
 
     @property
     def verdict(self) -> str:
-        """In a word or two: all went well, a check or target failed, the time was over, or it crashed."""
+        """Outcome in one or two words: done, failed (a check or a target), cut off (the time was over) or crashed."""
         if any(code not in (0, 1, None) for code in self.exit_codes):
             return "crashed"
         return "cut off" if None in self.exit_codes else "failed" if 1 in self.exit_codes else "done"
 
     @property
     def ended(self) -> bool:
-        """Whether it came to its end; a target that was missed is a result."""
+        """Whether the entry finished; a missed target is a result."""
         return self.verdict in ("done", "failed")
 
 
-# --- What the commands are given
+# --- Inputs of the commands
 
 
 def work_folder() -> Path:
-    """Where packs, sheets and what peers compiled are kept for later calls on the same machine."""
+    """Return the folder that keeps packs, sheets and the peers' compiled code for later calls on the same machine."""
     return cache_folder() / "gpu-suite"
 
 
 def make_site(device: torch.device, images: Sequence[Path], peers: Sequence[str]) -> Site:
-    """A place to run the queue, with the packs it needs; on a CPU all of them are the same small one.
+    """Return a site for the queue, with the packs it needs; on a CPU all of them are the same small one.
 
     Args:
-        device: the GPU, or the CPU to rehearse.
+        device: the GPU, or the CPU for a rehearsal.
         images: folders with a part of CIFAR-10 each, see `sheets`.
         peers: NAME=PATH.
 
     Raises:
-        UserError: images that are not CIFAR-10.
+        UserError: the images are not CIFAR-10.
     """
     work, values, notes = work_folder(), dict[str, str](), []
     values["work"] = str(work)
@@ -165,7 +165,7 @@ def make_site(device: torch.device, images: Sequence[Path], peers: Sequence[str]
 
 
 def _noise_pack(work: Path) -> Path:
-    """A file of a pack of CIFAR-10's shape that is noise."""
+    """Return the file of a noise pack in CIFAR-10's shape; create it if it is missing."""
     path, generator = work / "noise.safetensors", np.random.default_rng(0)
     if not path.exists():
         counts, names = CIFAR10_IMAGES.values(), [str(number) for number in range(10)]
@@ -176,7 +176,7 @@ def _noise_pack(work: Path) -> Path:
 
 
 def _packed_sheets(sheets: Path) -> list[str]:
-    """Put the pack `cifar10` into the cache if all of it is in `sheets` and it is not there; say what is missing."""
+    """Add the pack `cifar10` to the cache if it is missing and `sheets` is complete; return notes on missing images."""
     if (path := pack_path("cifar10")).exists():
         check_cifar10(read_pack(path), path)
         return []
@@ -193,7 +193,7 @@ def _packed_sheets(sheets: Path) -> list[str]:
 
 
 def _made_small(words: Sequence[str]) -> list[str]:
-    """The words of a command that takes seconds on a CPU: short runs of narrow nets, tests only collected."""
+    """Return a command that takes seconds on a CPU: short runs of narrow nets; tests are only collected."""
     found = list[str]()
     for before, word in zip(["", *words], words, strict=False):
         if word in _NOT_SMALL or before in _NOT_SMALL:
@@ -206,17 +206,17 @@ def _made_small(words: Sequence[str]) -> list[str]:
 
 
 def command_of(text: str, site: Site, files: Path, log: Any = None) -> Command:
-    """The process of a command of the queue, which prints into `log`.
+    """Return the process for a command of the queue; it prints into `log`.
 
     Args:
         text: see `gpu_queue`.
         site: where it runs.
         files: the folder that `{out}` stands for.
-        log: an open file, or none.
+        log: an open file, or None.
     """
     values = {**site.values, "out": str(files)}
     words = [functools.reduce(_with_value, values.items(), word) for word in shlex.split(text)]
-    variables = {"PYTHONUNBUFFERED": "1"}  # what a process printed is there when it is killed
+    variables = {"PYTHONUNBUFFERED": "1"}  # output survives when the process is killed
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         variables[name] = value
@@ -235,7 +235,7 @@ def _with_value(word: str, value: tuple[str, str]) -> str:
 
 
 def _expanded(word: str) -> list[str]:
-    """The files that a pattern stands for, as a shell has it; other words as they are."""
+    """Return the files that an absolute pattern matches, as in a shell; return other words unchanged."""
     path = Path(word)
     return sorted(map(str, path.parent.glob(path.name))) if "*" in word and path.is_absolute() else [word]
 
@@ -243,8 +243,7 @@ def _expanded(word: str) -> list[str]:
 def run_entry(entry: Entry, limit: float, site: Site, files: Path, about: dict[str, Any]) -> EntryResult:
     """Run the commands of an entry for at most `limit` seconds; `about` is the environment.
 
-    What they print goes to NAME-NUMBER.log in `files`. Of commands one after the other, none follows one that did not
-    come to its end.
+    Their output goes to NAME-NUMBER.log in `files`. Consecutive commands stop after one that crashes or is ended.
     """
     started, codes = time.monotonic(), list[int | None]()
     paths = [files / f"{entry.name}-{number}.log" for number in range(1, len(entry.commands) + 1)]
@@ -266,18 +265,18 @@ def run_entry(entry: Entry, limit: float, site: Site, files: Path, about: dict[s
 
 @contextlib.contextmanager
 def unpacked_results(out: Path, asked: Mapping[str, Any], outputs: Outputs) -> Iterator[Path]:
-    """The folder of the results in `out`, which is there only within; it is packed at the end, after Ctrl-C too.
+    """Provide the results in `out` as a folder for the duration of the context; pack it on exit, also after Ctrl-C.
 
-    A folder that a killed call left behind has all that the archive has, and more. It also stays where the archive or
-    the summary is refused.
+    A folder left behind by a killed call contains everything that the archive does, and more. The folder is also kept
+    if the archive or the summary cannot be written.
 
     Args:
         out: where the results are kept.
         asked: see `read_results`.
-        outputs: of the command.
+        outputs: the command's outputs.
 
     Raises:
-        UserError: `out` is of something else, and stays as it is.
+        UserError: `out` holds something else; its content is kept.
     """
     files, part = out / _UNPACKED, out / f"{_UNPACKED}.part"
     if not files.exists():
@@ -306,7 +305,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def keep_results(files: Path, out: Path, outputs: Outputs) -> None:
-    """Attempt the archive and the summary of the results in `files` in `out`, each at once or not at all."""
+    """Try to write the archive and the summary of the results in `files` to `out`, each atomically."""
 
     def write(path: Path) -> None:
         with tarfile.open(path, "w:gz") as archive:
@@ -327,14 +326,14 @@ _SUITE: Schema = {
 
 
 def read_results(path: Path, asked: Mapping[str, Any] | None = None) -> list[EntryResult]:
-    """How entries ended by the summary `path`; none where there is none.
+    """Return the entry results in the summary `path`, or an empty list if there is no summary.
 
     Args:
-        path: of the summary.
-        asked: what must not change from call to call, by its option; none: anything will do.
+        path: path of the summary.
+        asked: values, by option, that must not change from call to call; None: not checked.
 
     Raises:
-        UserError: it is of something else.
+        UserError: the file holds something else.
     """
     if not path.exists():
         return []
@@ -350,14 +349,14 @@ def read_results(path: Path, asked: Mapping[str, Any] | None = None) -> list[Ent
 def _write_summary(
     path: Path, asked: Mapping[str, Any], entries: Sequence[Entry], results: Sequence[EntryResult]
 ) -> None:
-    """Write how entries ended, each with its question and prediction as far as they are still asked."""
+    """Write how entries ended, with the question and prediction of those still in the queue."""
     known = {entry.name: {"question": entry.question, "prediction": entry.prediction} for entry in entries}
     rows = [{"verdict": each.verdict} | known.get(each.name, {}) | asdict(each) for each in results]
     write_text(path, json.dumps({"asked": dict(asked), "entries": rows}, indent=1) + "\n")
 
 
 def waiting_entries(entries: Sequence[Entry], results: Sequence[EntryResult], files: Path) -> list[Entry]:
-    """Those that have not come to their end or have lost their files, in their order; those that crashed are last."""
+    """Return the entries that have not finished or have lost their files, in order; those to be repeated come last."""
     found = {each.name: each for each in results}
 
     def ended(entry: Entry) -> bool:
@@ -370,7 +369,7 @@ def waiting_entries(entries: Sequence[Entry], results: Sequence[EntryResult], fi
     return sorted((entry for entry in entries if not ended(entry)), key=failed_before)
 
 
-# --- The run
+# --- Running
 
 
 def run_queue(
@@ -382,15 +381,16 @@ def run_queue(
     console: Console,
     outputs: Outputs | None = None,
 ) -> list[EntryResult]:
-    """Run what is waiting of the `chosen` entries for `minutes` altogether, and keep in `out` how each ended.
+    """Run the pending entries of `chosen` for `minutes` in total, and store in `out` how each ended.
 
-    An entry begins only if its expected seconds are left, or `least` of them where it goes on by itself.
+    An entry starts only if its expected seconds are left, or its `least` seconds if it can resume.
 
     Returns:
-        How each entry ended that was begun. What `outputs` refuses, those of the command, ends nothing.
+        Results of the entries that were started. A file that `outputs`, those of the command, cannot write ends
+        nothing.
 
     Raises:
-        UserError: `out` is of something else, or another suite runs on this machine.
+        UserError: `out` holds something else, or another suite runs on this machine.
     """
     outputs = outputs or Outputs()
     deadline, asked = time.monotonic() + 60 * minutes, {"--device": site.device.type}
@@ -414,7 +414,7 @@ def run_queue(
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Raise UserError where another suite runs: the timings of both would mean nothing."""
+    """Raise UserError if another suite is running: the timings of both would be meaningless."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(work_folder() / "lock", wait=False))
@@ -445,23 +445,23 @@ def _print_waiting(waiting: Sequence[Entry], site: Site, console: Console) -> No
 
 
 def failures(ran: Sequence[EntryResult], entries: Sequence[Entry]) -> list[str]:
-    """Names of the entries that failed; being cut off is no failure of one that goes on."""
+    """Return the names of entries that failed; being cut off is not a failure of an entry that can resume."""
     goes_on = {entry.name for entry in entries if entry.least}
     return [
         each.name for each in ran if each.verdict != "done" and not (each.verdict == "cut off" and each.name in goes_on)
     ]
 
 
-# --- The list
+# --- Listing
 
 
 def listed(entries: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
-    """What there is to ask, with what `out` knows of each, as plain values.
+    """Return the queue, with the state of each entry in `out`, as plain values.
 
     Raises:
-        UserError: `out` is of something else.
+        UserError: `out` holds something else.
     """
-    unpacked = out / _UNPACKED / SUMMARY  # there where the last call could not write its results, and newer
+    unpacked = out / _UNPACKED / SUMMARY  # exists, and is newer, if the last call could not write its results
     verdicts = {each.name: each.verdict for each in read_results(unpacked if unpacked.exists() else out / SUMMARY)}
     return [
         asdict(entry)
@@ -472,7 +472,7 @@ def listed(entries: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
 
 
 def print_list(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The queue, an entry in a few lines."""
+    """Print the queue, a few lines per entry."""
     for row in rows:
         console.print(
             f"{row['value']:3d}  {row['name']}: {row['state']}; about {row['seconds']:.0f} s", highlight=False

@@ -1,7 +1,7 @@
-"""`bench step --dry-run`: how many graphs torch.compile makes of a run's steps and evaluation, computing nothing.
+"""`bench step --dry-run`: counts the graphs torch.compile makes for a run's steps and evaluation, without computing.
 
-Everything runs on the `meta` device, and Dynamo hands its graphs to a compiler that leaves them as they are. So any
-machine can tell how often a run on a GPU compiles, and what Dynamo cannot trace fails here as it would there.
+Everything runs on the `meta` device, and the compiler given to Dynamo returns its graphs unchanged. So any machine can
+tell how often a run on a GPU compiles, and what Dynamo cannot trace fails here as it would there.
 """
 
 import warnings
@@ -22,15 +22,15 @@ from .paper import paper_state, paper_test_set
 
 
 def count_graphs(recipe: Recipe, pack: Pack, backend: str) -> dict[str, Any]:
-    """Plain values: `graphs`, and how many of them the `steps` and the `evaluation` take.
+    """Return, as plain values, the number of `graphs` and how many of them are for the `steps` and the `evaluation`.
 
     Args:
-        recipe: of the run; operations are those of plain PyTorch, since a kernel of ours never makes a graph.
+        recipe: recipe of the run; its operations are plain PyTorch, since our kernels never add a graph.
         pack: the data set; only its shapes matter.
         backend: how a step is executed.
 
     Raises:
-        UserError: a recipe that does not fit the data.
+        UserError: the recipe does not fit the data.
     """
     graphs = 0
 
@@ -43,7 +43,7 @@ def count_graphs(recipe: Recipe, pack: Pack, backend: str) -> dict[str, Any]:
     dtype = pick_dtype(recipe, torch.device("cuda"))
     state = paper_state(recipe, pack, dtype)
     with warnings.catch_warnings():
-        # A graph that takes gradients runs as it is here, where a compiler would have taken it apart.
+        # A graph that takes gradients runs as it is here; a compiler would have decomposed it.
         warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")
         for variant in variants_of(recipe, state.plan):
             whole(backend, step_function(state, backend, variant, compiler), compiler)()
@@ -61,7 +61,7 @@ def count_graphs(recipe: Recipe, pack: Pack, backend: str) -> dict[str, Any]:
 
 
 def print_graphs(console: Console, result: dict[str, Any]) -> None:
-    """The result as one line."""
+    """Print the result as one line."""
     console.print(
         f"{result['recipe']['name']} with --backend {result['backend']}: {result['graphs']} graphs to compile, "
         f"{result['steps']} for the steps and {result['evaluation']} for the evaluation",

@@ -1,7 +1,8 @@
-"""Losses of the first eager steps with Triton kernels beside those with the reference kernels.
+"""Compare the losses of the first eager steps with Triton kernels and with the reference kernels.
 
-`python -m speedyresnet.bench.kernel_losses --data synthetic --device cuda --out losses.json`; exit code 1: they differ
-by more than a recipe's tolerance. On a CPU both are the reference kernels, which only shows that the command works.
+`python -m speedyresnet.bench.kernel_losses --data synthetic --device cuda --out losses.json` exits with 1 if they
+differ by more than a recipe's tolerance. On a CPU both use the reference kernels, which only shows that the command
+works.
 """
 
 import json
@@ -25,11 +26,11 @@ from speedyresnet.engine.trainer import Trainer
 app = typer.Typer(add_completion=False)
 STEPS = 6
 TOLERANCES = {"speedy": 4e-3, "airbench94": 2e-4, "hlb-v0.7": 2e-4}
-"""By recipe: three times the largest difference of two losses of these steps that float16 made on an H100."""
+"""Tolerance by recipe: three times the largest loss difference that float16 caused in these steps on an H100."""
 
 
 def first_losses(name: str, settings: Sequence[str], pack: Pack, device: torch.device) -> list[float]:
-    """The mean losses of the first STEPS eager steps of a recipe with seed 0."""
+    """Return the mean losses of the first STEPS eager steps of a recipe with seed 0."""
     trainer = Trainer(set_up(recipe_called(name, settings), pack.facts, device, "eager"), pack)
     trainer.prepare(0)
     trainer.net.train()
@@ -41,7 +42,7 @@ def first_losses(name: str, settings: Sequence[str], pack: Pack, device: torch.d
 
 
 def compared(name: str, settings: Sequence[str], pack: Pack, device: torch.device) -> dict[str, Any]:
-    """The losses of both kinds of kernels, their largest difference, and whether it is within the tolerance."""
+    """Return the losses with both kinds of kernels, their largest difference, and whether the tolerance allows it."""
     ours = "triton" if device.type == "cuda" else "auto"
     losses = {kind: first_losses(name, [*settings, f"kernels={kind}"], pack, device) for kind in (ours, "reference")}
     difference = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
@@ -61,7 +62,7 @@ def main(
     settings: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Compare all recipes of TOLERANCES, print and store their losses (exit code 1: some differ)."""
+    """Compare the losses of all recipes in TOLERANCES, print and store them (exit code 1 if any differ)."""
     check_outputs([out], [data])
     place, pack = pick_device(device), load_data(data)
     rows = [compared(name, settings or (), pack, place) for name in TOLERANCES]

@@ -1,8 +1,8 @@
-"""Which part of a step each of its kernels belongs to.
+"""Assignment of a step's kernels to the parts of the step.
 
-A table in the order of the step tells more than names do: which layer a convolution belongs to, because layers come one
-after the other, and what a kernel without a telling name does, because of what it stands between. A table that only
-says how often each kernel ran is folded by names alone, so all layers together.
+A table in the order of the step tells more than names do: the layer of a convolution, because layers follow one
+another, and the purpose of a kernel with an uninformative name, from its neighbours. A table of mere launch counts is
+grouped by names alone, so all layers together.
 """
 
 import re
@@ -16,16 +16,16 @@ from .kernel_table import Launch
 from .kernel_work import GROUPS, PRODUCT, Slot, Work
 
 Row = tuple[str, str]
-"""Name of a part, and the group that it belongs to."""
+"""Name of a part and of the group it belongs to."""
 UNASSIGNED: Row = ("unassigned", "other")
 _OWN_TAIL = re.compile("reduce_kernel|copy|elementwise_kernel<[0-9, ]+, at::native::FillFunctor")
-"""PyTorch's kernels behind one of ours, inside the same operator: they sum partial results and change the type."""
+"""PyTorch's kernels after one of ours inside the same operator: they sum partial results and change the type."""
 _WITH_TAIL = tuple(name for kernel in registered().values() for name in kernel.followed_by_pytorch)
 _RESET = re.compile("fill|zero|distribution|multi_tensor|div|welford")
 
 
 def pooled_row(work: Work, key: str) -> Row:
-    """The part of all slots of `key` together."""
+    """Return the part that combines all slots of `key`."""
     rows = {(each.name, each.group) for each in work.slots.get(key, ())}
     if len(rows) == 1:
         return rows.pop()
@@ -35,14 +35,14 @@ def pooled_row(work: Work, key: str) -> Row:
 
 
 class Assignment:
-    """The part of each kernel of a step or of an evaluation.
+    """Parts of the kernels of a step or of an evaluation.
 
     Args:
-        launches: in the order of the step where `ordered`.
-        work: what is to be done; an empty one tells names only.
-        ordered: `launches` has an entry a launch, in their order.
-        compiled: torch.compile made the step.
-        by_layer: name layers as far as the order tells them.
+        launches: in the order of the step if `ordered`.
+        work: the work to be done; if it is empty, only names are used.
+        ordered: whether `launches` has one entry per launch, in order.
+        compiled: whether torch.compile made the step.
+        by_layer: whether to name layers as far as the order identifies them.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Assignment:
         ]
         rows = self._main_rows(ordered)
         self.rows: list[Row] = [each or UNASSIGNED for each in (self._in_order if ordered else self._by_names)(rows)]
-        """One for each of `launches`."""
+        """One row for each of `launches`."""
 
     def slots(self) -> Iterator[tuple[Row, Slot]]:
-        """All work with the part that it belongs to."""
+        """Yield all work with the part it belongs to."""
         for key, slots in self._work.slots.items():
             for slot in slots:
                 own = key == PRODUCT or key in self._exact
@@ -71,22 +71,22 @@ class Assignment:
 
     @staticmethod
     def _pass_of(kind: Kernel) -> str:
-        """The pass of a kernel that convolves."""
+        """Return the pass of a convolution kernel, or an empty string for other kernels."""
         if kind.role == "own":
             return OWN_KERNELS[kind.what].removeprefix("convolution ") if "convolution" in kind.what else ""
         return kind.what if kind.role == "convolution" else ""
 
     def _part_row(self, part: str) -> Row:
         if part in ("optimizer", "averaging") and self._compiled and "averaging" in self._work.parts:
-            return "optimizer+averaging", "optimizer"  # one kernel does both, and its name may tell neither
+            return "optimizer+averaging", "optimizer"  # one kernel does both, and its name may mention neither
         if part == "pool" and "pool" not in self._work.parts:
-            part = "head+loss"  # the maximum of each channel
+            part = "head+loss"  # the maximum over each channel
         if part == "augment" and "augment+stem" in self._work.parts:
             part = "augment+stem"
         return part, GROUPS[part]
 
     def _main_rows(self, ordered: bool) -> list[Row | None]:
-        """Parts of kernels that do one operation each, and of those whose names tell it."""
+        """Return the parts of kernels that do one operation each, or whose names identify them."""
         seen = Counter[str]()
         rows: list[Row | None] = []
         for kind, launch in zip(self._kinds, self._launches, strict=True):
@@ -104,7 +104,7 @@ class Assignment:
         return rows
 
     def _product_row(self, launch: Launch, index: int | None) -> Row:
-        """Of product number `index`: the head's come first; without an order, Muon's are those done again and again."""
+        """Return the part of product `index`: the head's come first; without an order, repeated ones are Muon's."""
         slots = self._work.slots.get(PRODUCT, ())
         iterates = not slots or self._work.head_products < len(slots)
         again = launch.launches >= 2 if index is None else index >= self._work.head_products
@@ -127,7 +127,7 @@ class Assignment:
         return rows
 
     def _attach_helpers(self, places: Sequence[int], rows: list[Row | None]) -> None:
-        """Parts of what runs for a kernel before or behind it on the same stream."""
+        """Assign kernels that run before or after a convolution or product on the same stream to its part."""
         for index, place in enumerate(places):
             kind = self._kinds[place]
             if kind.role in ("before", "after"):
@@ -144,7 +144,10 @@ class Assignment:
                 rows[place] = self._row_of_tail(places[:index], place, rows)
 
     def _row_of_tail(self, earlier: Sequence[int], place: int, rows: Sequence[Row | None]) -> Row | None:
-        """Of a kernel of PyTorch: what compiles fuses its own, so there it is inside the operator before it."""
+        """Return the part of a PyTorch kernel that follows an operator of ours or a convolution, or None.
+
+        A compiler fuses PyTorch's own operations, so in compiled code such a kernel is inside the operator before it.
+        """
         previous = next((each for each in reversed(earlier) if self._kinds[each].role != "native"), None)
         if previous is None or self._kinds[previous].role not in ("own", "convolution"):
             return None
@@ -155,13 +158,13 @@ class Assignment:
         return rows[previous] if is_tail else None
 
     def _first_of_averaging(self) -> int:
-        """Where averaging begins: it looks up the last tables. Beyond the end if that cannot be told."""
+        """Return where averaging begins: it makes the last table lookups. Past the end if unknown."""
         reads, end = self._work.averaging_reads, len(self._launches)
         lookups = [place for place, each in enumerate(self._launches) if "indexselect" in each.name.lower()]
         return lookups[-reads] if reads and not self._compiled and len(lookups) >= reads else end
 
     def _row_by_position(self, place: int, kind: Kernel, averaging: int) -> Row | None:
-        """Of a kernel that stands between convolutions; words of its own count, unless they mean several parts."""
+        """Return the part of a kernel by its place among the convolutions and, where unambiguous, words in its name."""
         what = kind.what if kind.role == "words" else ""
         forward = [each for each, which in self._convolutions if which == "forward"]
         backward = [each for each, which in self._convolutions if which != "forward"]
@@ -178,7 +181,7 @@ class Assignment:
         return self._part_row("norm+activation" if place < backward[-1] else "optimizer")
 
     def _attach_fills(self, places: Sequence[int], rows: list[Row | None]) -> None:
-        """Memory is filled, or copied, for what runs next on the same stream; at the end for what ran last."""
+        """Assign fills and copies to the part that runs next on the same stream, or at the end to the last one."""
         following: Row | None = None
         for place in reversed(places):
             if self._kinds[place].role == "fill":
@@ -191,9 +194,9 @@ class Assignment:
     # -- by names
 
     def _by_names(self, rows: list[Row | None]) -> list[Row | None]:
-        """Without an order; cuDNN fills memory and reduces for weight gradients."""
+        """Assign parts by names alone; cuDNN fills memory and reduces for weight gradients."""
         found = {kind.what for kind in self._kinds}
-        # Those of norms, which only ghost batch norm has, are few.
+        # Without the tails of norms, which only ghost batch norm has and which are few.
         tails = [name for name in reversed(_WITH_TAIL) if name in found and OWN_KERNELS[name] != "norm+pool"]
         for place, kind in enumerate(self._kinds):
             which = kind.what or ("wgrad" if "wgrad" in found else "forward")
@@ -208,12 +211,12 @@ class Assignment:
         return rows
 
     def _row_by_number(self, number: int) -> Row | None:
-        """Of a kernel of Inductor whose name tells nothing: that of the last one before it whose name does."""
+        """Return the part of an Inductor kernel with an uninformative name: that of the last informative one."""
         told = sorted((each.number, each.what) for each in self._kinds if each.role == "words" and each.number)
         earlier = [what for other, what in told if other < number] or [what for _, what in told[:1]]
         return self._part_row(earlier[-1]) if earlier else None
 
 
 def prepare_rows(launches: Sequence[Launch]) -> list[Row]:
-    """Parts of prepare: filling weights and the optimizer's state, and whitening, which is all else."""
+    """Return the parts of prepare: reset of the weights and the optimizer's state, and whitening, which is all else."""
     return [("reset" if _RESET.search(each.name.lower()) else "whitening", "prepare") for each in launches]

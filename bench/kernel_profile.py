@@ -253,7 +253,7 @@ def _other_results(
     """Prepare and evaluate."""
     pack = table.pack()
     prepare = _prepare_totals(table.prepare, prepare_work(recipe, pack, dtype), ceilings)
-    work = evaluation_work(recipe, pack, dtype)
+    work = evaluation_work(recipe, pack, dtype, table.kernels)
     evaluate = _network_totals(table.evaluate, work, ceilings, table.backend, by_layer)
     return {
         "prepare": _phase_result(table.prepare.seconds, _parts(prepare)),

@@ -1,7 +1,7 @@
-"""What `bench profile --backend graph` records: the kernels of each kind of step, of prepare and of evaluate.
+"""Recordings of `bench profile --backend graph`: the kernels of each kind of step, of prepare and of evaluate.
 
-The profiler says when each kernel began. A step is replayed alone, again and again, and waited for each time, so the
-kernels of a replay are those between two pauses, and their order is the order of the step.
+The profiler records when each kernel began. A step is replayed repeatedly, with a synchronization after each replay, so
+the kernels of a replay are those between two pauses, and their order is the order of the step.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from .step_time import timed_round
 from .trace import device_events, recorded_trace
 
 BACKENDS = ("graph", "capture", "compile")
-"""Those whose kernels are told apart by names and order, because nothing on the host enters a part."""
+"""Backends whose kernels are told apart by names and order, because no host code enters a part."""
 _ROUNDS = 5
-"""Of timing without the profiler; their median counts."""
+"""Rounds timed without the profiler; their median counts."""
 
 
 def check_device(backend: str, device: torch.device) -> None:
-    """Raise UserError where the kernels of `backend` on `device` cannot be told apart."""
+    """Raise UserError if the kernels of `backend` on `device` cannot be told apart."""
     if backend not in BACKENDS:
         raise UserError(f"--backend {backend}: bench profile takes eager, {', '.join(BACKENDS)}")
     if device.type != "cuda":
@@ -40,14 +40,14 @@ def check_device(backend: str, device: torch.device) -> None:
 
 
 def launches_of(events: Iterable[dict[str, Any]], calls: int) -> tuple[list[Launch], float]:
-    """The kernels of a call and the seconds in which at least one of them ran, means over `calls` but the first.
+    """Return the kernels of a call and the seconds in which at least one ran, means over `calls` but the first.
 
     Args:
-        events: what the device did in all calls, of any stream; each call has to end before the next begins.
+        events: device events of all calls, on any stream; each call has to end before the next begins.
         calls: at least two.
 
     Returns:
-        Kernels in the order of the second call. Where streams overlap and order differs from call to call, the first
+        Kernels in the order of the second call. Where streams overlap and the order varies between calls, the first
         kernel of a name is averaged with the first of that name.
 
     Raises:
@@ -82,7 +82,7 @@ def _durations(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _busy_microseconds(events: Sequence[dict[str, Any]]) -> float:
-    """Length of the union of `events`, which are sorted by their start."""
+    """Return the length of the union of `events`, which are sorted by their start."""
     busy, end = 0.0, float("-inf")
     for each in events:
         start, stop = float(each["ts"]), float(each["ts"]) + float(each["dur"])
@@ -92,7 +92,7 @@ def _busy_microseconds(events: Sequence[dict[str, Any]]) -> float:
 
 
 def recorded_launches(call: Callable[[], object], device: torch.device, calls: int) -> tuple[list[Launch], float]:
-    """See `launches_of`; `call` is called once more, and waited for each time."""
+    """Return `launches_of` for `calls` calls and one more before them, each followed by a synchronization."""
 
     def run() -> None:
         for _ in range(calls + 1):
@@ -103,7 +103,7 @@ def recorded_launches(call: Callable[[], object], device: torch.device, calls: i
 
 
 def _recorded_step(trainer: Trainer, step: Callable[[], None], replays: int) -> tuple[list[Launch], float, float]:
-    """Kernels, busy seconds and seconds by the clock of one kind of step."""
+    """Return the kernels, busy seconds and wall-clock seconds of one kind of step."""
     calls = min(replays, trainer.plan.steps - 1)
     seconds = statistics.median(timed_round(trainer, calls, step)[0] for _ in range(_ROUNDS))
     trainer.state.counter.zero_()
@@ -117,10 +117,10 @@ def record_table(placed: PlacedRecipe, pack: Pack, replays: int) -> KernelTable:
     Args:
         placed: what to step, on a CUDA GPU; see `check_device`.
         pack: the data set.
-        replays: steps of each kind that count.
+        replays: number of steps of each kind that count.
 
     Raises:
-        UserError: a recipe that does not fit the data or takes one step, or a profiler that sees nothing of the GPU.
+        UserError: the recipe does not fit the data or takes one step, or the profiler sees nothing of the GPU.
     """
     setup, recipe, device = placed.with_data(pack.facts), placed.recipe, placed.device
     if setup.plan.steps < 2:
@@ -154,7 +154,7 @@ def record_table(placed: PlacedRecipe, pack: Pack, replays: int) -> KernelTable:
 
 
 def _recorded_phase(call: Callable[[], float], device: torch.device, calls: int) -> Phase:
-    """Of something that returns the seconds that it took."""
+    """Record a phase; `call` returns the seconds that it took."""
     call()
     seconds = statistics.median(call() for _ in range(_ROUNDS))
     kernels, busy = recorded_launches(call, device, calls)

@@ -162,10 +162,10 @@ def _launch(row: Any, names: Sequence[str]) -> Launch:
 
 
 def _variant(stored: Any) -> Variant:
-    bias, cutmix, size, *averaging = _list(stored, "a variant")
-    if len(averaging) > 1 or any(type(each) is not bool for each in (bias, cutmix, *averaging)):
-        raise ValueError("a variant is no [whitening bias, cutmix, size, averaging]")
-    return Variant(bias, cutmix, _whole(size, "the size of a variant"), *averaging)
+    bias, cutmix, size, *later = _list(stored, "a variant")
+    if len(later) > 2 or any(type(each) is not bool for each in (bias, cutmix, *later)):
+        raise ValueError("a variant is no [whitening bias, cutmix, size, averaging, first group]")
+    return Variant(bias, cutmix, _whole(size, "the size of a variant"), *later)
 
 
 def _phase(stored: Any, names: Sequence[str], variant: Variant | None) -> Phase:

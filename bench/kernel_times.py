@@ -1,4 +1,4 @@
-"""`bench kernels`: the time of every case beside its floor."""
+"""`bench kernels`: the time of every case and its floor."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _STORED = ("name", "operation", "layer", "provider", "direction", "shape", "dtyp
 
 
 def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> list[tuple[Case, Timing]]:
-    """Time `cases` on the device of `state`, those of one operation interleaved.
+    """Time `cases` on the device of `state`, interleaving those of one operation.
 
     Args:
         cases: sorted by operation.
         state: see `cases.random_state`.
-        rounds: medians are over so many.
+        rounds: number of rounds for the medians.
     """
     device, found = state.images.device, list[tuple[Case, Timing]]()
     for _, group in itertools.groupby(cases, key=lambda case: case.operation):
@@ -37,12 +37,12 @@ def measured_cases(cases: Sequence[Case], state: TrainingState, rounds: int) -> 
 
 
 def described(case: Case) -> dict[str, Any]:
-    """What is known of a case before it is measured."""
+    """Return what is known about a case before it is measured."""
     return {key: getattr(case, key) for key in _STORED}
 
 
 def row(case: Case, timing: Timing, ceilings: Ceilings) -> dict[str, Any]:
-    """Everything known of a measured case."""
+    """Return everything known about a measured case."""
     floor = ceilings.floor(case.bytes, case.flops, case.dtype)
     return described(case) | {
         "seconds": timing.seconds,
@@ -60,7 +60,7 @@ def row(case: Case, timing: Timing, ceilings: Ceilings) -> dict[str, Any]:
 def cases_report(
     recipe: Recipe, dtype: torch.dtype, device: torch.device, cases: Sequence[Case], rounds: int
 ) -> dict[str, Any]:
-    """Cases of `recipe`, measured over `rounds`, or only described where `rounds` is 0; as plain values."""
+    """Return cases of `recipe` as plain values: measured over `rounds`, or only described if `rounds` is 0."""
     result = {
         "recipe": {"name": recipe.name, "hash": recipe.hash, "batch_size": recipe.batch_size},
         "environment": environment(device),
@@ -75,7 +75,7 @@ def cases_report(
 
 
 def print_cases(console: Console, result: dict[str, Any]) -> None:
-    """The cases as a table; times where they were measured."""
+    """Print the cases as a table, with times if they were measured."""
     rows, recipe = result["cases"], result["recipe"]
     table = Table(title=f"{recipe['name']}, batch {recipe['batch_size']}, {result['dtype']}, {result['device']}")
     for column in ("operation", "layer", "direction", "shape", "provider"):
@@ -98,7 +98,7 @@ def print_cases(console: Console, result: dict[str, Any]) -> None:
 
 
 def print_providers(console: Console, result: dict[str, Any]) -> None:
-    """Microseconds of measured cases, a column for each provider."""
+    """Print the microseconds of measured cases, one column per provider."""
     providers = list(dict.fromkeys(each["provider"] for each in result["cases"]))
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for each in result["cases"]:

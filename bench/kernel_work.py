@@ -131,9 +131,9 @@ def step_work(recipe: Recipe, pack: Pack, dtype: torch.dtype, variant: Variant, 
     return work_of(step_operations(recipe, pack, dtype, variant, kernels))
 
 
-def evaluation_work(recipe: Recipe, pack: Pack, dtype: torch.dtype) -> Work:
+def evaluation_work(recipe: Recipe, pack: Pack, dtype: torch.dtype, kernels: dict[str, str]) -> Work:
     """The work of the final evaluation."""
-    return work_of(evaluation_operations(recipe, pack, dtype))
+    return work_of(evaluation_operations(recipe, pack, dtype, kernels))
 
 
 def prepare_work(recipe: Recipe, pack: Pack, dtype: torch.dtype) -> Work:

@@ -10,21 +10,23 @@ Source of the idea: David Page, "How to train your ResNet 3: regularisation" (my
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from speedyresnet.engine.backends import regions_of, run_as
+from speedyresnet.engine.backends import Variant, regions_of, run_as
 from speedyresnet.engine.nets import Convolution
+from speedyresnet.engine.optim import ParameterGroup
 from speedyresnet.engine.step import (
     Regions,
     TrainingState,
+    first_map_of,
     losses_and_logits,
-    training_batch,
-    whitened_batch,
+    parameters_of,
+    step_batch,
 )
 from speedyresnet.engine.trainer import Trainer
 from speedyresnet.kernels.augment import Batch
@@ -34,7 +36,7 @@ from .step_time import timed_round
 RUNGS = ("convolutions only", "+ norm, activation, pool and loss", "+ optimizer and averaging", "+ data")
 
 
-def convolution_inputs(state: TrainingState, images: Tensor, whitened: bool) -> list[tuple[Convolution, Tensor]]:
+def convolution_inputs(state: TrainingState, images: Tensor) -> list[tuple[Convolution, Tensor]]:
     """Every trained convolution in the order of the net, with its input [B, C, H, W]."""
     found: list[tuple[Convolution, Tensor]] = []
     trained = [each for each in state.net.modules() if isinstance(each, Convolution) and each.weight.requires_grad]
@@ -43,18 +45,19 @@ def convolution_inputs(state: TrainingState, images: Tensor, whitened: bool) -> 
         for each in trained
     ]
     with torch.no_grad():
-        state.net(images, whitened)
+        state.net(images, state.whitens_batches)
     for hook in hooks:
         hook.remove()
     return found
 
 
-def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor]) -> None:
-    """Forward and gradients of each convolution alone; those of the weights are put into `kept`."""
+def _convolve(pairs: Sequence[tuple[Convolution, Tensor]], kept: list[Tensor | None]) -> None:
+    """Forward of each convolution alone, and its gradients where `kept` has a tensor for that of its weights."""
     for (convolution, x), buffer in zip(pairs, kept, strict=True):
         y = convolution(x)
-        wanted = [tensor for tensor in (convolution.weight, x) if tensor.requires_grad]
-        buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
+        if buffer is not None:
+            wanted = [tensor for tensor in (convolution.weight, x) if tensor.requires_grad]
+            buffer.copy_(torch.autograd.grad(y, wanted, y.detach())[0])
 
 
 class _Given(NamedTuple):
@@ -62,22 +65,21 @@ class _Given(NamedTuple):
 
     state: TrainingState
     batch: Batch
-    whitened: bool
-    trained: Sequence[str]
-    averaging: bool
+    variant: Variant
+    groups: Mapping[str, ParameterGroup]
     regions: Regions
 
 
 def _gradients(given: _Given) -> list[Tensor]:
     state = given.state
-    losses, _ = losses_and_logits(state, given.batch, whitened=given.whitened, head=given.regions.head_losses)
-    loss = losses.sum() * state.recipe.loss.scale
-    return list(torch.autograd.grad(loss, [p for name in given.trained for p in state.groups[name].parameters]))
+    first_map = first_map_of(state, given.batch.images, first_group=given.variant.first_group)
+    losses, _ = losses_and_logits(state, first_map, given.batch, given.regions.head_losses)
+    return list(torch.autograd.grad(losses.sum() * state.recipe.loss.scale, parameters_of(given.groups)))
 
 
 def _differentiate(given: _Given) -> None:
     """Forward and backward of the net, nothing else; the gradients are put where momentum belongs."""
-    buffers = [buffer for name in given.trained for buffer in given.state.groups[name].momentum_buffers]
+    buffers = [buffer for group in given.groups.values() for buffer in group.momentum_buffers]
     torch._foreach_copy_(buffers, _gradients(given))
 
 
@@ -85,8 +87,8 @@ def _update(given: _Given) -> None:
     """All of a step but its batch."""
     state, gradients = given.state, _gradients(given)
     with torch.no_grad():
-        given.regions.optimize_(state, gradients, given.trained)
-        if state.averages and given.averaging:
+        given.regions.optimize_(state, given.groups, gradients)
+        if state.averages and given.variant.averaging:
             given.regions.average_(state)
         state.counter.add_(1)
 
@@ -94,17 +96,17 @@ def _update(given: _Given) -> None:
 def rungs_of(trainer: Trainer) -> list[Callable[[], None]]:
     """The functions of `RUNGS`, for the kind of step that a run takes most often."""
     state, variant = trainer.state, trainer.main_variant
-    whitened = state.kernels["stem"] != "reference"
     with torch.no_grad():
-        batch = (whitened_batch if whitened else training_batch)(state, cutmix=variant.cutmix, size=variant.size)
-    trains_bias = variant.whitening_bias and not whitened  # the fused stem belongs to the data
-    trained = [name for name in state.groups if trains_bias or name != "whitening_bias"]
-    pairs = convolution_inputs(state, batch.images, whitened)
-    for index, (_, x) in enumerate(pairs):  # the first one's input depends on nothing that is trained but the bias
-        x.requires_grad_(index > 0 or variant.whitening_bias)
-    given = _Given(state, batch, whitened, trained, variant.averaging, regions_of(trainer.backend))
+        batch = step_batch(state, whitening_bias=False, cutmix=variant.cutmix, size=variant.size)
+    trains_bias = variant.whitening_bias and not state.whitens_batches  # the fused stem belongs to the data
+    groups = state.trained_groups(whitening_bias=trains_bias, first_group=variant.first_group)
+    pairs, trained = convolution_inputs(state, batch.images), {id(each) for each in parameters_of(groups)}
+    kept = [torch.empty_like(each.weight) if id(each.weight) in trained else None for each, _ in pairs]
+    for index, (_, x) in enumerate(pairs):  # the input of the first that is trained depends on nothing but the bias
+        x.requires_grad_(any(each is not None for each in kept[:index]) or variant.whitening_bias)
+    given = _Given(state, batch, variant, groups, regions_of(trainer.backend))
     rungs: list[Callable[[], None]] = [
-        functools.partial(_convolve, pairs, [torch.empty_like(each.weight) for each, _ in pairs]),
+        functools.partial(_convolve, pairs, kept),
         functools.partial(_differentiate, given),
         functools.partial(_update, given),
     ]

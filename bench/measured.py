@@ -1,4 +1,4 @@
-"""What runs measured, one row for those of a kind; README's table of it is made here from the committed records."""
+"""Measurements of runs, one row per group; README's table of them is generated here from the committed records."""
 
 import html
 import os
@@ -20,51 +20,51 @@ COLUMNS = ("recipe", "machine", "accuracy, mean of n (± 95 %)", "claimed", "tra
 
 @dataclass(frozen=True, slots=True)
 class RunGroup:
-    """Runs of one recipe, data set, machine, way of running and commit."""
+    """Runs that share recipe, data set, machine, way of running and commit."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    """Where they are, each once."""
+    """Files that hold the runs, without duplicates."""
 
     @property
     def recipe(self) -> str:
-        """Its name, with the hash that tells apart what was changed in it."""
+        """Name of the recipe with its hash, which distinguishes modified versions."""
         recipe = self.records[0]["recipe"]
         return f"{recipe['name']} {recipe['hash'][:8]}"
 
     @property
     def machine(self) -> str:
-        """See `machine_name`."""
+        """Name of the machine, see `machine_name`."""
         return machine_name(self.records[0]["environment"])
 
     @property
     def commit(self) -> str | None:
-        """None of an installed wheel."""
+        """Commit of the code; None for an installed wheel."""
         commit: str | None = self.records[0]["environment"]["commit"]
         return commit
 
     @property
     def view(self) -> str:
-        """The one that the recipe is about."""
+        """The recipe's evaluation view."""
         return str(self.records[0]["recipe"]["evaluation"]["view"])
 
     def accuracies(self, view: str) -> list[float]:
-        """Percent of the test images; empty where the view was not measured."""
+        """Return accuracies in percent of the test images; empty if the view was not measured."""
         return [100 * float(each["accuracy"][view]) for each in self.records if each["accuracy"][view] is not None]
 
     def seconds(self, clock: Clock) -> list[float]:
-        """By `clock`."""
+        """Return the seconds of each run by `clock`."""
         return [clock_seconds(each, clock) for each in self.records]
 
     @property
     def count(self) -> str:
-        """The number of runs; of a pool that was cut off, also how many were planned."""
+        """Number of runs; for a pool that was cut off, also how many were planned."""
         done, pool = len(self.records), self.records[0].get("pool")
         return f"{done} of {pool['runs']}" if pool and pool["runs"] > done else str(done)
 
 
 def run_groups(pools: Iterable[tuple[Path, list[dict[str, Any]]]]) -> list[RunGroup]:
-    """Completed runs of files by what they have in common; diverged ones count, interrupted ones measured nothing."""
+    """Group the completed runs of files by what they have in common; diverged runs count, interrupted ones do not."""
     groups: dict[tuple[str, ...], RunGroup] = {}
     for path, records in pools:
         for each in records:
@@ -79,21 +79,22 @@ def run_groups(pools: Iterable[tuple[Path, list[dict[str, Any]]]]) -> list[RunGr
 
 
 def told(interval: Interval) -> str:
-    """The mean in four digits, with its margin where there is one."""
+    """Format the mean with four digits, with its margin if there is one."""
     digits = max(0, 4 - len(str(int(abs(interval.mean)))))
     margin = "" if interval.upper is None else f" ± {interval.upper - interval.mean:.{digits}f}"
     return f"{interval.mean:.{digits}f}{margin}"
 
 
 def _range(values: Sequence[float]) -> str:
-    """From the least to the greatest, in three digits."""
+    """Format the minimum and maximum with three digits."""
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
 
 
 def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
-    """Cells under COLUMNS but the last, a row a group; recipes of one name but other numbers show their hash.
+    """Return the cells under all COLUMNS but the last, one row per group.
 
-    A machine's name is followed by the backend where it is not the default of a CPU.
+    Recipes that share a name but differ otherwise show their hash. A machine's name is followed by the backend if that
+    is not "eager".
     """
     kinds = {group.recipe for group in groups}
     rows = []
@@ -111,12 +112,12 @@ def measured_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
 
 
 def _markdown(text: str) -> str:
-    """`text`, which may be anybody's, as the content of one cell."""
+    """Return `text`, which may come from anyone, as the content of one cell."""
     return " ".join(html.escape(text, quote=False).replace("|", "&#124;").split())
 
 
 def measured_markdown(groups: Sequence[RunGroup], folder: Path) -> str:
-    """The table as Markdown for a file in `folder`, the fastest runs first."""
+    """Return the table as Markdown for a file in `folder`, the fastest runs first."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     groups = sorted(groups, key=lambda group: min(group.seconds("train")))
     for group, cells in zip(groups, measured_rows(groups), strict=True):
@@ -126,10 +127,10 @@ def measured_markdown(groups: Sequence[RunGroup], folder: Path) -> str:
 
 
 def readme_with_table(readme: Path, groups: Sequence[RunGroup]) -> str:
-    """The content of the Markdown file `readme` with a new table between its two marks.
+    """Return the content of the Markdown file `readme` with a new table between its two markers.
 
     Raises:
-        UserError: it cannot be read, or has not each mark once, or there are no groups.
+        UserError: the file cannot be read or does not have each marker once, or there are no groups.
     """
     if not readme.is_file():
         raise UserError(f"--readme {readme}: no such file")

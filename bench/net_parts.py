@@ -1,4 +1,4 @@
-"""The parts of a net by the names people use: stem, group1.conv1 31x31, pool, norm+activation, head+loss."""
+"""Parts of a net by their common names: stem, group1.conv1 31x31, pool, norm+activation, head+loss."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from speedyresnet.kernels.contract import registered
 
 
 def part_of_module(path: str, module: nn.Module) -> str | None:
-    """Name of the part that `module` (at `path` in its net) begins; none where it belongs to the one around it."""
+    """Return the part that `module` (at `path` in its net) begins; None if it belongs to the part around it."""
     if isinstance(module, Stem):
         return "stem"
     if isinstance(module, nn.MaxPool2d):
@@ -32,7 +32,7 @@ def part_of_module(path: str, module: nn.Module) -> str | None:
 
 
 class _SplitConvolution(torch.autograd.Function):
-    """A convolution whose backward pass computes its two gradients one by one, each as a part of its own."""
+    """Convolution whose backward pass computes its two gradients separately, each as its own part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, name: str, options: list[Any]) -> Tensor:
@@ -55,7 +55,7 @@ class _SplitConvolution(torch.autograd.Function):
 
 
 def _split_forward(module: Convolution, name: str, x: Tensor) -> Tensor:
-    """What `module` does, as a part of its own with its map size in the name."""
+    """Run `module` as its own part, with the size of its map in the name."""
     sized = f"{name} {x.shape[2]}x{x.shape[3]}"
     options = [module.stride, module.padding, module.dilation, False, [0, 0], module.groups]
     with part(f"{sized} forward"):
@@ -64,7 +64,7 @@ def _split_forward(module: Convolution, name: str, x: Tensor) -> Tensor:
 
 
 def _convolving_kernels(path: str, module: KernelPlace) -> dict[str, Callable[..., Tensor]]:
-    """The kernels of a group that begin with its first convolution, each as a part of its own.
+    """Return the kernels of a group that begin with its first convolution, each as its own part.
 
     Their backward passes are all called wgrad.
     """
@@ -83,12 +83,12 @@ def _in_part(layer: str, function: Callable[..., Tensor], x: Tensor, *others: An
 
 @contextmanager
 def parts_of_net(net: SpeedyResNet, *, whitening_bias: bool) -> Iterator[None]:
-    """Within, the net's forward pass enters a part for each module that begins one, and convolutions are split.
+    """Within the context, enter a part for each module of the net that begins one, and split convolutions.
 
     Args:
-        net: to take apart.
-        whitening_bias: as in `training_step`. Where it is frozen the bias wants no gradient within, because a split
-            convolution cannot see that nobody will ask for its input gradient.
+        net: the net to split into parts.
+        whitening_bias: as in `training_step`. If it is frozen, the bias requires no gradient within the context,
+            because a split convolution cannot see that its input gradient is not needed.
     """
     entered: list[AbstractContextManager[object]] = []
 

@@ -1,4 +1,4 @@
-"""How others crop, mirror and normalise, to measure the kernel against: torchvision image by image, crops by masks."""
+"""Other ways to crop, flip and normalise, to compare the kernel with: torchvision image by image, crops by masks."""
 
 import itertools
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from speedyresnet.engine.step import TrainingState
 
 
 def torchvision_augmentation(state: TrainingState, batch_size: int) -> Callable[[], Tensor]:
-    """A function that makes a batch with torchvision.transforms.v2, one image after the other, on the state's device.
+    """Return a function that makes a batch with torchvision.transforms.v2, image by image, on the state's device.
 
     Returns:
-        Of no arguments; it gives [B, C, H, W] in channels_last.
+        Function without arguments that returns [B, C, H, W] in channels_last.
     """
-    from torchvision.transforms import v2  # here: it imports PyTorch's compiler, half the start of every command
+    from torchvision.transforms import v2  # here: it imports PyTorch's compiler, half the startup time of every command
 
     settings = state.recipe.augmentation
     mode = "reflect" if settings.padding_mode == "reflect" else "constant"
@@ -33,12 +33,12 @@ def torchvision_augmentation(state: TrainingState, batch_size: int) -> Callable[
 
 
 def masked_crops(state: TrainingState, batch_size: int) -> Callable[[], Tensor]:
-    """A function that crops a padded, normalised batch as airbench does: one masked copy for each of the shifts.
+    """Return a function that crops a padded, normalised batch as airbench does: one masked copy for each of the shifts.
 
-    Padding and normalising are done beforehand, as they are there, once a run; so is the flip, once an epoch.
+    Padding and normalisation (once per run in airbench) and the flip (once per epoch) are not part of it.
 
     Returns:
-        Of no arguments; it gives [B, C, H, W] in channels_last.
+        Function without arguments that returns [B, C, H, W] in channels_last.
     """
     pad, (height, width) = state.recipe.augmentation.padding, state.window
     pixels = state.images[:batch_size].permute(0, 3, 1, 2).to(state.dtype) / 64 - 2

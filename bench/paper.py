@@ -14,12 +14,12 @@ from speedyresnet.engine.step import TrainingState
 from speedyresnet.kernels.augment import normalisation
 
 CIFAR10 = {"name": "cifar10", "train_images": [50_000, 32, 32, 3], "test_images": [10_000, 32, 32, 3], "classes": 10}
-"""Name, shapes of the images and number of classes."""
+"""Name, image shapes and number of classes of CIFAR-10."""
 _META = torch.device("meta")
 
 
 def paper_pack(data: Mapping[str, Any]) -> Pack:
-    """Data of the name, shapes and number of classes that `data` tells, like CIFAR10."""
+    """Return data with the name, shapes and number of classes given by `data`, which has the form of CIFAR10."""
     shapes = [data[f"{split}_images"] for split in ("train", "test")]
     images = [torch.empty(shape, dtype=torch.uint8, device=_META) for shape in shapes]
     labels = [torch.empty(shape[0], dtype=torch.int64, device=_META) for shape in shapes]
@@ -39,7 +39,7 @@ def paper_pack(data: Mapping[str, Any]) -> Pack:
 def paper_state(
     recipe: Recipe, pack: Pack, dtype: torch.dtype, kernels: Mapping[str, str] | None = None
 ) -> TrainingState:
-    """A state of `recipe` on data like `pack`, in training mode."""
+    """Return a state of `recipe`, in training mode, for data like `pack`."""
     net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device=_META).train()
     images = torch.empty(pack.train_images.shape, dtype=torch.uint8, device=_META)
     labels = torch.empty(len(pack.train_labels), dtype=torch.int64, device=_META)
@@ -47,7 +47,7 @@ def paper_state(
 
 
 def paper_test_set(pack: Pack, dtype: torch.dtype) -> LabelledImages:
-    """The test images of data like `pack`, for a net of `dtype`."""
+    """Return the test images of data like `pack`, for a net of `dtype`."""
     scale, shift = normalisation(pack.mean, pack.std, torch.promote_types(dtype, torch.float32), _META)
     return LabelledImages(
         images=torch.empty(pack.test_images.shape, dtype=torch.uint8, device=_META),

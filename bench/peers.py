@@ -1,6 +1,6 @@
-"""The scripts that `bench versus` runs against: the data they look for, how they start, what they print and time.
+"""Scripts that `bench versus` runs against: the data they look for, how they start, what they print and time.
 
-None of their code is here; a checkout of their repository is needed.
+Their code is not included; a checkout of their repository is needed.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from speedyresnet.engine.recipe import View
 from .record import Clock
 
 RUN_COUNT = re.compile(rb"for run(?:_num)? in range\((\d+)\)")
-"""The one place in a script that says how often it trains."""
+"""Pattern of the only place in a script that sets how often it trains."""
 
 TABLE_ROW = re.compile(r"\| *(warmup|\d*) *\| *(?:\d+|eval) *\|[^|\n]*\|[^|\n]*\| *([\d.]*) *\| *([\d.]*) *\|")
-"""Of airbench and hiverge: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds."""
+"""Row of airbench and hiverge: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds."""
 
 HLB_LAST_ROW = re.compile(r"^\| *\d+ *\|(?:[^|\n]*\|){4} *([\d.]+) *\| *([\d.]+) *\|\n-", re.MULTILINE)
-"""The row under which hlb draws a line: epoch, four more, ema_val_acc, total_time_seconds."""
+"""Row of hlb above a line: epoch, four more columns, ema_val_acc, total_time_seconds."""
 
 E1_TRIAL = re.compile(r"^\[trial [^\]]*\] train=[\d.]+s honest=([\d.]+)s acc=([\d.]+)", re.MULTILINE)
 
 NOT_COPIED = ("results", "__pycache__")
-"""Of the folder of a script with a launcher."""
+"""Names that are not copied from the folder of a script with a launcher."""
 
 E1_START = """\
 import sys
@@ -45,17 +45,17 @@ target = targets.get("e1").cls()
 options = dict(data_path="cifar10", overrides={}, seed_base=seed, container_id=0)
 harness.run_trials(target, trial_ids=list(range(runs)), **options)
 """
-"""Calls E1's harness as its own worker does, which needs the service Modal, and not only on an A100-SXM."""
+"""Calls E1's harness as its own worker does, but without the service Modal and not only on an A100-SXM."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRun:
-    """What a peer reports of one run."""
+    """Report of a peer on one run."""
 
     seconds: float
-    """By its own clock."""
+    """Time by the peer's own clock."""
     accuracy: float
-    """A fraction of its test images."""
+    """Fraction of its test images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,22 +63,22 @@ class Peer:
     """A script that trains on CIFAR-10 and times itself."""
 
     script: str
-    """Where it is in a checkout of its repository."""
+    """Path of the script in a checkout of its repository."""
     write_data: Callable[[Pack, Path, torch.device], None]
-    """Writes what it looks for into its working folder: all pixels and labels of the pack, in its order."""
+    """Writes its input files into its working folder: all pixels and labels of the pack, in the pack's order."""
     read_runs: Callable[[str], list[PeerRun]]
-    """Finds its runs in its standard output; runs that it does not count itself, such as a warm-up, are left out."""
+    """Finds its runs in its standard output, without those that it does not count itself, such as a warm-up."""
     launcher: str | None = None
-    """Source of what starts it, given the runs and a seed, where it has no start of its own."""
+    """Source of a script that starts it, given the runs and a seed; None if it can start itself."""
     clock: Clock
-    """The one of ours that covers everything its own contains."""
+    """Our clock that covers everything its own clock contains."""
     contains: str
     view: View
     accuracy_of: str
 
 
 def write_uint8(pack: Pack, folder: Path, _device: torch.device) -> None:
-    """The files `cifar10/{train,test}.pt`: images uint8 [N, H, W, C] and labels int64 [N], as torchvision has them."""
+    """Write `cifar10/{train,test}.pt`: images uint8 [N, H, W, C] and labels int64 [N], as in torchvision."""
     (folder / "cifar10").mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         data = {"images": getattr(pack, f"{split}_images"), "labels": getattr(pack, f"{split}_labels")}
@@ -86,10 +86,10 @@ def write_uint8(pack: Pack, folder: Path, _device: torch.device) -> None:
 
 
 def write_hlb(pack: Pack, folder: Path, device: torch.device) -> None:
-    """The file `data.pt`: images float16 [N, C, H, W], normalised, and targets float16 [N, classes], one-hot.
+    """Write `data.pt`: images float16 [N, C, H, W], normalised, and targets float16 [N, classes], one-hot.
 
-    On `device`, because hlb loads them to where they were saved, and works with them there. Mean and (sample) standard
-    deviation are of the training images in float32, as in its own preparation.
+    The tensors are on `device`, because hlb loads them to where they were saved and works with them there. Mean and
+    (sample) standard deviation are of the training images in float32, as in hlb's own preparation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scaled = {
@@ -105,22 +105,22 @@ def write_hlb(pack: Pack, folder: Path, device: torch.device) -> None:
 
 
 def read_table(text: str) -> list[PeerRun]:
-    """Runs in the table of airbench and hiverge; the one called warmup is not for counting."""
+    """Return the runs in the table of airbench or hiverge, without the one called warmup."""
     runs, name = [], ""
     for run, accuracy, seconds in TABLE_ROW.findall(text):
-        name = run or name  # airbench names a run only in its first row, and has this accuracy only in its last
+        name = run or name  # airbench names a run only in its first row and reports this accuracy only in its last
         if name != "warmup" and accuracy and seconds:
             runs.append(PeerRun(float(seconds), float(accuracy)))
     return runs
 
 
 def read_hlb(text: str) -> list[PeerRun]:
-    """Runs in the tables of hlb."""
+    """Return the runs in the tables of hlb."""
     return [PeerRun(float(seconds), float(accuracy)) for accuracy, seconds in HLB_LAST_ROW.findall(text)]
 
 
 def read_e1(text: str) -> list[PeerRun]:
-    """Runs in the lines of E1's harness."""
+    """Return the runs in the lines of E1's harness."""
     return [PeerRun(float(seconds), float(accuracy)) for seconds, accuracy in E1_TRIAL.findall(text)]
 
 
@@ -170,10 +170,10 @@ PEERS = {
 
 
 def parse_peers(given: list[str]) -> dict[str, Path]:
-    """The script of each peer in NAME=PATH; PATH is the script or a checkout of its repository.
+    """Return the script of each peer given as NAME=PATH; PATH is the script or a checkout of its repository.
 
     Raises:
-        UserError: no such form, an unknown or repeated name, or a path where the script is not.
+        UserError: the form is wrong, a name is unknown or repeated, or the script is not at the path.
     """
     scripts: dict[str, Path] = {}
     for each in given:
@@ -200,10 +200,10 @@ def check_data(pack: Pack) -> None:
 
 
 def install(name: str, script: Path, folder: Path, runs: int) -> str:
-    """Copy a peer into `folder`, set to train `runs` times; returns what was changed, as one line.
+    """Copy a peer into `folder`, set to train `runs` times, and return the change as one line.
 
     Raises:
-        UserError: a script that has not exactly one number of runs.
+        UserError: the script does not set its number of runs in exactly one place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if launcher := PEERS[name].launcher:
@@ -224,7 +224,7 @@ def install(name: str, script: Path, folder: Path, runs: int) -> str:
 
 
 def source_sha256(name: str, script: Path) -> str:
-    """Checksum of what `install` copies, with the names of the files."""
+    """Return the checksum of what `install` copies, including the names of the files."""
     beside = sorted(script.parent.rglob("*")) if PEERS[name].launcher else [script]
     digest = hashlib.sha256()
     for path in beside:
@@ -235,5 +235,5 @@ def source_sha256(name: str, script: Path) -> str:
 
 
 def start_words(name: str, script: Path, runs: int, seed: int) -> list[str]:
-    """What Python is given to start an installed peer in its folder; only those with a launcher take a seed."""
+    """Return the arguments for Python that start an installed peer in its folder; only launchers take a seed."""
     return ["start.py", str(runs), str(seed)] if PEERS[name].launcher else [script.name]

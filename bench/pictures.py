@@ -1,4 +1,4 @@
-"""Pictures of what was measured."""
+"""Pictures of measurements."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ def _title(profile: dict[str, Any]) -> str:
 
 
 def draw_parts(profile: dict[str, Any], path: Path) -> None:
-    """Bars of the parts' milliseconds, longest first, with their floors in front."""
+    """Draw bars of the parts' milliseconds, the longest first, with their floors in front."""
     parts = sorted((each for each in profile["parts"] if each["seconds"] > 0), key=lambda each: each["seconds"])
     figure, axes = matplotlib_pyplot().subplots(figsize=(10, 0.9 + 0.29 * len(parts)), layout="constrained")
     names = [each["name"] for each in parts]
@@ -43,23 +43,23 @@ def draw_parts(profile: dict[str, Any], path: Path) -> None:
 
 
 def computing(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of `rows`, parts or cases, that have a place in a roofline."""
+    """Return those of `rows`, parts or cases, that have a place in a roofline plot."""
     return [each for each in rows if each["flops"] > 0 and each["bytes"] > 0 and each["seconds"] > 0]
 
 
 def _share_a_label(point: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether two points of a roofline are too near one another for a label each."""
+    """Return whether two points of a roofline plot are too close to each other for separate labels."""
     horizontal, vertical = (abs(math.log10(a / b)) for a, b in zip(point, other, strict=True))
     return horizontal < 0.25 and vertical < 0.12
 
 
 def plot_roofline(axes: Any, measured: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """FLOPs a second over FLOPs a byte of `rows`, numbered from 1, under the measured ceilings.
+    """Plot FLOPs per second over FLOPs per byte of `rows`, numbered from 1, under the measured ceilings.
 
     Args:
-        axes: of matplotlib.
+        axes: matplotlib axes.
         measured: holds `ceilings` and the `dtype` whose rate is the roof.
-        rows: see `computing`; the last word of a name tells its pass.
+        rows: see `computing`; the last word of a name is its pass.
     """
     points = [(each["flops"] / each["bytes"], each["flops"] / each["seconds"]) for each in rows]
     _plot_ceilings(axes, measured, points)
@@ -76,7 +76,7 @@ def plot_roofline(axes: Any, measured: dict[str, Any], rows: Sequence[dict[str, 
 
 
 def draw_roofline(profile: dict[str, Any], path: Path) -> None:
-    """The roofline of every part that computes."""
+    """Draw the roofline plot of every part that computes."""
     figure, axes = matplotlib_pyplot().subplots(figsize=(10, 6), layout="constrained")
     parts = computing(profile["parts"])
     plot_roofline(axes, profile, parts)
@@ -87,7 +87,7 @@ def draw_roofline(profile: dict[str, Any], path: Path) -> None:
 
 
 def _plot_ceilings(axes: Any, measured: dict[str, Any], points: Sequence[tuple[float, float]]) -> None:
-    """The roof: the bandwidth of the largest copy up to the ridge, then the rate of a matrix multiplication."""
+    """Plot the roof: the bandwidth of the largest copy up to the ridge, then the rate of a matrix multiplication."""
     bandwidth = measured["ceilings"]["copies"][-1][1]
     rate = measured["ceilings"]["rates"][measured["dtype"]]
     ridge = rate / bandwidth
@@ -109,5 +109,5 @@ def _plot_ceilings(axes: Any, measured: dict[str, Any], points: Sequence[tuple[f
 
 
 def picture_paths(path: Path) -> tuple[Path, Path]:
-    """Where the pictures of the profile `path` go: beside it."""
+    """Return the paths of the pictures of the profile `path`, which are beside it."""
     return path.with_suffix(".parts.png"), path.with_suffix(".roofline.png")

@@ -1,4 +1,4 @@
-"""Processes that are measured or that measure: they end when their time is over, with all they have started."""
+"""Processes that measure or are measured: they end when their time is over, with everything they started."""
 
 import contextlib
 import os
@@ -24,14 +24,14 @@ def exit_code_within(seconds: float, words: Sequence[str], *, grace: float = 0.0
 
 
 def exit_codes_within(seconds: float, commands: Sequence[Command], *, grace: float = 0.0) -> list[int | None]:
-    """Run `commands` side by side for at most `seconds`; their exit codes, none for those that had to be ended.
+    """Run `commands` side by side for at most `seconds`; return their exit codes, None for those that had to be ended.
 
-    Whatever they started, such as a compiler's workers, is ended with them: it would disturb the next measurement.
+    Everything they started, such as a compiler's workers, is ended with them: it would disturb the next measurement.
 
     Args:
-        seconds: of wall-clock time.
+        seconds: wall-clock time limit.
         commands: what to run.
-        grace: seconds that they have after Ctrl-C, before they are killed, to end what leads a session of its own.
+        grace: seconds between Ctrl-C and the kill, for ending processes that lead a session of their own.
     """
     deadline, processes = time.monotonic() + seconds, list["subprocess.Popen[Any]"]()
     try:
@@ -39,10 +39,10 @@ def exit_codes_within(seconds: float, commands: Sequence[Command], *, grace: flo
             options = {"stdin": subprocess.DEVNULL, "start_new_session": True, **each.options}
             processes.append(subprocess.Popen(each.words, **options))
         return [_code_before(deadline, process) for process in processes]
-    finally:  # after Ctrl-C or SIGTERM too
+    finally:  # also after Ctrl-C or SIGTERM
         try:
             _interrupt(processes, grace)
-        finally:  # where a second one ends the wait
+        finally:  # also if a second signal ends the wait
             for process in processes:
                 end_session(process)
 
@@ -55,7 +55,7 @@ def _code_before(deadline: float, process: "subprocess.Popen[Any]") -> int | Non
 
 
 def _interrupt(processes: Sequence["subprocess.Popen[Any]"], grace: float) -> None:
-    """Send Ctrl-C to those that still run, and wait for them for `grace` seconds altogether."""
+    """Send Ctrl-C to the processes that are still running and wait for them for `grace` seconds in total."""
     running = [process for process in processes if grace and process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
@@ -65,7 +65,7 @@ def _interrupt(processes: Sequence["subprocess.Popen[Any]"], grace: float) -> No
 
 
 def end_session(process: "subprocess.Popen[Any]") -> None:
-    """Kill a process that leads a session of its own, and whatever it has started."""
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended
+    """Kill a process that leads its own session, and everything it started."""
+    with contextlib.suppress(ProcessLookupError):  # everything has ended
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,7 +1,8 @@
-"""`bench profile`: one eager training step, folded into the parts that people think in.
+"""`bench profile`: times one eager training step by its named parts.
 
-For the profile each convolution computes its two gradients one by one (natively one operation does both), so that each
-can be timed. What that and the profiler cost shows in `unprofiled_step_seconds`, the same step left alone.
+While profiling, each convolution computes its two gradients separately (natively one operation computes both), so that
+each can be timed. `unprofiled_step_seconds`, the time of the unmodified step, shows the cost of that and of the
+profiler.
 """
 
 import gzip
@@ -47,21 +48,21 @@ SCHEMA = "speedyresnet.profile/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Of one step."""
+    """Part of one step."""
 
     name: str
     seconds: float
     share: float
-    """Of the step."""
+    """Fraction of the step."""
     calls: float
-    """Kernels, or on a CPU operations that call no other."""
+    """Kernels per step, or on a CPU operations that call no other."""
     bytes: int
-    """Moved at least, see `traffic`."""
+    """Minimum bytes moved, see `traffic`."""
     flops: int
     bandwidth_share: float
-    """Bytes a second over those of a copy of as many bytes a call."""
+    """Bytes per second relative to a copy of as many bytes per call."""
     rate_share: float
-    """FLOPs a second over those of a matrix multiplication."""
+    """FLOPs per second relative to a matrix multiplication."""
     floor_seconds: float
     """Sum over its operations of max(bytes / bandwidth, FLOPs / rate)."""
 
@@ -71,7 +72,7 @@ def _part_range(name: str) -> AbstractContextManager[object]:
 
 
 def trace_of_steps(trainer: Trainer, steps: int) -> dict[str, Any]:
-    """The trace of `steps` whole steps, and one more that marks the end of the last."""
+    """Return the trace of `steps` whole steps and of one more, which marks the end of the last."""
     step = trainer.main_step
     trainer.state.counter.zero_()
 
@@ -91,14 +92,14 @@ def trace_of_steps(trainer: Trainer, steps: int) -> dict[str, Any]:
 
 
 def middle_half(steps: Sequence[StepParts]) -> list[StepParts]:
-    """The steps without the fastest and the slowest quarter."""
+    """Return the steps without the fastest and the slowest quarter."""
     ordered = sorted(steps, key=lambda each: each.seconds)
     cut = len(ordered) // 4
     return ordered[cut : len(ordered) - cut]
 
 
 def _position(name: str) -> tuple[Any, ...]:
-    """Parts in the order of the step; convolutions by layer, then pass."""
+    """Return a sort key: parts in the order of the step; convolutions by layer, then pass."""
     kind = "group" if name.startswith("group") else name
     layer, _, which = name.rpartition(" ")
     place = _ORDER.index(kind if kind in _ORDER else OTHER)  # a stored profile may have parts of another version
@@ -106,7 +107,7 @@ def _position(name: str) -> tuple[Any, ...]:
 
 
 def folded_parts(steps: Sequence[StepParts], traffic: dict[str, Traffic], ceilings: Ceilings) -> list[Part]:
-    """Means over `steps`, with what each part moves and computes beside them."""
+    """Return means over `steps`, with the bytes and FLOPs of each part."""
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for step in steps:
@@ -135,18 +136,18 @@ def folded_parts(steps: Sequence[StepParts], traffic: dict[str, Traffic], ceilin
 
 
 def profile_step(placed: PlacedRecipe, pack: Pack, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Profile the kind of step that a run takes most often.
+    """Profile the most frequent kind of step of a run.
 
     Args:
         placed: what to step, with the backend `eager`.
         pack: the data set.
-        steps: how many to record; parts are means over the middle half of them.
+        steps: number of steps to record; parts are means over the middle half of them.
 
     Returns:
         The result as plain values, and the trace.
 
     Raises:
-        UserError: a recipe that does not fit the data, or a profiler that sees nothing of the GPU.
+        UserError: the recipe does not fit the data, or the profiler sees nothing of the GPU.
     """
     recipe, device = placed.recipe, placed.device
     trainer = Trainer(placed.with_data(pack.facts), pack)
@@ -179,12 +180,12 @@ def profile_step(placed: PlacedRecipe, pack: Pack, steps: int) -> tuple[dict[str
 
 
 def profile_paths(path: Path) -> tuple[Path, ...]:
-    """The files of a profile whose result is stored at `path`: that, the trace, and the two pictures."""
+    """Return the files of a profile whose result is stored at `path`: the result, the trace and the two pictures."""
     return path, path.with_suffix(".trace.json.gz"), *picture_paths(path)
 
 
 def save_profile(result: dict[str, Any], trace: dict[str, Any], path: Path, outputs: Outputs) -> None:
-    """Attempt all files of a profile; the trace is for https://ui.perfetto.dev."""
+    """Try to write all files of a profile; the trace is for https://ui.perfetto.dev."""
     _, trace_path, parts, roofline = profile_paths(path)
     packed = gzip.compress(json.dumps(trace).encode(), mtime=0)
     outputs.attempt(path, lambda: write_text(path, json.dumps(result, indent=1) + "\n"))
@@ -200,10 +201,10 @@ _STORED: Schema = {
 
 
 def read_profile(path: Path) -> dict[str, Any]:
-    """The result that `bench profile --out` stored at `path`.
+    """Return the result that `bench profile --out` stored at `path`.
 
     Raises:
-        UserError: no such file, or something else in it.
+        UserError: the file is missing or holds something else.
     """
     stored: dict[str, Any] = read_json(path, "make one with bench profile --out")
     if fault := fault_in(stored, _STORED) or (None if stored["schema"] == SCHEMA else f"its schema is no {SCHEMA}"):
@@ -212,11 +213,11 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 
 def side_by_side(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two profiles part by part; a part that one of them lacks takes no time there.
+    """Compare two profiles part by part; a part that one of them lacks takes no time there.
 
     Returns:
-        What the other was, and rows with the seconds and floors of both, this one's less the other's, and its share of
-        the other's (none where the other lacks the part).
+        Description of the other profile, and rows with the seconds and floors of both, the difference in seconds
+        (`result` minus `other`) and the ratio of the seconds (None if the other lacks the part).
     """
     ours, theirs = ({part["name"]: part for part in each["parts"]} for each in (result, other))
     rows = []
@@ -237,7 +238,7 @@ def side_by_side(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
 
 
 def print_side_by_side(console: Console, result: dict[str, Any]) -> None:
-    """Both profiles of a result with `against` as a table."""
+    """Print both profiles of a result with `against` as a table."""
     other = result["against"]
     names = [f"{each['recipe']['name']} {each['recipe']['hash'][:6]}, {each['device']}" for each in (result, other)]
     table = Table(title=f"{names[0]} against {names[1]}: {_milliseconds(result)} and {_milliseconds(other)} a step")
@@ -262,7 +263,7 @@ def _milliseconds(result: dict[str, Any]) -> str:
 
 
 def print_profile(console: Console, result: dict[str, Any]) -> None:
-    """The result as a table."""
+    """Print the result as a table."""
     whole, alone = 1e3 * result["step_seconds"], 1e3 * result["unprofiled_step_seconds"]
     recipe = result["recipe"]
     table = Table(

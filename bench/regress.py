@@ -1,13 +1,14 @@
-"""`bench regress`: what got slower between two git revisions, or between two files of pytest-benchmark.
+"""`bench regress`: finds what got slower between two git revisions, or between two files of pytest-benchmark.
 
-Two revisions are measured in one sitting (see `revisions.py`). Of each round only the ratio second over first counts:
-a drift of the machine, and any good of coming second, is the same in the rounds where head came second as in those
-where base did, and a slowdown is not. The Mann-Whitney test compares these two groups of ratios; they are independent
-of each other, as it wants, and need no bell curve. Between files there are no rounds, so it compares the times.
+Two revisions are measured in one sitting (see `revisions.py`). Of each round only the ratio of the second measurement
+to the first counts: machine drift and any advantage of running second are the same in rounds where head came second and
+in rounds where base did, but a slowdown is not. The Mann-Whitney test compares these two groups of ratios; they are
+independent of each other, as it requires, and need not be normally distributed. Files have no rounds, so the test
+compares their times.
 
-A case is slower if the test says so with 99 % confidence in all cases together, and the change is at least the effect
-asked for. The noise floor is half the width of the change's 99 % interval: smaller changes drown. Above the effect it
-lets nobody tell, unless the whole interval lies beyond the effect.
+A case is slower if the test is significant with 99 % confidence over all cases together, and the change is at least the
+requested effect. The noise floor is half the width of the change's 99 % interval: smaller changes are not visible. If
+it is above the effect, the verdict is "cannot tell", unless the whole interval lies beyond the effect.
 """
 
 import math
@@ -30,15 +31,15 @@ from .revisions import Samples, Sitting
 
 ROUNDS = 30
 QUICK_SECONDS = 95.0
-"""When `--quick` measures no more; the rest of its two minutes is for starting and cleaning up."""
+"""Time limit of the measurements with `--quick`; the rest of its two minutes is for starting and cleaning up."""
 CONFIDENCE = 0.99
 _MOST_SAMPLES = 1000
-"""All differences between two groups of so many fit into memory."""
+"""Maximum size of a group, so that all differences between two groups fit into memory."""
 DRIFT = "measured one after the other: a drift of the machine between the two sittings cannot be excluded"
 _MACHINE = ("gpu", "power_limit_watts", "processor", "threads")
-"""What has to be the same for times to be comparable."""
+"""Environment keys that must be equal for times to be comparable."""
 _MACHINE_INFO = ("node", "machine", "system", "processor", "cpu.brand_raw", "cpu.count")
-"""The same, of what pytest-benchmark itself says about a machine."""
+"""The same for what pytest-benchmark itself stores about a machine."""
 _CANNOT_TELL = "cannot tell whether anything got slower"
 _NOT_MEASURED = {
     "only_in_base": "not compared, only base has",
@@ -52,24 +53,24 @@ Verdict = Literal["slower", "faster", "same", "cannot tell"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Of one case; fractions of the base's time, 0.05 for 5 % slower."""
+    """Change of one case, in fractions of the base's time: 0.05 is 5 % slower."""
 
     value: float
-    """Hodges and Lehmann's estimate, the median of all differences between the two groups."""
+    """Hodges-Lehmann estimate: the median of all differences between the two groups."""
     low: float
     high: float
     """The true change is between low and high with 99 % confidence."""
     p: float
-    """Of the Mann-Whitney test: how often equal speeds would look at least as different."""
+    """p value of the Mann-Whitney test: how often equal speeds would look at least this different."""
 
     @property
     def noise_floor(self) -> float:
-        """Half the interval's width; infinite where there are too few samples for an interval."""
+        """Half the interval's width; infinite if there are too few samples for an interval."""
         return (self.high - self.low) / 2
 
 
 def mann_whitney_p(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p value of the Mann-Whitney test.
+    """Return the two-sided p value of the Mann-Whitney test.
 
     Raises:
         UserError: scipy is not installed.
@@ -82,22 +83,22 @@ def mann_whitney_p(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def interleaved_change(samples: Samples) -> Change:
-    """Head against base, measured in turns, base first in even rounds."""
+    """Return the change of head against base, measured in turns, base first in even rounds."""
     slower = np.log(np.divide(samples.head, samples.base))
     return _change(slower[0::2], -slower[1::2], times=2)
 
 
 def separate_change(samples: Samples) -> Change:
-    """Head against base, measured one after the other; of many samples, some spread evenly over all."""
+    """Return the change of head against base, measured one after the other; large samples are thinned out evenly."""
     head, base = (np.log(values[:: 1 + len(values) // _MOST_SAMPLES]) for values in (samples.head, samples.base))
     return _change(head, base, times=1)
 
 
 def _change(first: ArrayLike, second: ArrayLike, times: int) -> Change:
-    """From two groups of logarithms whose places are `times` the logarithm of the change apart."""
+    """Return the change from two groups of logarithms whose locations differ by `times` its logarithm."""
     differences = np.sort(np.subtract.outer(first, second).ravel()) / times
     n, m = len(np.atleast_1d(first)), len(np.atleast_1d(second))
-    spread = (n * m * (n + m + 1) / 12) ** 0.5  # of the test's statistic, where both are of one distribution
+    spread = (n * m * (n + m + 1) / 12) ** 0.5  # of the test's statistic if both groups have the same distribution
     outside = int(n * m / 2 - NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread)
     inside = (differences[outside - 1], differences[-outside]) if outside > 0 else (-np.inf, np.inf)
     value, low, high = (float(np.expm1(each)) for each in (np.median(differences), *inside))
@@ -105,12 +106,12 @@ def _change(first: ArrayLike, second: ArrayLike, times: int) -> Change:
 
 
 def verdict(change: Change, effect: float, cases: int) -> Verdict:
-    """What is to be said of one of `cases` changes measured together.
+    """Return the verdict on one of `cases` changes measured together.
 
     Args:
-        change: of the case.
-        effect: the least that matters, 0.03 for 3 %.
-        cases: how many there are; p values count so many times (Bonferroni), lest one of them be flagged by chance.
+        change: change of the case.
+        effect: smallest change that matters, 0.03 for 3 %.
+        cases: number of cases; p values are multiplied by it (Bonferroni), so that none is flagged by chance.
     """
     quiet = change.noise_floor <= effect
     if change.p * cases < 1 - CONFIDENCE:
@@ -122,14 +123,14 @@ def verdict(change: Change, effect: float, cases: int) -> Verdict:
 
 
 def changed_cases(samples: Mapping[str, Samples], effect: float) -> list[str]:
-    """Names of what got slower or faster in one sitting."""
+    """Return the names of the cases that got slower or faster in one sitting."""
     changes = {name: interleaved_change(each) for name, each in samples.items()}
     verdicts = {name: verdict(change, effect, len(changes)) for name, change in changes.items()}
     return [name for name, each in verdicts.items() if each in ("slower", "faster")]
 
 
 def _rows(samples: Mapping[str, Samples], of: Callable[[Samples], Change], effect: float) -> dict[str, dict[str, Any]]:
-    """What is reported of each case, by name."""
+    """Return what is reported of each case, by name."""
     return {name: _row(name, each, of(each), effect, len(samples)) for name, each in samples.items()}
 
 
@@ -147,7 +148,10 @@ def _row(name: str, samples: Samples, change: Change, effect: float, cases: int)
 
 
 def sitting_report(sitting: Sitting, effect: float) -> dict[str, Any]:
-    """Two revisions compared, as plain values; a change that new processes did not show again is none."""
+    """Return the comparison of two revisions as plain values.
+
+    The verdict on a change that new processes do not confirm is "cannot tell".
+    """
     rows, again = (_rows(samples, interleaved_change, effect) for samples in (sitting.samples, sitting.again))
     for name, row in again.items():
         rows[name]["again"] = row
@@ -158,13 +162,13 @@ def sitting_report(sitting: Sitting, effect: float) -> dict[str, Any]:
 
 
 def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
-    """Two files of pytest-benchmark compared, as plain values.
+    """Return the comparison of two files of pytest-benchmark as plain values.
 
-    Of files from two machines every verdict is "cannot tell", and `machines` says what tells the machines apart.
+    For files from two machines every verdict is "cannot tell", and `machines` says how the machines differ.
 
     Raises:
-        UserError: a file cannot be read, holds no data or nothing that the other holds, or both are of `pytest bench`
-            and of two machines.
+        UserError: a file cannot be read, holds no data or has no case in common with the other, or both are from
+            `pytest bench` on two machines.
     """
     one, other = (_read_benchmarks(path) for path in (base, head))
     key = differing_key(one.environment, other.environment)
@@ -191,14 +195,14 @@ def files_report(base: Path, head: Path, effect: float) -> dict[str, Any]:
 
 
 class _Benchmarks(NamedTuple):
-    """What a file of pytest-benchmark holds."""
+    """Content of a file of pytest-benchmark."""
 
     machine: dict[str, Any]
     """pytest-benchmark's `machine_info`."""
     environment: dict[str, Any]
-    """Empty where it is not one of `pytest bench`."""
+    """Empty if the file is not from `pytest bench`."""
     data: dict[str, list[float]]
-    """Seconds, by case."""
+    """Seconds by case."""
 
 
 _BENCHMARK_FILE: Schema = {
@@ -228,7 +232,7 @@ def _read_benchmarks(path: Path) -> _Benchmarks:
 
 
 def _machines_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
-    """What tells the machines of two files apart by their `machine_info`, in words; none where nothing does."""
+    """Return how the machines of two files differ by their `machine_info`, in words; None if they do not."""
     for key in _MACHINE_INFO:
         first, second = (reprlib.repr(_inner(machine, key)) for machine in (here, there))
         if first != second:
@@ -237,24 +241,24 @@ def _machines_apart(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | 
 
 
 def _inner(document: Any, key: str) -> Any:
-    """The value under a dotted key; none where there is none."""
+    """Return the value under a dotted key; None if there is none."""
     for part in key.split("."):
         document = document.get(part) if isinstance(document, dict) else None
     return document
 
 
 def differing_key(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
-    """What makes times of two environments (see `engine.record.environment`) incomparable; none: nothing."""
+    """Return the key that makes times of two environments (see `engine.record.environment`) incomparable, or None."""
     return next((key for key in _MACHINE if here.get(key) != there.get(key)), None)
 
 
 def percent_text(value: float | None, form: str) -> str:
-    """A fraction in percent, in the format `form`; a question mark where nobody knows."""
+    """Return a fraction in percent, in the format `form`; a question mark for None."""
     return "?" if value is None else f"{100 * value:{form}}"
 
 
 def print_regress(console: Console, result: dict[str, Any]) -> None:
-    """The result as a table, and below it the conclusion."""
+    """Print the result as a table, followed by the conclusion."""
     table = Table(title="head against base, milliseconds a call")
     table.add_column("case")
     for column in ("base", "head", "change, %", "noise floor, %", "p"):
@@ -270,7 +274,7 @@ def print_regress(console: Console, result: dict[str, Any]) -> None:
 
 
 def conclusion(result: dict[str, Any]) -> list[str]:
-    """What the result says, in lines."""
+    """Return the conclusion of the result, in lines."""
     lines = [f"{text}: {', '.join(result[key])}" for key, text in _NOT_MEASURED.items() if result[key]]
     if "warning" in result:
         lines.append(result["warning"])
@@ -291,5 +295,5 @@ def conclusion(result: dict[str, Any]) -> list[str]:
 
 
 def slower_cases(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of what got slower."""
+    """Return the rows of the cases that got slower."""
     return [row for row in result["cases"] if row["verdict"] == "slower"]

@@ -1,6 +1,6 @@
-"""`bench report`: one page, whole in itself, of whatever the other commands and pytest-benchmark have stored.
+"""`bench report`: makes one self-contained page from the stored results of the other commands and pytest-benchmark.
 
-Every file is known by its content. What its names say is text on the page and never markup.
+Every file is recognised by its content. Names in it appear on the page as text, never as markup.
 """
 
 import functools
@@ -46,40 +46,40 @@ from .trim import SCHEMA as TRIM_SCHEMA
 
 _TEMPLATE = "report.html.jinja"
 _CLOCK: Clock = "prepare+train"
-"""That accuracies stand against."""
+"""Clock that accuracies are plotted against."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file."""
+    """Kind of file."""
 
     name: str
     keys: frozenset[str]
-    """What every document of it holds, besides its schema."""
+    """Keys that every document of this kind has, besides its schema."""
     blocks: Callable[[str, list[Document]], list[Block]]
-    """What the page shows of one file, given its name and documents."""
+    """Returns what the page shows of one file, given its name and documents."""
     title: str = ""
     note: str = ""
-    """Heading of the section that it makes, and what is said there."""
+    """Note in the section that this kind makes; `title` is its heading."""
     schema: str | None = None
-    """The first files of some kinds did without."""
+    """Schema of its documents, which the first files of some kinds lack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that was read."""
+    """File that was read."""
 
     path: Path
     kind: Kind
     documents: list[Document]
     blocks: list[Block]
     environments: list[Document]
-    """Where the documents were measured; empty of one that does not say."""
+    """Environment of each document; empty for one that does not store it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page under its own heading."""
+    """Part of the page under its own heading."""
 
     title: str
     note: str
@@ -87,10 +87,10 @@ class Section:
 
 
 def documents_in(path: Path) -> list[Document]:
-    """The JSON objects in `path`: one, or one a line.
+    """Return the JSON objects in `path`: one, or one per line.
 
     Raises:
-        UserError: it cannot be read, or holds anything else.
+        UserError: the file cannot be read or holds anything else.
     """
     content = read_content(path)
     try:
@@ -103,10 +103,10 @@ def documents_in(path: Path) -> list[Document]:
 
 
 def read_source(path: Path) -> Source:
-    """What `path` holds and what the page shows of it.
+    """Return the content of `path` and what the page shows of it.
 
     Raises:
-        UserError: it cannot be read, is of no known kind, or is damaged; or an extra package is missing.
+        UserError: the file cannot be read, is of no known kind or is damaged; or an extra package is missing.
     """
     documents = documents_in(path)
     for kind in KINDS:
@@ -117,7 +117,7 @@ def read_source(path: Path) -> Source:
     try:
         environments = [_checked_environment(environment_of(each)) for each in documents]
         source = Source(path, kind, documents, kind.blocks(path.name, documents), environments)
-        history_series([source])  # raises what is wrong with it now, when the file is known
+        history_series([source])  # raises its errors now, while the file is known
         return source
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -126,7 +126,7 @@ def read_source(path: Path) -> Source:
 
 
 def _checked_environment(environment: Document) -> Document:
-    """`environment` itself; ValueError where it is not made of names and plain values."""
+    """Return `environment`; raise ValueError if it does not consist of names and plain values."""
     fault = fault_in(environment, {"commit": str | None}, "environment")
     nested = [key for key, value in environment.items() if isinstance(value, dict | list)] if fault is None else []
     if fault or nested:
@@ -135,12 +135,12 @@ def _checked_environment(environment: Document) -> Document:
 
 
 def groups_of(sources: Sequence[Source]) -> list[RunGroup]:
-    """The runs of all files together."""
+    """Return the groups of the runs of all files together."""
     return run_groups((each.path, each.documents) for each in sources if each.kind.blocks is check_runs)
 
 
 def check_runs(name: str, documents: list[Document]) -> list[Block]:
-    """Raise what is wrong with runs; they are shown together with those of other files."""
+    """Raise the errors in run records; the runs themselves are shown together with those of other files."""
     groups = run_groups([(Path(name), documents)])
     measured_rows(groups)
     for group in groups:
@@ -151,31 +151,31 @@ def check_runs(name: str, documents: list[Document]) -> list[Block]:
 
 
 def group_cloud(group: RunGroup) -> Cloud:
-    """Accuracies in percent over seconds."""
+    """Return accuracies in percent over seconds."""
     seconds, accuracies = group.seconds(_CLOCK), group.accuracies(group.view)
     runs = list(zip(seconds, accuracies, strict=True))
     return Cloud(runs, mean_interval(seconds), mean_interval(accuracies))
 
 
 def group_losses(group: RunGroup) -> list[tuple[list[float], list[float]]]:
-    """Epochs and mean losses of each run, as far as they are finite."""
+    """Return epochs and mean losses of each run, without losses that are not finite."""
     rows = [[each for each in record["history"] if each["loss"] is not None] for record in group.records]
     return [([float(each["epoch"]) for each in run], [float(each["loss"]) for each in run]) for run in rows]
 
 
 def series_name(group: RunGroup) -> str:
-    """All but the commit that tells a group from others."""
+    """Return everything that distinguishes a group from others, except the commit."""
     first = group.records[0]
     return f"{group.recipe}, {first['data']['name']}, {group.machine}, {first['backend']} {first['dtype']}"
 
 
 def commit_name(group: RunGroup) -> str:
-    """Short."""
+    """Return the abbreviated commit."""
     return (group.commit or "no commit")[:9]
 
 
 def run_sections(groups: Sequence[RunGroup]) -> list[Section]:
-    """Accuracy against time, the table of it, and losses."""
+    """Return the sections on runs: accuracy against time with its table, and losses."""
     if not groups:
         return []
     names = [f"{commit_name(group)}: {series_name(group)}" for group in groups]
@@ -195,7 +195,7 @@ def run_sections(groups: Sequence[RunGroup]) -> list[Section]:
 
 
 def history_series(sources: Sequence[Source]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
-    """By what was measured, then by recipe and machine: (commit, value) in the order of the files."""
+    """Return (commit, value) pairs in the order of the files, by measure, then by recipe and machine."""
     found: dict[str, dict[str, list[tuple[str, Interval]]]] = {}
 
     def add(measure: str, name: str, commit: str | None, value: Interval) -> None:
@@ -221,7 +221,7 @@ def _cells(value: Interval) -> list[str]:
 
 
 def history_section(sources: Sequence[Source]) -> list[Section]:
-    """What was measured at two commits or more."""
+    """Return the section of what was measured at two commits or more, if anything was."""
     blocks: list[Block] = []
     for measure, series in history_series(sources).items():
         lines = {name: line for name, line in series.items() if len({commit for commit, _ in line}) > 1}
@@ -236,13 +236,13 @@ def history_section(sources: Sequence[Source]) -> list[Section]:
 
 
 def environment_of(document: Document) -> Document:
-    """Where a document was measured, as far as it says."""
+    """Return the environment in which a document was measured, as far as the document stores it."""
     found: Document = document.get("environment") or document.get("machine_info", {}).get("speedyresnet") or {}
     return found
 
 
 def environment_section(sources: Sequence[Source]) -> list[Section]:
-    """A column for each machine and set of versions, with the commits that were measured there."""
+    """Return a section with a column for each machine and set of versions, with the commits measured there."""
     places: dict[str, tuple[Document, list[str]]] = {}
     for environment in (each for source in sources for each in source.environments):
         facts = {key: value for key, value in environment.items() if key != "commit" and value is not None}
@@ -256,13 +256,13 @@ def environment_section(sources: Sequence[Source]) -> list[Section]:
 
 
 def files_section(sources: Sequence[Source]) -> Section:
-    """What the page was made from."""
+    """Return the section that lists the files of the page."""
     rows = [[each.path.name, each.kind.name, str(len(each.documents))] for each in sources]
     return Section("Files", "", [Table("", ("file", "kind"), ("documents",), rows)])
 
 
 def page_sections(sources: Sequence[Source]) -> list[Section]:
-    """Those that have something to show, in the order of the page."""
+    """Return the sections that have something to show, in the order of the page."""
     sections = run_sections(groups_of(sources))
     for kind in KINDS:
         blocks = [block for source in sources if source.kind is kind for block in source.blocks]
@@ -272,7 +272,7 @@ def page_sections(sources: Sequence[Source]) -> list[Section]:
 
 
 def page_html(sources: Sequence[Source]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Raises:
         UserError: jinja2 is not installed.

@@ -1,6 +1,6 @@
-"""What a report page shows of each kind of stored result: tables, bars beside floors, pictures.
+"""Blocks of a report page for each kind of stored result: tables, bars with floors, pictures.
 
-One function a kind, from the documents of one file. All text stays text here; the page escapes it.
+One function per kind takes the documents of one file. All text stays text here; the page escapes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from .versus import versus_rows
 
 Document = dict[str, Any]
 _FACTORS = {"ms": 1e3, "µs": 1e6}
-"""From seconds."""
+"""Factors from seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A cell that shows how long something took and how long it takes at least, in percent of the longest."""
+    """Cell that shows a measured time and its floor, in percent of the longest."""
 
     measured: float
     floor: float
@@ -38,7 +38,7 @@ Cell = str | Bar
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Its columns from left to right: words, numbers, words again."""
+    """Table whose columns are, from left to right, labels, numbers and remarks."""
 
     title: str
     labels: Sequence[str]
@@ -49,12 +49,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An <svg> element and what is said beside it."""
+    """<svg> element with its title, legend and caption."""
 
     title: str
     svg: str
     series: Sequence[tuple[str, str]] = ()
-    """(color, name) of what it shows."""
+    """(color, name) of each series."""
     caption: str = ""
 
 
@@ -76,13 +76,13 @@ def _plain(value: float | None, digits: int) -> str:
 
 
 def timed_rows(rows: Sequence[Document], unit: str, digits: int, numbers: dict[int, int]) -> list[list[Cell]]:
-    """Cells of `rows`, each with a name, seconds, floor_seconds, bytes and flops.
+    """Return the cells of `rows`, each with a name, seconds, floor_seconds, bytes and flops.
 
     Args:
         rows: at least one.
-        unit: of times, `ms` or `µs`.
-        digits: of times, behind the point.
-        numbers: by a row's place, the number that it has in the roofline.
+        unit: unit of times, `ms` or `µs`.
+        digits: decimal places of times.
+        numbers: numbers in the roofline plot, by the index of the row.
     """
     longest = max(max(each["seconds"], each["floor_seconds"]) for each in rows) or 1.0
     cells: list[list[Cell]] = []
@@ -96,12 +96,12 @@ def timed_rows(rows: Sequence[Document], unit: str, digits: int, numbers: dict[i
 
 
 def timed_blocks(title: str, unit: str, digits: int, measured: Document, rows: Sequence[Document]) -> list[Block]:
-    """Bars of `rows` beside their floors, and a roofline with the same numbers.
+    """Return bars of `rows` with their floors, and a roofline plot with the same numbers.
 
     Args:
-        title: of the bars.
+        title: title of the bars.
         unit: see `timed_rows`, as for `digits` and `rows`.
-        digits: of times.
+        digits: decimal places of times.
         measured: see `plot_roofline`.
         rows: at least one.
     """
@@ -116,7 +116,7 @@ def timed_blocks(title: str, unit: str, digits: int, measured: Document, rows: S
 
 
 def profile_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """A step part by part."""
+    """Return a step by its parts."""
     blocks = []
     for each in documents:
         whole, alone = (f"{1e3 * each[key]:.2f} ms" for key in ("step_seconds", "unprofiled_step_seconds"))
@@ -126,7 +126,7 @@ def profile_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def kernel_profile_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """The mean step of a run by groups and by parts, those first that could give back most."""
+    """Return the mean step of a run by groups and by parts, those with the most to recover first."""
     blocks: list[Block] = []
     for each in documents:
         times = f"{1e3 * each['step_seconds']:.2f} ms a step, mean of the {each['steps']} of a run"
@@ -141,7 +141,7 @@ def kernel_profile_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def kernel_table_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """The kernels of a run by groups; such a table does not tell its recipe, so there are no floors."""
+    """Return the kernels of a run by groups; such a table does not name its recipe, so there are no floors."""
     blocks: list[Block] = []
     for each in documents:
         times, steps = run_milliseconds(table_from(each))
@@ -152,7 +152,7 @@ def kernel_table_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def kernel_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Operations on their own, and whole steps apart from them, beside which all else is short."""
+    """Return single operations, and apart from them whole steps, beside which everything else is short."""
     blocks = []
     for each in documents:
         for title, whole in ((f"{_title(each)}, {each['dtype']}", False), ("Whole steps", True)):
@@ -168,7 +168,7 @@ def _case_name(case: Document) -> str:
 
 
 def benchmark_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Medians of pytest-benchmark with their quartiles."""
+    """Return medians of pytest-benchmark with their quartiles."""
     blocks: list[Block] = []
     for each in documents:
         rows = []
@@ -183,7 +183,7 @@ def benchmark_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def regress_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Two revisions, or files, against each other, and what is concluded."""
+    """Return the comparison of two revisions or files, and the conclusion."""
     blocks: list[Block] = []
     for each in documents:
         sides = (each[side].get("revision") or each[side]["file"] for side in ("base", "head"))
@@ -199,12 +199,12 @@ def regress_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def remarks_in(document: Document) -> str:
-    """What a document says of itself beside what every one of its kind says, such as the variant that it is of."""
+    """Return a document's own strings and integers, such as the variant that it describes."""
     return ", ".join(f"{key}: {value}" for key, value in document.items() if isinstance(value, str | int))
 
 
 def step_recipe(document: Document) -> str:
-    """Its name with the hash that tells apart what was changed in it, and the data."""
+    """Return the recipe's name with its hash, which distinguishes modified versions, and the data."""
     return f"{document['recipe']['name']} {document['recipe']['hash'][:8]}, {document['data']['name']}"
 
 
@@ -220,11 +220,11 @@ _STEP_CELLS: dict[str, Callable[[Document], str]] = {
     "cold, s": lambda row: _plain(row["cold_build_seconds"], 1),
     "warm, s": lambda row: _plain(row["warm_build_seconds"], 1),
 }
-"""By column, what stands there of a backend."""
+"""Functions that return the cell of a backend, by column."""
 
 
 def step_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """A row for each backend of each document; columns without a value are left out."""
+    """Return a table with a row for each backend of each document; columns without values are left out."""
     pairs = [(document, row) for document in documents for row in document["backends"]]
     columns = {title: [cell(row) for _, row in pairs] for title, cell in _STEP_CELLS.items()}
     filled = {title: cells for title, cells in columns.items() if any(cells)}
@@ -234,7 +234,7 @@ def step_blocks(name: str, documents: list[Document]) -> list[Block]:
     ]
     machines = ", ".join(dict.fromkeys(machine_name(each["environment"]) for each in documents))
     blocks: list[Block] = [Table(f"{name}, {machines}", ("recipe", "", "backend", "dtype"), tuple(filled), rows)]
-    # The first files have no list of those that failed.
+    # The first files have no list of failed backends.
     failed = [
         (step_recipe(each), bad["backend"], bad["reason"]) for each in documents for bad in each.get("failed", ())
     ]
@@ -248,7 +248,7 @@ def _interval(found: Document, factor: float) -> Interval:
 
 
 def _signed(found: Document | None, factor: float, digits: int) -> str:
-    """A difference with its interval, or nothing."""
+    """Return a difference with its interval, or an empty string."""
     if found is None:
         return ""
     value = _interval(found, factor)
@@ -257,7 +257,7 @@ def _signed(found: Document | None, factor: float, digits: int) -> str:
 
 
 def accuracy_picture(title: str, clock: str, view: str, clouds: Sequence[Cloud], names: Sequence[str]) -> Picture:
-    """`clouds`, percent over seconds, called `names`."""
+    """Return a plot of `clouds`, percent over seconds, which are called `names`."""
 
     def plot(axes: Any) -> None:
         plot_clouds(axes, clouds)
@@ -267,7 +267,7 @@ def accuracy_picture(title: str, clock: str, view: str, clouds: Sequence[Cloud],
 
 
 def _arm_cloud(arm: Document) -> Cloud:
-    """Accuracies in percent over seconds."""
+    """Return accuracies in percent over seconds."""
     runs = [(run["seconds"], 100 * run["accuracy"]) for run in arm["runs"]]
     return Cloud(runs, _interval(arm["seconds"], 1), _interval(arm["accuracy"], 100))
 
@@ -283,7 +283,7 @@ def _differences(rows: Sequence[Document], clock: str) -> Table:
 
 
 def _learning_rates(document: Document) -> list[Block]:
-    """Those of the arms of a comparison, where they differ; the first comparisons did not keep them."""
+    """Return the learning rates of the arms of a comparison if they differ; the first comparisons lack them."""
     arms = {arm["name"]: arm["recipe"] for arm in document["arms"] if "schedule" in arm["recipe"]}
     recipes = {name: recipe_from_dict(stored) for name, stored in arms.items()}
     images = document["data"]["train_images"]
@@ -297,7 +297,7 @@ def _learning_rates(document: Document) -> list[Block]:
 
 
 def comparison_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Arms on accuracy against time, and their differences to the first."""
+    """Return the arms by accuracy and time, and their differences to the first arm."""
     blocks: list[Block] = []
     for each in documents:
         arms, clock = each["arms"], each["clock"]
@@ -333,7 +333,7 @@ def _ladder(rows: Sequence[Document]) -> Table:
 
 
 def trim_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """What leaving something out saves, the ladder of all of it, and what cannot be left out."""
+    """Return the savings of leaving something out, the ladder of all of them, and what cannot be left out."""
     blocks = []
     for each in documents:
         title = f"{_title(each)}, {each['backend']}: {_milliseconds(each['base_step_seconds'])} ms a step"
@@ -344,7 +344,7 @@ def trim_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def versus_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Ours against the scripts of others, and what their clocks contain."""
+    """Return our results against the scripts of others, and what their clocks contain."""
     blocks: list[Block] = []
     for each in documents:
         rows = [row for peer in each["peers"] for row in versus_rows(peer, each["ours"])]
@@ -355,7 +355,7 @@ def versus_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def start_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """Whether the scripts of others start."""
+    """Return whether the scripts of others start."""
     rows = [
         [peer["name"], each["torch"], "yes" if peer["starts"] else f"no: {peer['error']}"]
         for each in documents
@@ -365,7 +365,7 @@ def start_blocks(name: str, documents: list[Document]) -> list[Block]:
 
 
 def suite_blocks(name: str, documents: list[Document]) -> list[Block]:
-    """How the parts of a suite ended."""
+    """Return how the parts of a suite ended."""
     rows = [
         [part["name"], f"{part['seconds']:.0f}", "cut off" if part["exit_code"] is None else str(part["exit_code"])]
         for each in documents

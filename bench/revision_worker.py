@@ -1,7 +1,8 @@
-"""What `bench regress` runs in the environment of each revision: makes cases ready, and times them.
+"""Worker that `bench regress` runs in the environment of each revision: prepares cases and times them.
 
-It belongs to the caller, as does the stopwatch, so that both revisions are measured with one instrument; cases, step
-and recipes are the revision's own. Standard input and output take turns: a JSON request a line, a JSON answer a line.
+The worker and the stopwatch belong to the caller, so that both revisions are measured with one instrument; cases, step
+and recipes are the revision's own. Standard input and output alternate: one JSON request per line, one JSON answer per
+line.
 """
 
 import copy
@@ -36,7 +37,7 @@ STEP = "step"
 
 
 class Subject:
-    """A recipe on a device: its cases, each made when it is asked for."""
+    """Recipe on a device with its cases, each made on request."""
 
     def __init__(self, name: str, settings: list[str], device: str, backend: str) -> None:
         torch.manual_seed(0)
@@ -45,17 +46,17 @@ class Subject:
         made = recipe(name, settings)
         dtype = pick_dtype(made, self.device)
         found = cases_of(made, dtype, self.device)
-        # Of ours and the reference only: what others do is no regression.
+        # Only our providers and the reference: a change in others is not a regression.
         self._cases = [case for case in found if case.provider in (*EVERYWHERE, TRITON) and case.operation != STEP]
         self._step_name = f"{STEP}-{self._backend}"
         self._state = random_state(made, dtype, self.device)
 
     def cases(self) -> dict[str, str]:
-        """Operations by the names of their cases, the whole step first."""
+        """Return the operations by the names of their cases, the whole step first."""
         return {self._step_name: STEP} | {case.name: case.operation for case in self._cases}
 
     def calls(self, names: list[str]) -> Calls:
-        """The cases called `names`, made ready."""
+        """Return the cases called `names`, ready to be called."""
         found: Calls = {}
         if self._step_name in names:
             found[self._step_name] = _step_call(self._state, self._backend)
@@ -63,13 +64,13 @@ class Subject:
 
 
 def _step_call(state: TrainingState, backend: str) -> Callable[[], None]:
-    """The whole training step."""
+    """Return a call of the whole training step."""
     own = copy.copy(state)
     own.kernels = pick_kernels(state.recipe, state.images.device, state.dtype, backend)
     step = make_step(own, backend, most_common_variant(state.recipe, state.plan))
 
     def call() -> None:
-        own.counter.zero_()  # the tables end where a run ends
+        own.counter.zero_()  # the tables are only as long as a run
         step()
 
     return call
@@ -80,8 +81,8 @@ def _requests() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed is no answer
+    """Answer requests until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # only answers go to standard output, whatever else is printed
 
     def answer(value: object) -> None:
         print(json.dumps(value), file=answers, flush=True)
@@ -102,7 +103,7 @@ def main() -> None:
             watches = {name: stopwatch(call, subject.device) for name, call in calls.items()}
             answer(None)
         else:
-            calls[request["time"]]()  # finds the caches as the other revision left them, and is not counted
+            calls[request["time"]]()  # not counted: it finds the caches as the other revision left them
             answer(watches[request["time"]].sample())
 
 

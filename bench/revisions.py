@@ -1,8 +1,8 @@
-"""Two git revisions measured in one sitting: each in an environment of its own, their processes taking turns.
+"""Measurement of two git revisions in one sitting: each in its own environment, their processes taking turns.
 
-A revision gets a worktree and a virtual environment that holds this package alone; every library, torch first, is the
-caller's. Both processes live side by side, and in each round each case is timed once in both: base first in even
-rounds, head first in odd ones, so that neither the order nor a drift of the machine speaks for one of them.
+A revision gets a worktree and a virtual environment with only this package; every library, including torch, is the
+caller's. Both processes are alive at the same time, and in each round each case is timed once in both: base first in
+even rounds, head first in odd ones, so that neither the order nor machine drift favours one of them.
 """
 
 import json
@@ -27,10 +27,13 @@ from speedyresnet.engine.errors import UserError
 from .processes import end_session
 
 FEWEST_ROUNDS = 24
-"""Where time is short; a change of 5 % is still seen under noise of 2 %."""
+"""Minimum number of rounds when time is short; a change of 5 % is still visible under noise of 2 %."""
 _WORKER = Path(__file__).with_name("revision_worker.py")
 _NOT_PASSED_ON = ("PYTHONPATH", "THP_MEM_ALLOC_ENABLE")
-"""Would lend the caller's package; is set by importing the engine, which each revision does for itself."""
+"""Environment variables that the workers do not inherit.
+
+The first would expose the caller's package; the second is set by importing the engine, as each revision does.
+"""
 
 
 def _last_line(text: str) -> str:
@@ -39,10 +42,10 @@ def _last_line(text: str) -> str:
 
 
 def commit_of(revision: str) -> str:
-    """The commit that `revision` names in the repository of the current folder.
+    """Return the commit that `revision` names in the repository of the current folder.
 
     Raises:
-        UserError: there is none, or the repository is not this package's.
+        UserError: there is no such commit, or the repository is not this package's.
     """
     command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -50,14 +53,14 @@ def commit_of(revision: str) -> str:
         reason = done.stderr.strip() or "git knows no such commit here"
         raise UserError(f"revision {revision}: {reason}; give two revisions of this checkout, or two .json files")
     commit = done.stdout.strip()
-    if _run_git("cat-file", "-e", f"{commit}:engine/step.py").returncode:  # the repository around a copy
+    if _run_git("cat-file", "-e", f"{commit}:engine/step.py").returncode:  # only the repository around a copy
         raise UserError(f"revision {revision} is not of SpeedyResNet; start in a checkout, or give two .json files")
     return commit
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A revision in an environment of its own."""
+    """Revision in its own environment."""
 
     revision: str
     commit: str
@@ -65,13 +68,13 @@ class Installed:
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """Path of its interpreter."""
         return self.environment / "bin" / "python"
 
 
 @contextmanager
 def installed(revision: str, commit: str) -> Iterator[Installed]:
-    """Install `commit` in a new worktree and a new environment, both of which are removed afterwards.
+    """Install `commit` in a new worktree and a new environment; remove both afterwards.
 
     Raises:
         UserError: it cannot be checked out or installed.
@@ -92,10 +95,10 @@ def _run_git(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _install(revision: str, worktree: Path, environment: Path) -> None:
-    """Put the package of `worktree` into `environment`, and the caller's libraries behind it on its path."""
+    """Put the package of `worktree` into `environment`, with the caller's libraries after it on the path."""
     scheme = {"base": str(environment), "platbase": str(environment)}
     site = sysconfig.get_path("purelib", "venv", scheme)
-    # Folders named in a .pth file lend their modules but, unlike site-packages, not the editable packages in them.
+    # Folders in a .pth file provide their modules but, unlike site-packages, not the editable packages in them.
     Path(site, "libraries.pth").write_text("".join(f"{folder}\n" for folder in sys.path if os.path.isdir(folder)))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--disable-pip-version-check"]
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", site, str(worktree)]
@@ -108,7 +111,7 @@ def _install(revision: str, worktree: Path, environment: Path) -> None:
 
 
 class Worker:
-    """The process of a revision, which measures when it is asked."""
+    """Process of a revision that measures on request."""
 
     def __init__(self, source: Installed, process: "subprocess.Popen[bytes]", errors: Path) -> None:
         self.source = source
@@ -116,18 +119,18 @@ class Worker:
         self._errors = errors
 
     def ask(self, request: object, deadline: float) -> Any:
-        """The answer to `request`.
+        """Return the answer to `request`.
 
         Args:
             request: see `revision_worker.main`.
             deadline: by time.monotonic.
 
         Raises:
-            TimeoutError: none came before the deadline.
+            TimeoutError: no answer came before the deadline.
             UserError: the process ended.
         """
         left = deadline - time.monotonic()
-        if left <= 0:  # the answer to a request that took too long would be taken for the answer to this one
+        if left <= 0:  # else a late answer to an earlier request would be taken for the answer to this one
             raise TimeoutError
         given, output = self._process.stdin, self._process.stdout
         assert given is not None
@@ -151,18 +154,18 @@ def _started(source: Installed) -> Iterator[Worker]:
     errors = source.environment / "stderr.txt"
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
-            [str(source.python), "-P", str(_WORKER)],  # -P: its folder has a statistics.py, too
+            [str(source.python), "-P", str(_WORKER)],  # -P: the worker's folder also has a statistics.py
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=variables, start_new_session=True,
         )  # fmt: skip
         try:
             yield Worker(source, process, errors)
-        finally:  # after Ctrl-C too
+        finally:  # also after Ctrl-C
             end_session(process)
 
 
 @dataclass(slots=True)
 class Samples:
-    """Seconds a call of one case, one a round and revision."""
+    """Seconds per call of one case, one value per round and revision."""
 
     base: list[float] = field(default_factory=list)
     head: list[float] = field(default_factory=list)
@@ -170,24 +173,24 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be measured."""
+    """Plan of a measurement."""
 
     subject: dict[str, Any]
     """Recipe, settings, device and backend; see `revision_worker.Subject`."""
     operations: Sequence[str]
-    """None: all."""
+    """Empty: all."""
     rounds: int
-    """Of each case."""
+    """Rounds per case."""
     deadline: float
-    """By time.monotonic. What is not done by then is left out."""
+    """By time.monotonic; what is not done by then is left out."""
 
 
 @dataclass(slots=True)
 class Sitting:
-    """What was measured."""
+    """Result of a sitting."""
 
     base: dict[str, str]
-    """Revision, commit, and the path that it imports."""
+    """Revision, commit, and the path of its engine."""
     head: dict[str, str]
     only_in_base: list[str]
     """Cases that head lacks."""
@@ -195,28 +198,28 @@ class Sitting:
     left_out: list[str] = field(default_factory=list)
     """Operations for which there was no time."""
     samples: dict[str, Samples] = field(default_factory=dict)
-    """By case."""
+    """Samples by case."""
     again: dict[str, Samples] = field(default_factory=dict)
-    """Of new processes, where the first had something to tell."""
+    """Samples of new processes for the cases that changed in the first."""
     unconfirmed: list[str] = field(default_factory=list)
-    """Operations that changed, and for which there was no time in new processes."""
+    """Operations that changed but were not confirmed by new processes, because there was no time."""
 
 
 def measure_revisions(
     revisions: Sequence[str], plan: Plan, changed: Callable[[Mapping[str, Samples]], list[str]], console: Console
 ) -> Sitting:
-    """Install base and head and time their cases in turns; what changed is timed again in new processes.
+    """Install base and head and time their cases in turns; time what changed again in new processes.
 
-    For a process keeps the places of its memory for as long as it lives, and they alone can make it faster or slower.
+    A process keeps its memory locations for as long as it lives, and they alone can make it faster or slower.
 
     Args:
         revisions: base and head.
-        plan: the first processes get a good half of its time.
-        changed: names the cases that changed.
+        plan: the first processes get 60 % of its time.
+        changed: returns the names of the cases that changed.
         console: for notes.
 
     Raises:
-        UserError: a revision that cannot be installed, does not import its own package, or cannot make its cases.
+        UserError: a revision cannot be installed, does not import its own package, or cannot make its cases.
     """
     commits = [commit_of(revision) for revision in revisions]
     with ExitStack() as stack:
@@ -244,17 +247,17 @@ def measure_revisions(
 
 @contextmanager
 def _workers(sources: Sequence[Installed]) -> Iterator[list[Worker]]:
-    """A process each."""
+    """Start a process for each source."""
     with ExitStack() as stack:
         yield [stack.enter_context(_started(source)) for source in sources]
 
 
 def check_imports(sources: Sequence[Installed], told: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError unless each revision has loaded its own package and nothing of another.
+    """Raise UserError unless each revision loaded its own package and nothing of another.
 
     Args:
         sources: where they are installed.
-        told: of each, the `path` of its engine and the files of the package that it has `loaded`.
+        told: for each, the `path` of its engine and the files of the package that it has `loaded`.
     """
     one, other = (each["path"] for each in told)
     if one == other:
@@ -267,7 +270,7 @@ def check_imports(sources: Sequence[Installed], told: Sequence[Mapping[str, Any]
 
 
 def _begun(sources: Sequence[Installed], told: Sequence[Mapping[str, Any]]) -> tuple[Sitting, dict[str, str]]:
-    """A sitting in which nothing was measured, and the operations of the cases that both have, by case."""
+    """Return a sitting without measurements, and the operations of the cases that both have, by case."""
     base, head = (
         {"revision": source.revision, "commit": source.commit, "path": each["path"]}
         for source, each in zip(sources, told, strict=True)
@@ -280,7 +283,7 @@ def _begun(sources: Sequence[Installed], told: Sequence[Mapping[str, Any]]) -> t
 def _measured(
     workers: Sequence[Worker], cases: Mapping[str, str], plan: Plan, left_out: list[str], console: Console
 ) -> dict[str, Samples]:
-    """Seconds of `cases` (operations by name), one operation after the other; adds to `left_out`."""
+    """Return the samples of `cases` (operations by name), one operation after the other; add to `left_out`."""
     found: dict[str, Samples] = {}
     for operation in dict.fromkeys(cases.values()):
         names = [name for name, each in cases.items() if each == operation]
@@ -296,10 +299,10 @@ def _measured(
 
 
 def _samples(workers: Sequence[Worker], names: Sequence[str], rounds: int, deadline: float) -> dict[str, Samples]:
-    """Seconds of the cases called `names`: all rounds, or the fewest where those would take half the time that is left.
+    """Return the samples of the cases called `names`: all rounds, or FEWEST_ROUNDS or more if half of the time is used.
 
     Raises:
-        TimeoutError: there is not even time for the fewest.
+        TimeoutError: there is not even time for FEWEST_ROUNDS.
     """
     found = {name: Samples() for name in names}
     started = time.monotonic()

@@ -1,10 +1,11 @@
-"""What this machine can do at best, measured on the spot: copy bandwidth and matrix-multiplication rate.
+"""Measured ceilings of this machine: copy bandwidth and matrix-multiplication rate.
 
-The floor of anything is max(bytes / bandwidth, FLOPs / rate). The bandwidth is that of copies which move as many bytes
-or more: where data fits a cache of a CPU, the cache's speed is the ceiling, not the memory's. On a GPU copies start
-from a flushed cache, as the cases of `bench kernels` do (see `timers.py`); within a step, where an operation may find
-in the second-level cache what the last one wrote, a part of `bench profile` can be faster than its floor. Ceilings are
-the best of several rounds, with random data (a GPU multiplies zeros faster than it ever multiplies weights).
+The floor of anything is max(bytes / bandwidth, FLOPs / rate). The bandwidth is that of copies that move at least as
+many bytes: where data fits a cache of a CPU, the cache's speed is the ceiling, not the memory's. On a GPU copies start
+from a flushed cache, as the cases of `bench kernels` do (see `timers.py`); within a step an operation may find the
+output of the previous one in the second-level cache, so a part of `bench profile` can be faster than its floor.
+Ceilings are the best of several rounds, with random data (a GPU multiplies zeros faster than it ever multiplies
+weights).
 """
 
 import functools
@@ -25,20 +26,20 @@ class Ceilings:
     """Measured limits of one device."""
 
     copies: tuple[tuple[int, float], ...]
-    """(bytes moved, bytes a second) of copies, smallest first; a copy reads and writes, both count."""
+    """(bytes moved, bytes per second) of copies, smallest first; a copy reads and writes, and both count."""
     rates: dict[str, float]
-    """FLOPs a second of a matrix multiplication, by dtype."""
+    """FLOPs per second of a matrix multiplication, by dtype."""
 
     def bandwidth(self, size: float) -> float:
-        """Bytes a second at which `size` bytes can be moved: the fastest copy of as many bytes or more."""
+        """Return the bytes per second for moving `size` bytes: those of the fastest copy of at least as many bytes."""
         return max([rate for moved, rate in self.copies if moved >= size] or [self.copies[-1][1]])
 
     def rate(self, dtype: str) -> float:
-        """FLOPs a second in `dtype`; of the first dtype measured for one that was not."""
+        """Return the FLOPs per second in `dtype`; for one that was not measured, those of the first measured dtype."""
         return self.rates.get(dtype, next(iter(self.rates.values())))
 
     def floor(self, size: float, flops: float, dtype: str) -> float:
-        """Seconds that moving `size` bytes and doing `flops` take at least."""
+        """Return the minimum seconds for moving `size` bytes and doing `flops`."""
         return max(size / self.bandwidth(size), flops / self.rate(dtype))
 
 
@@ -47,14 +48,14 @@ def _best(watch: Stopwatch) -> float:
 
 
 def copy_bandwidth(size: int, device: torch.device) -> float:
-    """Bytes a second of a copy that reads and writes `size` bytes together."""
+    """Return the bytes per second of a copy that reads and writes `size` bytes in total."""
     source = torch.rand(size // 8, device=device)
     target = torch.empty_like(source)
     return size / _best(stopwatch(lambda: target.copy_(source), device))
 
 
 def multiplication_rate(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> float:
-    """FLOPs a second of the fastest square matrix multiplication among `sizes`, random data."""
+    """Return the FLOPs per second of the fastest square matrix multiplication among `sizes`, on random data."""
     rates = []
     for size in sizes:
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -65,7 +66,7 @@ def multiplication_rate(sizes: Sequence[int], dtype: torch.dtype, device: torch.
 
 
 def measured_ceilings(device: torch.device, dtypes: Sequence[torch.dtype]) -> Ceilings:
-    """Measure `device`; takes a few seconds."""
+    """Measure the ceilings of `device`; takes a few seconds."""
     sizes = [int(2 * mebibytes * 2**20) for mebibytes in _COPY_MEBIBYTES[device.type]]
     matrices = _MATRIX_SIZES[device.type]
     return Ceilings(

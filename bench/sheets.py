@@ -1,7 +1,7 @@
-"""CIFAR-10 as image sheets, in parts: how real images reach a machine that takes only so much at a time.
+"""CIFAR-10 as image sheets, in parts: a way to bring real images to a machine that accepts only so much at a time.
 
-A sheet is an image file, a column of square images of one class; its name is CLASS-NUMBER, in a folder `train` or
-`test`. Parts are folders of sheets; they are put together here, and packed once all of CIFAR-10 is there.
+A sheet is an image file with a column of square images of one class, named CLASS-NUMBER, in a folder `train` or `test`.
+Parts are folders of sheets; they are merged here, and packed once all of CIFAR-10 is there.
 """
 
 import shutil
@@ -17,12 +17,12 @@ from speedyresnet.engine.image_files import Images
 from speedyresnet.engine.pack import Pack, make_pack
 
 CIFAR10_SHA256 = "352d3fcc579817b5a983c78c3949a6ccbb63a257480cd4723d0cbb34424b3188"
-"""Checksum of the pack of CIFAR-10, whatever it was made from."""
+"""Checksum of the pack of CIFAR-10, whatever its source."""
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
 
 
 def add_sheets(part: Path, folder: Path) -> None:
-    """Copy the sheets of `part` to those that `folder` has.
+    """Copy the sheets of `part` into `folder`.
 
     Raises:
         UserError: `part` has none.
@@ -43,7 +43,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def count_images(folder: Path) -> dict[str, int]:
-    """How many images of each split the sheets in `folder` have, by their sizes alone."""
+    """Return the number of images of each split in the sheets of `folder`, from the sizes of the sheets alone."""
     counts = dict.fromkeys(CIFAR10_IMAGES, 0)
     for split in counts:
         for path in (folder / split).glob("*-*.*"):
@@ -53,7 +53,7 @@ def count_images(folder: Path) -> dict[str, int]:
 
 
 def _pixels(sheet: Image.Image, path: Path) -> Images:
-    """uint8 [images * side, side, 3] of an opened sheet; UserError where it is cut off or no column of squares."""
+    """Return uint8 [images * side, side, 3] of an opened sheet; raise UserError if it is cut off or not of squares."""
     try:
         pixels = np.asarray(sheet.convert("RGB"))
     except OSError as error:
@@ -64,7 +64,7 @@ def _pixels(sheet: Image.Image, path: Path) -> Images:
 
 
 def _split(sheets: Sequence[Path], class_names: Sequence[str]) -> tuple[Images, Labels]:
-    """The images uint8 [N, H, W, C] and labels [N] of sheets."""
+    """Return the images uint8 [N, H, W, C] and labels [N] of sheets."""
     images, labels = [], []
     for path in sheets:
         with _opened(path) as sheet:
@@ -75,7 +75,7 @@ def _split(sheets: Sequence[Path], class_names: Sequence[str]) -> tuple[Images, 
 
 
 def pack_sheets(folder: Path) -> Pack:
-    """The pack `cifar10` of the sheets in `folder`.
+    """Return the sheets in `folder` as the pack `cifar10`.
 
     Raises:
         UserError: they are not CIFAR-10.
@@ -89,6 +89,6 @@ def pack_sheets(folder: Path) -> Pack:
 
 
 def check_cifar10(pack: Pack, path: Path) -> None:
-    """Raise UserError where a pack, which comes from `path`, is not CIFAR-10."""
+    """Raise UserError if a pack, which comes from `path`, is not CIFAR-10."""
     if pack.sha256 != CIFAR10_SHA256:
         raise UserError(f"{path} is not CIFAR-10 (checksum {pack.sha256}); remove it, then give its images again")

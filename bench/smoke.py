@@ -1,8 +1,9 @@
-"""Runs a script that is written for CUDA on the CPU until each of its optimizers has made its first step.
+"""Run a script written for CUDA on the CPU until each of its optimizers has made its first step.
 
-`python -m speedyresnet.bench.smoke SCRIPT [ARGUMENTS]`, in the folder the script expects. It shows that the script
+`python -m speedyresnet.bench.smoke SCRIPT [ARGUMENTS]`, run in the folder the script expects, shows that the script
 starts: its imports, data, network, loss, gradients and optimizers fit the installed PyTorch. It does not show that it
-compiles, captures graphs, evaluates or learns. Ends with 0 and the line FIRST_STEP, else with 1 or the script's code.
+compiles, captures graphs, evaluates or learns. The exit code is 0, after the line FIRST_STEP, or else 1 or the
+script's.
 """
 
 import runpy
@@ -20,16 +21,16 @@ FIRST_STEP = "every optimizer has made its first step"
 
 
 class FirstStep(BaseException):
-    """Ends the script; not an Exception, which a script may catch."""
+    """Raised to end the script; not an Exception, which a script may catch."""
 
 
 class OnCPU(TorchFunctionMode):
-    """Puts what is meant for CUDA on the CPU: `device="cuda"` in calls of torch, `Tensor.cuda`, and so modules too."""
+    """Mode that replaces CUDA by the CPU: in torch calls with `device="cuda"`, in `Tensor.cuda`, and so in modules."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func` with its devices changed."""
+        """Call `func` with its devices replaced."""
         if func is torch.Tensor.cuda:
             return args[0]
         kwargs = kwargs or {}
@@ -46,16 +47,16 @@ def _placed(value: Any) -> Any:
 
 
 class NoEvent:
-    """Stands for torch.cuda.Event, which cannot be made without a GPU."""
+    """Replacement for torch.cuda.Event, which cannot be made without a GPU."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         pass
 
     def record(self) -> None:
-        """Nothing to record."""
+        """Do nothing."""
 
     def elapsed_time(self, _end: "NoEvent") -> float:
-        """No time."""
+        """Return 0."""
         return 0.0
 
 
@@ -64,9 +65,9 @@ def _uncompiled(model: Any = None, **_options: Any) -> Any:
 
 
 def patch_torch() -> None:
-    """Replace what neither works without a GPU nor passes through OnCPU; for the rest of the process."""
+    """Replace what fails without a GPU and does not pass through OnCPU, for the rest of the process."""
     patched: Any = torch
-    patched.compile = _uncompiled  # minutes of compilation, and for another processor
+    patched.compile = _uncompiled  # takes minutes, and compiles for another processor
     patched.cuda.Event = NoEvent
     patched.cuda.synchronize = lambda *_: None
 
@@ -91,8 +92,8 @@ def stop_after_first_steps() -> None:
 
 
 def main() -> NoReturn:
-    """Run the script of the command line."""
-    del sys.argv[0]  # a script may read its own source by its name there
+    """Run the script given on the command line."""
+    del sys.argv[0]  # a script may read its own source by the name in sys.argv[0]
     script = sys.argv[0]
     sys.path.insert(0, str(Path(script).absolute().parent))
     patch_torch()

@@ -1,6 +1,6 @@
-"""What a handful of measurements says: means, spreads, one-sided bounds, and ratios with an interval.
+"""Statistics of a few measurements: means, spreads, one-sided bounds, and ratios with an interval.
 
-Bounds and intervals are Student's t, which needs scipy (extra `bench`).
+Bounds and intervals use Student's t, which needs scipy (extra `bench`).
 """
 
 import math
@@ -16,25 +16,25 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Of one quantity over n runs, in its own unit."""
+    """Summary of one quantity over n runs, in its own unit."""
 
     n: int
     mean: float
     std: float | None
-    """Sample standard deviation; none of a single run."""
+    """Sample standard deviation; None for a single run."""
     minimum: float
     quantile_05: float
     median: float
     quantile_95: float
     maximum: float
     lower_bound: float | None
-    """The mean is above this with 95 % confidence, one-sided; none of a single run."""
+    """The mean is above this with 95 % confidence, one-sided; None for a single run."""
     upper_bound: float | None
-    """The mean is below this with 95 % confidence, one-sided; none of a single run."""
+    """The mean is below this with 95 % confidence, one-sided; None for a single run."""
 
 
 def student_t_quantile(confidence: float, degrees_of_freedom: int) -> float:
-    """The value that a t-distributed number stays below with probability `confidence`.
+    """Return the value that a t-distributed number stays below with probability `confidence`.
 
     Raises:
         UserError: scipy is not installed.
@@ -47,7 +47,7 @@ def student_t_quantile(confidence: float, degrees_of_freedom: int) -> float:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """The summary of one or more `values`."""
+    """Return the summary of one or more `values`."""
     array = np.asarray(values, dtype=np.float64)
     n, mean = len(array), float(array.mean())
     quantiles = [float(value) for value in np.quantile(array, [0.0, 0.05, 0.5, 0.95, 1.0])]
@@ -69,16 +69,16 @@ def summary(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Of a mean, in the unit of its values."""
+    """Interval of a mean, in the unit of its values."""
 
     mean: float
     lower: float | None
-    """The true mean is between lower and upper with 95 % confidence; none of a single value."""
+    """The true mean is between lower and upper with 95 % confidence; None for a single value."""
     upper: float | None
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of one or more `values`, with Student's t; of paired differences that is the paired t interval."""
+    """Return the mean of one or more `values` with its t interval, for paired differences the paired t interval."""
     array = np.asarray(values, dtype=np.float64)
     n, mean = len(array), float(array.mean())
     if n == 1:
@@ -89,18 +89,18 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as much one thing took as another, over n pairs measured side by side."""
+    """Ratio of one quantity to another over n pairs measured side by side."""
 
     n: int
     value: float
-    """Geometric mean of the pairs' ratios, so that a over b is one over b over a."""
+    """Geometric mean of the pairs' ratios, so that swapping the two quantities inverts it."""
     low: float | None
     high: float | None
-    """The true ratio is between low and high with 95 % confidence; none of a single pair."""
+    """The true ratio is between low and high with 95 % confidence; None for a single pair."""
 
 
 def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
-    """The first over the second of `pairs`, all positive; none of no pairs. Student's t on the pairs' log ratios."""
+    """Return the ratio of first to second in positive `pairs`, by Student's t on log ratios; None without pairs."""
     if not pairs:
         return None
     logs = mean_interval([math.log(first / second) for first, second in pairs])

@@ -1,4 +1,4 @@
-"""`bench step`: how long a step takes by backend, and what of it is the host's."""
+"""`bench step`: the time of a step by backend, and the host's share of it."""
 
 import json
 import logging
@@ -42,43 +42,46 @@ from .trace import launches_and_idle_seconds, recorded_trace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Of one backend; medians over rounds."""
+    """Times of one backend; medians over rounds."""
 
     backend: str
     dtype: str
     milliseconds: float
-    """From the first issue to the device's end, a step."""
+    """Milliseconds per step, from the first issue until the device has finished."""
     quartiles: tuple[float, float]
-    """Of the rounds' milliseconds."""
+    """Quartiles of the rounds' milliseconds."""
     images_per_second: float
     host_milliseconds: float
-    """Until the host has issued a step; on a CPU the host does the work itself."""
+    """Time until the host has issued a step; on a CPU the host does the work itself."""
     idle_milliseconds: float | None
-    """Time a step in which the GPU runs nothing; none on a CPU, or where the profiler does not work."""
+    """Time per step in which the GPU runs nothing; None on a CPU, or if the profiler does not work."""
     launches: float | None
-    """Kernels or graphs launched a step; none likewise."""
+    """Kernels or graphs launched per step; None in the same cases."""
     peak_bytes: int | None
-    """While this backend was built and stepped: of the device, or on a CPU of its process; see `record.peak_bytes`."""
+    """Peak memory while this backend was built and stepped, of the device or, on a CPU, its process.
+
+    See `record.peak_bytes`.
+    """
     build_seconds: float
     kernels: dict[str, str]
-    """What ran, by operation."""
+    """Kernels that ran, by operation."""
     requested: dict[str, str]
-    """The backend and the kernels that were asked for."""
+    """Backend and kernels that were requested."""
 
 
 _SECONDS_TO_END = 3.0
-"""Given to a process that has nothing to do any more."""
+"""Time given to a process that has nothing left to do."""
 _REASON_CHARACTERS = 400
-"""Of a failure that nobody foresaw."""
+"""Maximum length of the message of an unforeseen failure."""
 
 
 def timed_round(trainer: Trainer, steps: int, step: Callable[[], None] | None = None) -> tuple[float, float]:
-    """Seconds a step, whole and of the host alone, over `steps` steps issued without waiting in between.
+    """Return the seconds per step, total and of the host alone, over `steps` steps issued without waiting in between.
 
-    Without `step` of the kind that a run takes most often.
+    Without `step`, the most frequent kind of step of a run is timed.
     """
     step = step or trainer.main_step
-    trainer.state.counter.zero_()  # the tables end where a run ends
+    trainer.state.counter.zero_()  # the tables are only as long as a run
     synchronize(trainer.device)
     started = time.perf_counter()
     for _ in range(steps):
@@ -89,12 +92,12 @@ def timed_round(trainer: Trainer, steps: int, step: Callable[[], None] | None = 
 
 
 def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float | None]:
-    """Launches a step, and milliseconds a step between its first and last kernel in which none runs."""
+    """Return launches per step, and milliseconds per step between its first and last kernel in which none runs."""
     if trainer.device.type != "cuda":
         return None, None
     try:
         trace = recorded_trace(lambda: timed_round(trainer, steps), trainer.device)
-    except UserError as error:  # the times are worth having all the same
+    except UserError as error:  # the times are useful even so
         warnings.warn(f"no launches and idle time: {error}", stacklevel=2)
         return None, None
     launches, idle = launches_and_idle_seconds(trace)
@@ -102,31 +105,31 @@ def launches_and_idle(trainer: Trainer, steps: int) -> tuple[float | None, float
 
 
 class BackendProcess:
-    """A process that builds one backend and times it when it is asked.
+    """Process that builds one backend and times it on request.
 
     Args:
-        arguments: of `serve`, behind the connection.
+        arguments: arguments of `serve` after the connection.
     """
 
     def __init__(self, *arguments: Any) -> None:
         spawning = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA context, which breaks
         self._connection, others = spawning.Pipe()
         self._process = spawning.Process(target=serve, args=(others, *arguments))
-        # It inherits that a terminal's Ctrl-C, which reaches all processes, is ignored: whoever asks ends it.
+        # The child inherits that a terminal's Ctrl-C, which reaches all processes, is ignored: the parent ends it.
         with handled(signal.SIG_IGN, signal.SIGINT):
             self._process.start()
         others.close()  # so that the end of the process closes the pipe
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """The answer to a request; see `serve`.
+        """Return the answer to a request; see `serve`.
 
         Raises:
-            BackendError: the process failed or has ended, and why.
+            BackendError: the process failed or has ended; the message is the reason.
         """
         try:
             self._connection.send((name, arguments))
             found, failure = self._connection.recv()
-        except (EOFError, ConnectionError):  # it ended without a word
+        except (EOFError, ConnectionError):  # it ended without an answer
             self._process.join()
             raise BackendError(ended_told(self._process.exitcode or 0)) from None
         if failure is not None:
@@ -134,7 +137,7 @@ class BackendProcess:
         return found
 
     def end(self) -> None:
-        """Let it end, and kill it if it does not."""
+        """Close the connection, wait for the process to end, and kill it if it does not."""
         self._connection.close()
         self._process.join(_SECONDS_TO_END)
         if self._process.is_alive():
@@ -143,7 +146,7 @@ class BackendProcess:
 
 
 def ended_told(code: int) -> str:
-    """How a process ended that has not said why, by its exit code."""
+    """Describe, by its exit code, how a process ended that gave no reason."""
     if code >= 0:
         return f"its process ended with exit code {code}"
     memory = ", as the system does where memory is full" * (code == -signal.SIGKILL)
@@ -151,7 +154,7 @@ def ended_told(code: int) -> str:
 
 
 def failure_told(error: Exception) -> str:
-    """Why a backend failed, in one line."""
+    """Describe why a backend failed, in one line."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
@@ -160,20 +163,20 @@ def failure_told(error: Exception) -> str:
 
 
 def serve(connection: Connection, recipe: Recipe, data: str, device: str, backend: str, debug: bool) -> None:
-    """Answer requests until the connection is closed: what a `BackendProcess` runs.
+    """Answer requests until the connection is closed; runs in a `BackendProcess`.
 
-    A request is the name of a method of `_Measured` and its arguments. An answer is a pair: what it returned and none,
-    or none and why it failed.
+    A request is the name of a method of `_Measured` and its arguments. An answer is a pair: the return value and None,
+    or None and the reason of the failure.
 
     Args:
-        connection: to the process that asks.
+        connection: connection to the process that asks.
         recipe: what to step.
         data: name or path of the data set.
-        device: where.
-        backend: its name.
-        debug: print the traceback of a failure.
+        device: where to step.
+        backend: name of the backend.
+        debug: whether to print the traceback of a failure.
     """
-    os.dup2(2, 1)  # whatever prints here, standard output is for the result
+    os.dup2(2, 1)  # standard output is reserved for the result, whatever prints here
     if debug:
         show_tracebacks()
     measured: _Measured | None = None
@@ -191,7 +194,7 @@ def serve(connection: Connection, recipe: Recipe, data: str, device: str, backen
 
 
 class _Measured:
-    """A backend in its own process; the methods answer the requests of `serve`."""
+    """Backend in its own process; the methods answer the requests of `serve`."""
 
     def __init__(self, recipe: Recipe, pack: Pack, device: torch.device, backend: str) -> None:
         self._trainer = Trainer(set_up(recipe, pack.facts, device, backend), pack)
@@ -199,7 +202,7 @@ class _Measured:
         self._trainer.net.train()
 
     def build(self, steps: int) -> dict[str, Any]:
-        """What is known of a backend once it is built and has made `steps` steps."""
+        """Return what is known about a backend once it is built and has made `steps` steps."""
         trainer = self._trainer
         timed_round(trainer, steps)
         return {
@@ -212,35 +215,35 @@ class _Measured:
         }
 
     def round(self, steps: int) -> tuple[float, float]:
-        """See `timed_round`."""
+        """Return the seconds of a round; see `timed_round`."""
         return timed_round(self._trainer, steps)
 
     def launches(self, steps: int) -> tuple[float | None, float | None]:
-        """See `launches_and_idle`."""
+        """Return launches and idle time; see `launches_and_idle`."""
         return launches_and_idle(self._trainer, steps)
 
 
 def measure_steps(
     recipe: Recipe, pack: Pack, device: torch.device, backends: Sequence[str], *, rounds: int = 10, steps: int = 10
 ) -> tuple[list[StepTime], dict[str, str]]:
-    """Times of `backends`, each in a process of its own, so that one that fails takes nothing else with it.
+    """Time `backends`, each in its own process, so that one that fails does not affect the others.
 
     The processes are built one after the other and stay alive. Then they take turns, one round at a time, so that a
-    slow moment of the machine hits all of them.
+    slow moment of the machine affects all of them.
 
     Args:
-        recipe: what to step; the kind of step that a run takes most often is timed.
+        recipe: what to step; the most frequent kind of step of a run is timed.
         pack: the data set.
-        device: where.
-        backends: their names.
-        rounds: medians are over so many, after one that is thrown away.
-        steps: a round, at most those of a run.
+        device: where to step.
+        backends: names of the backends.
+        rounds: number of rounds for the medians, after one that is discarded.
+        steps: steps per round, at most those of a run.
 
     Returns:
-        Also why those failed that could not be built or measured, by name.
+        The times, and the reasons why backends could not be built or measured, by name.
 
     Raises:
-        UserError: a recipe that does not fit the data, or not one of the backends can be measured.
+        UserError: the recipe does not fit the data, or none of the backends can be measured.
     """
     steps = min(steps, fitting_plan(recipe, pack.facts).steps)
     failed = dict[str, str]()
@@ -263,7 +266,7 @@ def measure_steps(
 def _answers(
     processes: Mapping[str, BackendProcess], failed: dict[str, str], request: str, steps: int
 ) -> dict[str, Any]:
-    """The answers of all processes that have not failed, one after the other; adds to `failed`."""
+    """Return the answers of all processes that have not failed, one after the other; add to `failed`."""
     found = dict[str, Any]()
     for name, process in processes.items():
         if name not in failed:
@@ -271,14 +274,14 @@ def _answers(
                 found[name] = process.ask(request, steps)
             except BackendError as error:
                 failed[name] = str(error)
-                process.end()  # gives its memory to the others
+                process.end()  # frees its memory for the others
     return found
 
 
 def _measured_rounds(
     processes: Mapping[str, BackendProcess], failed: dict[str, str], rounds: int, steps: int
 ) -> dict[str, tuple[list[tuple[float, float]], tuple[float | None, float | None]]]:
-    """Seconds of each round, and launches and idle time, of the processes that fail at none; adds to `failed`."""
+    """Return the seconds of each round, and launches and idle time, of processes that never fail; add to `failed`."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
     for number in range(rounds):
         order = list(processes.items())[:: 1 if number % 2 == 0 else -1]
@@ -311,10 +314,10 @@ def _step_time(
 def cold_and_warm_build_seconds(
     recipe: str, settings: Sequence[str], data: str, device: str, backend: str
 ) -> tuple[float, float]:
-    """Build seconds of a new process with an empty compiler cache, and of the next one, which finds it filled.
+    """Return the build seconds of a new process with an empty compiler cache, and of the next with the filled one.
 
     Raises:
-        BackendError: a process failed; what it printed is on standard error.
+        BackendError: a process failed; its messages are on standard error.
     """
     code = "import sys; from speedyresnet.bench.step_time import print_build_seconds; print_build_seconds(sys.argv[1])"
     arguments = json.dumps([recipe, list(settings), data, device, backend])
@@ -337,7 +340,7 @@ def cold_and_warm_build_seconds(
 def all_build_seconds(
     recipe: str, settings: Sequence[str], data: str, device: str, backends: Sequence[str]
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """See `cold_and_warm_build_seconds`: of each backend, and why those failed that did, by name."""
+    """Return `cold_and_warm_build_seconds` of each backend, and the reasons of those that failed, by name."""
     found, failed = dict[str, tuple[float, float]](), dict[str, str]()
     for backend in backends:
         try:
@@ -348,7 +351,7 @@ def all_build_seconds(
 
 
 def print_build_seconds(arguments: str) -> None:
-    """What `cold_and_warm_build_seconds` runs in its processes."""
+    """Print build seconds; runs in the processes of `cold_and_warm_build_seconds`."""
     recipe, settings, data, device, backend = json.loads(arguments)
     pack = load_data(data)
     trainer = Trainer(chosen_recipe(recipe, settings, device, backend).with_data(pack.facts), pack)
@@ -363,14 +366,14 @@ def step_report(
     failed: dict[str, str],
     builds: dict[str, Any],
 ) -> dict[str, Any]:
-    """The whole result as plain values.
+    """Return the whole result as plain values.
 
     Args:
         recipe: what was stepped.
         pack: the data set.
-        environment: where.
-        times: of the backends that could be built.
-        failed: why the others could not, by name.
+        environment: where it was stepped.
+        times: times of the backends that could be built.
+        failed: reasons why the others could not be built, by name.
         builds: (cold, warm) build seconds of backends that compile, by name.
     """
     rows = []
@@ -387,7 +390,7 @@ def step_report(
 
 
 def print_steps(console: Console, result: dict[str, Any]) -> None:
-    """The result as a table."""
+    """Print the result as a table."""
     recipe = result["recipe"]
     table = Table(title=f"{recipe['name']} on {result['data']['name']}, batch {recipe['batch_size']}")
     table.add_column("", no_wrap=True)

@@ -3,10 +3,12 @@
 `python -m speedyresnet.bench.step_variants --data synthetic --variant speedy --variant 'speedy kernels=reference' --out
 variants.json`; a variant is a recipe and settings, as for `bench compare`. Nothing is trained to its end: the time of a
 run is that of its steps, each kind counted as often as a run takes it. A variant that fails is a row with its error;
-then the exit code is 1, and the others are measured all the same.
+then the exit code is 1, and the others are measured all the same. With `--overlap` each variant has a second row, in
+which what is behind group 1 is updated on a second stream while the backward pass goes on (`step.training_step`).
 """
 
 import gc
+import itertools
 import json
 import statistics
 import traceback
@@ -49,16 +51,17 @@ def kinds_of_steps(trainer: Trainer) -> list[dict[str, float]]:
     return found
 
 
-def variant_row(variant: str, placed: PlacedRecipe, pack: Pack) -> dict[str, Any]:
+def variant_row(variant: str, placed: PlacedRecipe, pack: Pack, *, overlap: bool = False) -> dict[str, Any]:
     """What is known of a variant, which `placed` is, once it has been measured, or why it could not be."""
     try:
-        trainer = Trainer(placed.with_data(pack.facts), pack)
+        trainer = Trainer(placed.with_data(pack.facts), pack, overlap=overlap)
         kinds = kinds_of_steps(trainer)
     except (UserError, RuntimeError) as error:
         traceback.print_exc()
-        return {"variant": variant, "error": f"{type(error).__name__}: {error}"}
+        return {"variant": variant, "overlap": overlap, "error": f"{type(error).__name__}: {error}"}
     return {
         "variant": variant,
+        "overlap": overlap,
         "recipe": {"name": placed.recipe.name, "hash": placed.recipe.hash},
         "backend": trainer.backend,
         "kernels": trainer.kernels,
@@ -70,10 +73,11 @@ def variant_row(variant: str, placed: PlacedRecipe, pack: Pack) -> dict[str, Any
 
 def told(row: dict[str, Any]) -> str:
     """A row as a line."""
+    name = row["variant"] + " on two streams" * row["overlap"]
     if "error" in row:
-        return f"{row['variant']}: {row['error']}"
+        return f"{name}: {row['error']}"
     steps = ", ".join(f"{each['steps']} x {each['milliseconds']:.3f}" for each in row["kinds"])
-    return f"{row['variant']}: {row['run_seconds']:.3f} s a run, build {row['build_seconds']:.1f} s; ms a step: {steps}"
+    return f"{name}: {row['run_seconds']:.3f} s a run, build {row['build_seconds']:.1f} s; ms a step: {steps}"
 
 
 @app.command()
@@ -84,6 +88,9 @@ def main(
     settings: SetOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = AUTO,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Measure each variant on two streams, too: optimizer beside backward.")
+    ] = False,
 ) -> None:
     """Measure all variants, storing the rows after each (exit code 1: one failed)."""
     place = pick_device(device)
@@ -93,8 +100,8 @@ def main(
     pack = load_data(data)
     rows: list[dict[str, Any]] = []
     with Outputs() as outputs:
-        for variant, each in zip(variants, placed, strict=True):
-            rows.append(variant_row(variant, each, pack))
+        for (variant, each), two in itertools.product(zip(variants, placed, strict=True), (False, True)[: 1 + overlap]):
+            rows.append(variant_row(variant, each, pack, overlap=two))
             print(told(rows[-1]), flush=True)
             result = {"environment": environment(place), "data": pack.name, "rows": rows}
             text = json.dumps(result, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""Every case through pytest-benchmark: `pytest bench`, `pytest bench --recipe airbench94 -k pool`."""
+"""Every case as a benchmark of pytest-benchmark: `pytest bench`, `pytest bench --recipe airbench94 -k pool`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,9 +1,9 @@
-"""How long a function takes: two ways to time one, and rounds that are fair to all of several.
+"""Timing of functions: two ways to time one, and rounds that treat several of them fairly.
 
 On a CPU it is wall-clock time over enough calls to fill a few milliseconds. On a GPU it is the time between two CUDA
-events, with the second-level cache flushed before each call. The GPU is kept busy until the host has queued all of the
-call, or launches from Python, which take longer than most kernels, would be what is timed. What the GPU itself takes to
-start a kernel is in the time.
+events, with the second-level cache flushed before each call. The GPU is kept busy until the host has queued the whole
+call; otherwise launches from Python, which take longer than most kernels, would be timed. The time that the GPU itself
+takes to start a kernel is included.
 """
 
 import functools
@@ -17,43 +17,43 @@ import torch
 
 Function = Callable[[], object]
 Sample = Callable[[], float]
-"""Runs the function and returns its seconds a call."""
+"""Runs the function and returns its seconds per call."""
 
 HOST_INCLUDED = "host included"
-"""How the method ends of a function that makes the GPU wait for the host."""
+"""End of the method's name for a function that makes the GPU wait for the host."""
 _ROUND_SECONDS = 5e-3
-"""What a wall-clock round lasts at least: the clock and one interrupt no longer matter then."""
+"""Minimum length of a wall-clock round, so that the clock's resolution and one interrupt do not matter."""
 _PAUSES = tuple(100e-6 * 2**doublings for doublings in range(10))
-"""Seconds that the GPU is kept busy: the next where the host was late, and the last where none helps."""
+"""Seconds that the GPU is kept busy: the next one if the host was late, the last one if none helps."""
 _CYCLES_A_SECOND = 3e9
-"""No GPU's clock is faster; a slower one pauses longer."""
+"""Upper bound of a GPU's clock rate; a slower GPU pauses longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds a call of one function."""
+    """Seconds per call of one function."""
 
     seconds: float
     """Median over the rounds."""
     low: float
-    """The true median is above this with 97.5 % confidence; the least round where there are fewer than six."""
+    """The true median is above this with 97.5 % confidence; the shortest round if there are fewer than six."""
     high: float
-    """The true median is below this with 97.5 % confidence; the longest round where there are fewer than six."""
+    """The true median is below this with 97.5 % confidence; the longest round if there are fewer than six."""
     rounds: int
     method: str
-    """How it was timed."""
+    """Description of how it was timed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
-    """A function made ready to be timed."""
+    """Function prepared for timing."""
 
     sample: Sample
     method: str
 
 
 def wall_stopwatch(function: Function) -> Stopwatch:
-    """Wall-clock time, for functions that have done their work when they return."""
+    """Return a stopwatch by wall-clock time, for functions that have done their work when they return."""
     function()
 
     def seconds(calls: int) -> float:
@@ -69,24 +69,24 @@ def wall_stopwatch(function: Function) -> Stopwatch:
 
 @functools.cache
 def cache_flusher(device: torch.device) -> Function:
-    """A function that reads twice as many bytes as the GPU's second-level cache holds.
+    """Return a function that reads at least twice as many bytes as the GPU's second-level cache holds.
 
-    It reads because written lines would stay in the cache, to be carried to memory while the timed function runs.
+    It reads because written lines would stay in the cache and be written to memory while the timed function runs.
     """
     size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 1 << 26)
     return torch.zeros(size // 4, device=device).sum
 
 
 def event_seconds(function: Function, flush: Function, pause: float) -> tuple[float, bool]:
-    """Seconds on the GPU's clock from before `function` to its last kernel.
+    """Return the seconds on the GPU's clock from before `function` to the end of its last kernel.
 
     Args:
         function: what to time.
         flush: called beforehand.
-        pause: seconds that the GPU waits before it begins with the function.
+        pause: seconds that the GPU waits before it starts with the function.
 
     Returns:
-        Also whether the host had queued all of it by then, so that the GPU never waited for the host.
+        The seconds, and whether the host had queued everything by the start, so that the GPU never waited for the host.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush()
@@ -100,13 +100,16 @@ def event_seconds(function: Function, flush: Function, pause: float) -> tuple[fl
 
 
 def cuda_stopwatch(function: Function, device: torch.device) -> Stopwatch:
-    """CUDA events; no pause is long enough for a function that waits for the GPU itself, and the method says so."""
+    """Return a stopwatch by CUDA events.
+
+    No pause is long enough for a function that itself waits for the GPU; the method says so.
+    """
     flush, pauses = cache_flusher(device), list(_PAUSES)
 
     def sample() -> float:
         seconds, queued = event_seconds(function, flush, pauses[0])
         while not queued and len(pauses) > 1:
-            del pauses[0]  # for good
+            del pauses[0]  # permanently
             seconds, queued = event_seconds(function, flush, pauses[0])
         return seconds
 
@@ -118,12 +121,12 @@ def cuda_stopwatch(function: Function, device: torch.device) -> Stopwatch:
 
 
 def stopwatch(function: Function, device: torch.device) -> Stopwatch:
-    """The way to time `function` that suits `device` and its speed; calls it a few times."""
+    """Return a stopwatch that suits `device` and the speed of `function`; calls `function` a few times."""
     return cuda_stopwatch(function, device) if device.type == "cuda" else wall_stopwatch(function)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A distribution-free 95 % interval of the median (from order statistics), or the extremes of fewer than six."""
+    """Return a distribution-free 95 % interval of the median (by order statistics), the extremes for fewer than six."""
     ordered, n = sorted(values), len(values)
     rank, outside = 0, 0.5**n  # probability that at most `rank` of n values lie below the median
     while outside <= 0.025:
@@ -134,13 +137,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def timing(samples: Sequence[float], method: str) -> Timing:
-    """What the samples of one function say."""
+    """Return the timing of one function from its samples."""
     low, high = median_interval(samples)
     return Timing(seconds=float(np.median(samples)), low=low, high=high, rounds=len(samples), method=method)
 
 
 def interleaved(stopwatches: Sequence[Stopwatch], rounds: int) -> list[Timing]:
-    """Time all of them in turn, `rounds` times; every other round runs backwards, so that drift hits all alike."""
+    """Time all stopwatches in turn, `rounds` times, in alternating order, so that drift affects all alike."""
     samples: list[list[float]] = [[] for _ in stopwatches]
     order = list(range(len(stopwatches)))
     for number in range(rounds):
@@ -150,16 +153,16 @@ def interleaved(stopwatches: Sequence[Stopwatch], rounds: int) -> list[Timing]:
 
 
 class SampledClock:
-    """A clock that moves on only by what stopwatches measure, for tools that time a call as a difference of two times.
+    """Clock that advances only by what stopwatches measure, for tools that time a call as a difference of two times.
 
-    So pytest-benchmark records exactly what `stopwatch` says, on a GPU too.
+    So pytest-benchmark records exactly what `stopwatch` measures, on a GPU too.
     """
 
     def __init__(self) -> None:
         self._seconds = 0.0
 
     def now(self) -> float:
-        """Sum of all samples taken."""
+        """Return the sum of all samples taken."""
         return self._seconds
 
     def take(self, watch: Stopwatch) -> None:

@@ -1,13 +1,13 @@
-"""From a profiler's trace to seconds by part.
+"""Conversion of a profiler's trace to seconds by part.
 
-Works on the trace in Chrome's format that torch.profiler exports. On a GPU the work is what its streams did; on a CPU
-it is the innermost operation running at each moment. A piece of work belongs to the part
+Works on the trace in Chrome's format that torch.profiler exports. On a GPU, work is what its streams did; on a CPU, it
+is the innermost operation running at each moment. A piece of work belongs to the part
 
 - in whose range (`part: NAME`, entered by `engine.parts`) its operation was issued, or
-- for a backward operation outside such ranges, to the part of the forward operation that made its autograd node
-  (both carry the same sequence number).
+- for a backward operation outside such ranges, to the part of the forward operation that made its autograd node (both
+  carry the same sequence number).
 
-Gaps are the times between the first work of a step and the first of the next at which no work is on record.
+Gaps are the times between the first work of a step and the first of the next in which no work is recorded.
 """
 
 import itertools
@@ -36,15 +36,15 @@ _BACKWARD = "autograd::engine::evaluate_function"
 _MICROSECOND = 1e-6
 
 
-# The profiler's library prints its inner life, and an error for a missing GPU, unless told not to.
+# The profiler's library prints internal messages, and an error for a missing GPU, unless told not to.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def recorded_trace(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """The profiler's trace of `run`, which has to wait for the device itself, in Chrome's format.
+    """Return the profiler's trace of `run`, which has to wait for the device itself, in Chrome's format.
 
     Raises:
-        UserError: nothing of the GPU is in it, so that what the host did would be taken for the GPU's work.
+        UserError: it holds nothing of the GPU, so that the host's work would be taken for the GPU's.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities, acc_events=True) as profiler:  # without it some versions warn
@@ -69,13 +69,13 @@ def _device_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def device_events(trace: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the streams of a GPU did: kernels, copies and fills."""
+    """Return what the streams of a GPU did: kernels, copies and fills."""
     return _device_events(_timed_events(trace))
 
 
 @dataclass(slots=True)
 class Host:
-    """Something that ran on a thread of the host: an operation, a range, or a call of the CUDA runtime."""
+    """Event on a thread of the host: an operation, a range, or a call of the CUDA runtime."""
 
     event: dict[str, Any]
     start: float
@@ -84,20 +84,20 @@ class Host:
     outer: "Host | None"
     part: str = OTHER
     leaf: bool = True
-    """No operation ran inside it."""
+    """Whether no operation ran inside it."""
 
     @property
     def is_operation(self) -> bool:
-        """Ranges only name what runs in them."""
+        """Whether it is an operation; ranges only name what runs in them."""
         return bool(self.event["cat"] == "cpu_op")
 
     @property
     def is_backward(self) -> bool:
-        """One node of the autograd graph at work."""
+        """Whether it is a node of the autograd graph at work."""
         return str(self.event["name"]).startswith(_BACKWARD)
 
     def ancestors(self) -> Iterable["Host"]:
-        """Itself and everything around it, innermost first."""
+        """Yield itself and everything around it, innermost first."""
         each: Host | None = self
         while each is not None:
             yield each
@@ -106,7 +106,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Something that took time, in microseconds."""
+    """Piece of work, in microseconds."""
 
     start: float
     end: float
@@ -115,18 +115,18 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """One step."""
+    """Times and calls of one step, by part."""
 
     seconds: float
-    """From its first work to the first of the next step."""
+    """Time from its first work to the first of the next step."""
     parts: dict[str, float]
     """Seconds of each part and of the gaps."""
     calls: Counter[str]
-    """Kernels, or on a CPU operations that call no other, of each part."""
+    """Kernels of each part, or on a CPU operations that call no other."""
 
 
 def nested(events: Sequence[dict[str, Any]]) -> list[Host]:
-    """Host events of one thread with what is around each."""
+    """Return the host events of one thread, each with the event around it."""
     found: list[Host] = []
     around: list[Host] = []
     for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
@@ -143,7 +143,7 @@ def nested(events: Sequence[dict[str, Any]]) -> list[Host]:
 
 
 def _range_part(host: Host) -> str | None:
-    """The innermost part range around `host`, within its backward node if it is in one."""
+    """Return the innermost part range around `host`, within its backward node if it is in one."""
     for each in host.ancestors():
         name = str(each.event["name"])
         if name.startswith(PART_PREFIX):
@@ -159,7 +159,7 @@ def _sequence_number(host: Host) -> int | None:
 
 
 def assign_parts(hosts: Sequence[Host]) -> None:
-    """Give each host event of one step its part."""
+    """Assign a part to each host event of one step."""
     made_by: dict[int, str] = {}
     waiting: list[tuple[Host, int | None]] = []
     for host in sorted(hosts, key=lambda each: each.start):
@@ -176,7 +176,7 @@ def assign_parts(hosts: Sequence[Host]) -> None:
 
 
 def _split_by_step(hosts: Sequence[Host], steps: Sequence[Host]) -> list[list[Host]]:
-    """Host events, of all threads, that began while each step was being issued."""
+    """Return, for each step, the host events of all threads that began while it was being issued."""
     return [[each for each in hosts if step.start <= each.start < step.end] for step in steps]
 
 
@@ -186,7 +186,7 @@ def _correlation(event: dict[str, Any]) -> int | None:
 
 
 def device_work(hosts: Sequence[Host], events: Sequence[dict[str, Any]]) -> list[Work]:
-    """What the GPU did for the calls among `hosts`; a kernel carries the correlation number of its launch."""
+    """Return the GPU's work for the calls among `hosts`; a kernel carries the correlation number of its launch."""
     calls = [host for host in hosts if host.event["cat"] in _HOST_CALLS]
     launched = {number: host.part for host in calls if (number := _correlation(host.event)) is not None}
     return [
@@ -197,12 +197,15 @@ def device_work(hosts: Sequence[Host], events: Sequence[dict[str, Any]]) -> list
 
 
 def host_work(hosts: Sequence[Host]) -> list[Work]:
-    """The operations as work; where they are nested, `covered` gives the time to the innermost."""
+    """Return the operations as work; where they are nested, `covered` gives the time to the innermost."""
     return [Work(each.start, each.end, each.part) for each in hosts if each.is_operation]
 
 
 def covered(work: Sequence[Work], start: float, end: float) -> tuple[dict[str, float], float]:
-    """Seconds of each part between `start` and `end`, and of the gaps; of overlapping work the latest begun counts."""
+    """Return the seconds of each part between `start` and `end`, and of the gaps.
+
+    Of overlapping work, the latest begun counts.
+    """
     boundaries = sorted({start, end, *(t for each in work for t in (each.start, each.end) if start < t < end)})
     begins = sorted(work, key=lambda each: (each.start, -each.end))
     parts: defaultdict[str, float] = defaultdict(float)
@@ -222,7 +225,7 @@ def covered(work: Sequence[Work], start: float, end: float) -> tuple[dict[str, f
 
 
 def step_parts(trace: dict[str, Any]) -> list[StepParts]:
-    """All steps of a trace but the last, whose end no further step marks.
+    """Return all steps of a trace but the last, whose end is not marked by another step.
 
     Args:
         trace: as torch.profiler exports it, with ranges `step` around the steps and `part: NAME` inside them.
@@ -249,7 +252,7 @@ def step_parts(trace: dict[str, Any]) -> list[StepParts]:
 
 
 def launches_and_idle_seconds(trace: dict[str, Any]) -> tuple[int, float]:
-    """Kernels and graphs launched, and seconds between the GPU's first and last work in which it did none."""
+    """Return the number of kernels and graphs launched, and the GPU's idle seconds between its first and last work."""
     events = _timed_events(trace)
     work = [Work(float(each["ts"]), float(each["ts"]) + float(each["dur"]), OTHER) for each in _device_events(events)]
     _, idle = covered(work, min(each.start for each in work), max(each.end for each in work))

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import flop_registry
 
 from speedyresnet.engine.backends import Variant, make_step
 from speedyresnet.engine.evaluate import device_scores
-from speedyresnet.engine.nets import make_net
 from speedyresnet.engine.pack import Pack
 from speedyresnet.engine.parts import listening
 from speedyresnet.engine.recipe import Recipe
+from speedyresnet.engine.scoring import scoring_net
 from speedyresnet.kernels.contract import Operator, registered
 
 from .net_parts import parts_of_net
@@ -293,9 +293,11 @@ def step_operations(
     return OrderedWork(counter.operations, dict(counter.dataflow.bytes))
 
 
-def evaluation_operations(recipe: Recipe, pack: Pack, dtype: torch.dtype) -> OrderedWork:
-    """The same of the final evaluation on the test images of data like `pack`."""
-    net = make_net(recipe, classes=pack.num_classes, channels=pack.channels, dtype=dtype, device="meta").eval()
+def evaluation_operations(
+    recipe: Recipe, pack: Pack, dtype: torch.dtype, kernels: Mapping[str, str] | None = None
+) -> OrderedWork:
+    """The same of the final evaluation on the test images of data like `pack`, as the scorer of a run does it."""
+    net = scoring_net(paper_state(recipe, pack, dtype, kernels).net, folded=False)
     data = paper_test_set(pack, dtype)
     counter, settings = _Counter(), recipe.evaluation
     with listening(counter.part), parts_of_net(net, whitening_bias=True), counter:

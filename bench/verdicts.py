@@ -1,4 +1,4 @@
-"""Whether a difference in accuracy and time is an improvement: better, worse, cannot tell, and why."""
+"""Verdicts on differences in accuracy and time: better, worse or cannot tell, and why."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from .statistics import Interval
 
 Verdict = Literal["better", "worse", "cannot tell"]
 ACCURACY_TOLERANCE = 0.001
-"""Accuracy lost or gained that is no loss or gain: 0.1 points."""
+"""Difference in accuracy that does not count as a loss or gain: 0.1 points."""
 TIME_TOLERANCE = 0.01
-"""Likewise, of the base's time."""
+"""The same for time, as a fraction of the base's time."""
 
 
 def told(interval: Interval, factor: float, digits: int, unit: str) -> str:
-    """A difference in words, with the interval where there is one."""
+    """Return a difference in words, with its interval if there is one."""
     text = f"{factor * interval.mean:+.{digits}f}{unit}"
     if interval.lower is None or interval.upper is None:
         return text
@@ -20,14 +20,14 @@ def told(interval: Interval, factor: float, digits: int, unit: str) -> str:
 
 
 def told_accuracy(difference: Interval) -> str:
-    """A difference in accuracy in words, in points."""
+    """Return a difference in accuracy in words, in points."""
     return told(difference, 100, 2, " points")
 
 
 def seconds_per_tenth_point(accuracy: Interval, seconds: Interval) -> float | None:
-    """Seconds that 0.1 point of accuracy costs or, where both fall, that it is given up for.
+    """Return the seconds that 0.1 points of accuracy cost or, if both fall, save.
 
-    None where the accuracy may not differ at all, and where nothing is traded: one rises and the other falls.
+    None if the accuracy may not differ at all, or if nothing is traded: one rises and the other falls.
     """
     if accuracy.lower is None or accuracy.upper is None or accuracy.lower <= 0 <= accuracy.upper:
         return None
@@ -36,14 +36,15 @@ def seconds_per_tenth_point(accuracy: Interval, seconds: Interval) -> float | No
 
 
 def verdict_on(accuracy: Interval, seconds: Interval, base_seconds: float) -> tuple[Verdict, str]:
-    """Better: a sure gain in accuracy or time, and surely no loss in either that matters. Worse: the other way round.
+    """Return the verdict on a difference in accuracy and time.
 
-    A gain is sure where its interval leaves out zero; a loss matters beyond 0.1 points or 1 % of the time.
+    Better: one metric improves (its 95 % interval excludes zero) and neither gets worse by 0.1 points or 1 % of the
+    time (their intervals exclude it). Worse: the reverse.
 
     Args:
         accuracy: difference to the base, a fraction.
         seconds: difference to the base.
-        base_seconds: what the base takes.
+        base_seconds: time of the base.
 
     Returns:
         The verdict and one sentence.
@@ -67,7 +68,7 @@ def verdict_on(accuracy: Interval, seconds: Interval, base_seconds: float) -> tu
 
 
 def verdict_at_rate(seconds_worth: Interval, rate: float) -> tuple[Verdict, str]:
-    """The same where accuracy has a price.
+    """Return the verdict if accuracy has a price.
 
     Args:
         seconds_worth: seconds saved, with the accuracy gained counted as seconds at `rate`.
@@ -82,11 +83,11 @@ def verdict_at_rate(seconds_worth: Interval, rate: float) -> tuple[Verdict, str]
 
 
 def verdict_of_diverged(accuracy: Interval, diverged: str) -> tuple[Verdict, str]:
-    """The same where runs diverged, whose time says nothing: by accuracy alone.
+    """Return the verdict if runs diverged: by accuracy alone, since their time means nothing.
 
     Args:
         accuracy: difference to the base, a fraction; a diverged run guesses.
-        diverged: who did, in words.
+        diverged: which runs diverged, in words.
     """
     why = f"{diverged}, so only accuracy counts: {told_accuracy(accuracy)}"
     if accuracy.lower is not None and accuracy.lower > 0:

@@ -1,13 +1,13 @@
-"""`bench versus`: scripts of others and ours in one sitting, whole processes taking turns, by their clocks and ours.
+"""`bench versus`: runs scripts of others and ours in one sitting, processes taking turns, by their clocks and ours.
 
-The unit is the round, in which every script and ours run in one process each: the runs of one process share its
-machine state and are not independent, while a peer's process and ours of one round are neighbours, so that a drift of
-the machine cancels in their ratio. Intervals are therefore over rounds, and the order of a round is the reverse of the
-one before. A sitting that was cut off goes on with the process that had not ended; the rest of its round then has
-neighbours of another time, which can only make the interval wider.
+The unit is the round, in which every script and ours run one process each. The runs of one process share its machine
+state and are not independent, while a peer's process and ours of one round are neighbours, so that machine drift
+cancels in their ratio. Intervals are therefore over rounds, and the order of a round is the reverse of the one before.
+A sitting that was cut off resumes with the process that had not ended; the rest of its round then has neighbours from
+another time, which can only widen the interval.
 
-Before its first round each contestant does one run that does not count, so that compiling has a time limit of its own
-and no measured process compiles. What it compiled stays beside it in the working folder, for later rounds and calls.
+Before its first round each contestant does one run that does not count, so that compiling has its own time limit and no
+measured process compiles. Compiled code stays in the contestant's working folder, for later rounds and calls.
 """
 
 import dataclasses
@@ -50,63 +50,63 @@ OUR_CLOCKS = {
 }
 OUR_COMMAND = ["-c", "from speedyresnet.bench.cli import main; main()", "bench", "record"]
 LAST_LINES = 20
-"""Kept of what a process printed that did not end well."""
+"""Lines kept of the output of a process that failed."""
 SHOWN_LINES = 5
-"""Of them, shown at once."""
+"""Lines of them shown at once."""
 WARM_UP = -1
-"""In place of the number of a round."""
+"""Round number of a warm-up."""
 COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "compiled/inductor", "TRITON_CACHE_DIR": "compiled/triton"}
-"""Environment variables of compilers, and the folders in that of a contestant that they name."""
+"""Environment variables of compilers, and the subfolders of a contestant's folder that they name."""
 SMOKE_IMAGES = {"train": 6000, "test": 2500}
-"""So few are enough for a first step of all peers: three of their largest batches, and one test batch of hlb."""
+"""Enough for a first step of all peers: three of their largest batches, and one test batch of hlb."""
 
 Measures = dict[str, list[float]]
-"""By clock or view: of each run of a process."""
+"""Values of each run of a process, by clock or view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """A script that is started again in each round."""
+    """Script that is started again in each round."""
 
     name: str
     folder: Path
-    """Where what it printed is kept."""
+    """Folder of its output."""
     starts_in: Path
-    """Where it looks for files."""
+    """Folder in which it looks for files."""
     words: Callable[[int], list[str]]
-    """What Python is given in a round."""
+    """Returns the arguments for Python in a round."""
     read: Callable[[int, str], Measures]
-    """What a round measured, also from what it printed."""
+    """Returns the measures of a round, given its number and standard output."""
     runs: int
-    """How many runs a process must report."""
+    """Number of runs that a process must report."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def output_files(self, number: int) -> tuple[Path, Path]:
-        """Where the process of a round, or WARM_UP, writes its standard output and standard error."""
+        """Return the files for standard output and standard error of the process of a round, or of WARM_UP."""
         stem = "warm-up" if number == WARM_UP else f"round-{number}"
         return self.folder / f"{stem}.out", self.folder / f"{stem}.err"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Of one process."""
+    """Outcome of one process."""
 
     name: str
     round: int
     wall_seconds: float
     exit_code: int | None
-    """None: it was ended after the timeout."""
+    """None if it was ended after the timeout."""
     measures: Measures
     error: str | None
-    """None: it ended well and reported all its runs."""
+    """None if it ended well and reported all its runs."""
     last_lines: list[str]
-    """Of its standard error, where there is an error."""
+    """The last lines of its standard error if there is an error."""
     last_output: list[str] = field(default_factory=list)
-    """The last lines of its standard output, where there is an error."""
+    """The last lines of its standard output if there is an error."""
 
 
 def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
-    """Run a contestant's process of round `number`, for at most `timeout` seconds; whatever it does is an outcome."""
+    """Run a contestant's process of round `number` for at most `timeout` seconds; whatever it does is an outcome."""
     out, err = contestant.output_files(number)
     command = [sys.executable, "-u", *contestant.words(number)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
@@ -132,7 +132,7 @@ def run_process(contestant: Contestant, number: int, timeout: float) -> Outcome:
 
 
 def printed_lines(path: Path) -> list[str]:
-    """The lines of what a process has printed into `path`, without empty ones; none before it has begun."""
+    """Return the lines a process has printed into `path`, without empty ones; an empty list before it has begun."""
     text = path.read_text(errors="replace") if path.exists() else ""
     return [line for line in text.splitlines() if line.strip()]
 
@@ -147,7 +147,7 @@ def _error(code: int | None, lines: list[str], counts: set[int], runs: int, time
 
 
 def peer_contestant(name: str, script: Path, folder: Path, runs: int) -> Contestant:
-    """A peer that is installed in `folder` with its data."""
+    """Return the contestant for a peer that is installed in `folder` with its data."""
     peer = PEERS[name]
 
     def read(_number: int, text: str) -> Measures:
@@ -165,13 +165,16 @@ def peer_contestant(name: str, script: Path, folder: Path, runs: int) -> Contest
 
 
 def our_contestant(options: Sequence[str], data: Path, folder: Path, runs: int) -> Contestant:
-    """`bench record` with `options` (recipe, device, backend) on the pack file `data`; other seeds in each round."""
+    """Return the contestant that runs `bench record` on the pack file `data`, with other seeds in each round.
+
+    `options` are the recipe, device and backend.
+    """
 
     def pool(number: int) -> Path:
         return folder / ("warm-up.jsonl" if number == WARM_UP else f"round-{number}.jsonl")
 
     def words(number: int) -> list[str]:
-        pool(number).unlink(missing_ok=True)  # a pool that is there already would be taken as done
+        pool(number).unlink(missing_ok=True)  # an existing pool would be taken as done
         seed = max(number, 0) * runs
         own = ["--data", str(data), "--runs", str(runs), "--seed", str(seed), "--out", str(pool(number))]
         return [*OUR_COMMAND, *options, *own]
@@ -187,32 +190,32 @@ def our_contestant(options: Sequence[str], data: Path, folder: Path, runs: int) 
 
 
 def round_order(contestants: Sequence[str], number: int) -> list[str]:
-    """Who runs when in a round: the reverse of the round before."""
+    """Return the order of the contestants in a round: the reverse of the round before."""
     return list(contestants if number % 2 == 0 else reversed(contestants))
 
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """What is run against what."""
+    """Configuration of a sitting."""
 
     recipe: Recipe
     pack: Pack
     device: torch.device
     scripts: dict[str, Path]
-    """By the peers' names."""
+    """Paths by the peers' names."""
     options: list[str]
-    """Of `bench record`: recipe, settings, device and backend."""
+    """Options of `bench record`: recipe, settings, device and backend."""
     runs: int
-    """A process."""
+    """Runs per process."""
     rounds: int
     timeout: float
-    """Seconds a process."""
+    """Seconds per process."""
     compile_seconds: float
     """Time limit of the first process of a contestant, which compiles and does one run that does not count."""
 
 
 def facts(sitting: Sitting) -> dict[str, Any]:
-    """What a sitting is, before anything has run."""
+    """Return the description of a sitting before anything has run."""
     return {
         "recipe": {"name": sitting.recipe.name, "hash": sitting.recipe.hash},
         "data": {"name": sitting.pack.name, "sha256": sitting.pack.sha256},
@@ -232,11 +235,11 @@ _SITTING: Schema = {
     "recipe": {"hash": str}, "data": {"sha256": str}, "environment": {"gpu": str | None, "torch": str},
     "options": [str], "runs": int, "rounds": int, "scripts": dict, "processes": [_OUTCOME],
 }  # fmt: skip
-"""What a stored sitting needs to go on."""
+"""Fields that a stored sitting needs to resume."""
 
 
 def _identity(found: dict[str, Any]) -> dict[str, Any]:
-    """What a sitting that goes on has in common with what it was, by the words a user knows it by."""
+    """Return what a resumed sitting must have in common with the stored one, by the words a user knows it by."""
     return {
         "recipe hash": found["recipe"]["hash"],
         "data": found["data"]["sha256"],
@@ -249,10 +252,10 @@ def _identity(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> tuple[list[Outcome], list[Outcome]]:
-    """The outcomes of rounds and of warm-ups that `out` holds of the sitting `known`; none where there is no such file.
+    """Return the outcomes of rounds and of warm-ups of the sitting `known` in `out`, none without such a file.
 
     Raises:
-        UserError: it holds something else, or another sitting.
+        UserError: the file holds something else, or another sitting.
     """
     if out is None or not out.exists():
         return [], []
@@ -269,7 +272,7 @@ def earlier_outcomes(out: Path | None, known: dict[str, Any]) -> tuple[list[Outc
 
 @dataclass(slots=True, kw_only=True)
 class Course:
-    """How a sitting goes: where it is held, and what of it has ended."""
+    """State of a sitting: where it is held, and what of it has ended."""
 
     sitting: Sitting
     known: dict[str, Any]
@@ -279,16 +282,16 @@ class Course:
     outputs: Outputs
     console: Console
     outcomes: list[Outcome]
-    """Of the rounds' processes that have ended."""
+    """Outcomes of the rounds' processes that have ended."""
     warm_ups: dict[str, Outcome]
-    """The last process of each contestant that was to compile."""
+    """Last warm-up process of each contestant."""
     changes: dict[str, str] = field(default_factory=dict)
-    """In the peers' scripts."""
+    """Changes to the peers' scripts."""
     interrupted: dict[str, Any] | None = None
-    """What the process had printed that Ctrl-C ended."""
+    """Output of the process that Ctrl-C ended."""
 
     def write_data(self) -> None:
-        """Give every contestant the data it looks for."""
+        """Write the data that each contestant looks for."""
         sitting = self.sitting
         for name in sitting.scripts:
             PEERS[name].write_data(sitting.pack, self.work / name, sitting.device)
@@ -301,7 +304,7 @@ class Course:
         return self.work / OURS / "pack.safetensors"
 
     def contestant(self, name: str, runs: int) -> Contestant:
-        """The contestant called `name`, set to `runs` a process."""
+        """Return the contestant called `name`, set to `runs` per process."""
         folder, sitting = self.work / name, self.sitting
         if name == OURS:
             return our_contestant(sitting.options, self._our_data, folder, runs)
@@ -309,7 +312,7 @@ class Course:
         return peer_contestant(name, sitting.scripts[name], folder, runs)
 
     def run(self, contestant: Contestant, number: int, limit: float) -> Outcome:
-        """Run a process for at most `limit` seconds; what it has printed is kept when Ctrl-C ends it."""
+        """Run a process for at most `limit` seconds; keep its output if Ctrl-C ends it."""
         try:
             outcome = run_process(contestant, number, limit)
         except KeyboardInterrupt:
@@ -321,7 +324,7 @@ class Course:
         return outcome
 
     def warm_up(self, name: str) -> bool:
-        """Whether a contestant has compiled: here by an earlier call, or else by a process that does one run now."""
+        """Return whether a contestant has compiled, in an earlier call or by a process that does one run now."""
         mark, by = self.work / name / "compiled" / "by.json", json.dumps(self._compiled_by(name))
         if mark.exists() and mark.read_text() == by:
             return True
@@ -334,7 +337,7 @@ class Course:
         return outcome.error is None
 
     def _compiled_by(self, name: str) -> dict[str, Any]:
-        """What compiled code depends on."""
+        """Return what compiled code depends on."""
         about = self.known["environment"]
         ours = [self.known["recipe"]["hash"], *self.known["options"], about["commit"]]
         code = ours if name == OURS else self.known["scripts"][name]
@@ -356,20 +359,21 @@ class Course:
 def hold_sitting(
     sitting: Sitting, work: Path, out: Path | None, console: Console, outputs: Outputs | None = None
 ) -> dict[str, Any]:
-    """Hold a sitting in the folder `work`; its result, which is also written to `out` after every process.
+    """Hold a sitting in the folder `work` and return its result, which is also written to `out` after every process.
 
-    It goes on where `out` ends: a process that has ended there, well or not, is not started again. A contestant that
-    does not compile in time is left out, and goes on compiling in the next call.
+    It resumes where `out` ends: a process that has ended there, well or not, is not started again. A contestant that
+    does not compile in time is left out, and continues compiling in the next call.
 
     Args:
         sitting: what is compared.
-        work: of scripts, data and what the processes print.
-        out: the JSON file; none: nothing is written.
-        console: is told of each process.
-        outputs: of the command; an `out` that is refused does not end the sitting. None: a note tells.
+        work: folder for scripts, data and the output of the processes.
+        out: the JSON file; None: nothing is written.
+        console: prints a line about each process.
+        outputs: the command's outputs; an `out` that cannot be written does not end the sitting. None: only a note says
+            so.
 
     Raises:
-        UserError: a script that is not the known one, or an `out` that holds something else.
+        UserError: a script is not the known one, or `out` holds something else.
     """
     known = facts(sitting)
     outcomes, warm_ups = earlier_outcomes(out, known)
@@ -402,7 +406,7 @@ def hold_sitting(
 
 
 def _ready(course: Course, names: Iterable[str]) -> set[str]:
-    """Those of `names` that have compiled; none where nothing is left to compare."""
+    """Return those of `names` that have compiled; an empty set if nothing is left to compare."""
     compiled = {name: course.warm_up(name) for name in names}
     peers = [done for name, done in compiled.items() if name != OURS]
     if not compiled.get(OURS, True) or (peers and not any(peers)):
@@ -420,7 +424,7 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def report(course: Course) -> dict[str, Any]:
-    """The whole result so far as plain values."""
+    """Return the whole result so far as plain values."""
     failed = [each for each in course.warm_ups.values() if each.error is not None]
     outcomes, scripts = [*course.outcomes, *failed], course.sitting.scripts
     return course.known | {
@@ -437,7 +441,7 @@ def report(course: Course) -> dict[str, Any]:
 
 
 def _own_row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """How the processes of `name` ended, and what those that ended well measured."""
+    """Return how the processes of `name` ended, and what those that ended well measured."""
     own = [outcome for outcome in outcomes if outcome.name == name]
     whole = [outcome for outcome in own if outcome.error is None]
     errors = [outcome.error for outcome in own if outcome.error is not None]
@@ -454,7 +458,7 @@ def _own_row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _pairs(
     name: str, outcomes: Sequence[Outcome], of: Callable[[Outcome], float], of_ours: Callable[[Outcome], float]
 ) -> list[tuple[float, float]]:
-    """Theirs and ours of the rounds in which both processes ended well."""
+    """Return the peer's value and ours for the rounds in which both processes ended well."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
     ours = {outcome.round: of_ours(outcome) for outcome in whole if outcome.name == OURS}
     theirs = {outcome.round: of(outcome) for outcome in whole if outcome.name == name}
@@ -466,14 +470,14 @@ def _mean_of(key: str) -> Callable[[Outcome], float]:
 
 
 def _verdict(name: str, clock: str, ratio: Ratio, more: Interval) -> str:
-    """In words how much faster ours is, and how much more accurate."""
+    """Return in words how much faster ours is, and how much more accurate."""
     between = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
     speed = f"{ratio.value:.2f}{between} times as fast as {name} by our {clock}"
     return f"{speed}; accuracy {told_accuracy(more)}" + "; one round has no interval" * (ratio.n == 1)
 
 
 def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """A peer against ours: its clock by ours that covers it, whole processes, and accuracies with their views."""
+    """Return a peer against ours: its clock by ours that covers it, whole processes, accuracies with their views."""
     ours, own = _own_row(OURS, outcomes), _own_row(name, outcomes)
     measured = [view for view in VIEWS if view in ours]
     our_view = peer.view if peer.view in measured else measured[-1] if measured else None
@@ -500,7 +504,7 @@ def peer_row(name: str, peer: Peer, outcomes: Sequence[Outcome]) -> dict[str, An
 
 
 def versus_rows(peer: dict[str, Any], ours: dict[str, Any]) -> list[list[str]]:
-    """What a peer reached beside ours: what it is, theirs, ours, the ratio and its interval."""
+    """Return the rows that compare a peer with ours: label, theirs, ours, the ratio and its interval."""
     clock, accuracy = peer["clock"], peer["accuracy"]
     views = " against ".join(dict.fromkeys([accuracy["view"], accuracy["our_view"] or accuracy["view"]]))
     theirs, our = _mean(peer, accuracy["view"], 100, 2), _mean(ours, accuracy["our_view"], 100, 2)
@@ -513,7 +517,7 @@ def versus_rows(peer: dict[str, Any], ours: dict[str, Any]) -> list[list[str]]:
 
 
 def print_versus(console: Console, result: dict[str, Any]) -> None:
-    """The result as one table, and below it what each clock contains."""
+    """Print the result as one table, and below it what each clock contains."""
     recipe, ours = result["recipe"]["name"], result["ours"]
     table = Table(title=f"{recipe} against its peers; rounds: {result['rounds']}, runs a process: {result['runs']}")
     table.add_column("", no_wrap=True)
@@ -545,7 +549,7 @@ def _mean(row: dict[str, Any], key: str | None, factor: float, digits: int) -> s
 
 
 def _times(peer: dict[str, Any], key: str, ours: dict[str, Any], our_key: str, found: dict[str, Any]) -> list[str]:
-    """Cells: both means, their ratio and its interval, empty where there is none."""
+    """Return the cells of both means, their ratio and its interval, empty where there is none."""
     ratio = found["ratio"]
     cells = [_mean(peer, key, 1, 3), _mean(ours, our_key, 1, 3), f"{ratio['value']:.3f}" if ratio else ""]
     has_interval = ratio and ratio["low"] is not None
@@ -580,7 +584,7 @@ def smoke_sitting(
 
 
 def _smoked(contestant: Contestant) -> Contestant:
-    """A contestant that stops at its first optimizer steps; the one run it reports is that it came there."""
+    """Return a contestant that stops at its first optimizer steps; reaching them is the one run it reports."""
     return dataclasses.replace(
         contestant,
         words=lambda number: ["-m", "speedyresnet.bench.smoke", *contestant.words(number)],
@@ -591,7 +595,7 @@ def _smoked(contestant: Contestant) -> Contestant:
 
 def _part(pack: Pack) -> Pack:
     parts = {
-        f"{split}_{kind}": getattr(pack, f"{split}_{kind}")[:count].clone()  # a view would be saved with all of it
+        f"{split}_{kind}": getattr(pack, f"{split}_{kind}")[:count].clone()  # a view would be saved with all its data
         for split, count in SMOKE_IMAGES.items()
         for kind in ("images", "labels")
     }

@@ -1,4 +1,4 @@
-"""SpeedyResNet's engine: recipes, data on the device, one training step, runs and their records.
+"""The training engine: recipes, data on the device, the training step, runs and their records.
 
 >>> from speedyresnet.engine import load_data, recipe, train
 >>> run = train(recipe("pocket", ["epochs=1"]), load_data("synthetic"))
@@ -10,11 +10,11 @@ import os
 
 from . import import_clock  # before everything else
 
-# PyTorch reads this at its first allocation: large CPU tensors go on huge pages, which saves a step of pocket most of
-# its page faults and a fifth of its time (bench/LOG.md, 2026-11-21).
+# PyTorch reads this at its first allocation. It puts large CPU tensors on huge pages, which saves most page faults and
+# a fifth of the time of a step of pocket (bench/LOG.md, 2026-11-21).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-# Where Triton is missing PyTorch would note at every import that it cannot count the FLOPs of Triton kernels.
+# Without Triton, PyTorch would log at every import that it cannot count the FLOPs of Triton kernels.
 logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 from .api import TrainedRun, evaluate, train

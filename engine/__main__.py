@@ -1,4 +1,4 @@
-"""`python -m speedyresnet.engine`: the command line without the bench commands."""
+"""Entry point of `python -m speedyresnet.engine`: the command line without the bench commands."""
 
 from .cli import app, run_command_line
 

@@ -1,4 +1,4 @@
-"""The Python API: what the command line does, as functions that return typed objects."""
+"""Python API: the commands of the command line as functions that return typed objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,20 +33,20 @@ MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """What `train` returns, with an example there."""
+    """Result of `train`; see there for an example."""
 
     record: RunRecord
     net: SpeedyResNet
-    """With the live weights of the run."""
+    """The net with the live weights of the run."""
     state: dict[str, Tensor]
-    """Parameters and buffers of the weights that the recipe reports, live or averaged."""
+    """Parameters and buffers with the weights that the recipe reports, live or averaged."""
     pack: Pack
     dtype: torch.dtype
     refused: str | None = None
-    """Why the last checkpoint could not be written; none: it was, or none was asked for."""
+    """Reason why the last checkpoint could not be written; None if it was written or none was requested."""
 
     def save(self, path: str | Path) -> None:
-        """Write the reported weights as a model file that `evaluate` reads; UserError where `path` is refused."""
+        """Write the reported weights as a model file for `evaluate`; raise UserError if `path` cannot be written."""
         save_model(Path(path), self.state, self.record.recipe, self.pack, self.dtype)
 
 
@@ -63,32 +63,33 @@ def train(
     resume: Checkpoint | str | Path | None = None,
     kernels: Mapping[str, str] | None = None,
 ) -> TrainedRun:
-    """Train one run. Ctrl-C or SIGTERM ends the training early with what is done; a second one stops at once.
+    """Train one run. Ctrl-C or SIGTERM ends training early and keeps the finished steps; a second one stops at once.
 
     Outside the main thread, where Python delivers no signals, neither is handled.
 
     Args:
-        recipe: a recipe or the name of one.
-        data: a pack, or what `load_data` takes.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:0.
-        backend: eager, torchscript, compile, graph, or auto: graph on a GPU and eager on a CPU.
-        seed: of weights, order and augmentation; any 64-bit integer.
-        display: told how the run goes.
-        checkpoint: file for all that the run can go on from, written every so often and when training ends, by
-            a signal or by itself; none: that of `resume`, if there is one. One that cannot be written, as the disk is
-            full, does not end the run: a warning says so, it is tried again, and `TrainedRun.refused` has the reason.
-        checkpoint_minutes: from one checkpoint to the next.
-        resume: go on from this checkpoint of the same run. On a CPU with as many threads it gives the same bits as
-            without the interruption. The clocks `prepare` and `train` go on too; `build` is that of the last part.
-        kernels: `my_file.py:KERNEL` by operation, a kernel of one's own. It is held to its reference first, on every
-            shape of the recipe. It takes the place of what `kernels` of the recipe says.
+        recipe: a recipe or its name.
+        data: a pack, or anything that `load_data` accepts.
+        device: auto (a GPU if available), cpu, cuda or cuda:0.
+        backend: eager, torchscript, compile, capture, graph, or auto: graph on a GPU and eager on a CPU.
+        seed: seed of the initial weights, the data order and the augmentation; any 64-bit integer.
+        display: receives the progress of the run.
+        checkpoint: checkpoint file, written at intervals and when training ends, whether by a signal or on its own;
+            None writes to the file of `resume`, if given. A failed write, such as on a full disk, does not end the
+            run: it is reported as a warning and retried, and `TrainedRun.refused` has the reason.
+        checkpoint_minutes: minutes between checkpoints.
+        resume: checkpoint of the same run to resume from. On a CPU with the same number of threads the result is
+            bit-identical to an uninterrupted run. The clocks `prepare` and `train` continue; `build` covers the last
+            part only.
+        kernels: custom kernels as `my_file.py:KERNEL`, by operation. Each is first compared with its reference on
+            every shape of the recipe, and overrides the recipe's setting `kernels`.
 
     Raises:
-        UserError: anything wrong with what was given, such as a checkpoint of another run, or a file for checkpoints
-            that cannot be written or that the run reads.
+        UserError: invalid input, such as a checkpoint of another run, or a checkpoint file that cannot be written or
+            is one of the run's inputs.
 
     Examples:
-        Four steps of a narrow net; a run in earnest leaves the settings out.
+        Four steps of a narrow net; a real run omits the settings.
 
         >>> from speedyresnet.engine import load_data, recipe, train
         >>> made = recipe("pocket", ["epochs=0.1", "batch_size=500", "width_multiplier=0.125"])
@@ -122,10 +123,10 @@ def train(
 def checkpoint_file(
     path: str | Path | None, begun: Checkpoint | None, minutes: float, display: Display | None
 ) -> CheckpointFile | None:
-    """Where checkpoints go: to `path`, else where the run that goes on came from; none: nowhere.
+    """Return the checkpoint file at `path`, else at that of the resumed run; None if neither is given.
 
     Raises:
-        UserError: too few minutes.
+        UserError: `minutes` is too small.
     """
     resumed = begun.path if begun else None
     file = resumed if path is None else Path(path)
@@ -144,7 +145,7 @@ def train_set_up(
     """Train one run of `setup` on `pack`, the data set that it was made for; see `train`.
 
     Raises:
-        UserError: `resume` is of another run, or the backend fails.
+        UserError: `resume` is a checkpoint of another run, or the backend fails.
     """
     if resume:
         resume.check_same_run(setup, pack, seed)
@@ -165,20 +166,21 @@ def evaluate(
     view: View | None = None,
     progress: Progress | None = None,
 ) -> Accuracy:
-    """Accuracy of a model (or the file it is in) on the test images of a pack (or what `load_data` takes).
+    """Return the accuracy of a model on test images.
 
-    Classes are matched by name. Images of another size than the model was trained on are resized to it, as
-    `speedyresnet data pack --size` does, and a warning says so.
+    Classes are matched by name. Images whose size differs from the training size are resized to it as in
+    `speedyresnet data pack --size`, with a warning.
 
     Args:
-        model: what `read_model` gives, or a file that `TrainedRun.save` wrote.
-        data: a pack, or what `load_data` takes; an image folder may have a test split only, or be CLASS/* itself.
-        device: as for `train`.
-        view: single_view, mirror or six_view; none takes what the model's recipe says.
-        progress: told how the reading of images goes.
+        model: a model from `read_model`, or a file written by `TrainedRun.save`.
+        data: a pack, or anything that `load_data` accepts; an image folder may have only a test split, or be CLASS/*
+            itself.
+        device: as in `train`.
+        view: single_view, mirror or six_view; None uses the view of the model's recipe.
+        progress: receives the progress of reading images.
 
     Raises:
-        UserError: a file that is no model, or data that does not fit it, such as a class that it does not know.
+        UserError: the file is not a model, or the data does not fit it, for example has a class unknown to the model.
 
     Examples:
         >>> from speedyresnet.engine import evaluate, load_data, read_model, recipe, train

@@ -28,6 +28,7 @@ from .evaluate import LabelledImages, device_scores, forward_of
 from .graphs import CapturedFunction, CapturedStep, Result, memory_of
 from .recipe import Recipe, View
 from .schedules import Plan
+from .scoring import folded_state, scoring_net
 from .step import Regions, TrainingState, training_step
 from .torchscript import TracedForward, torchscript_obstacle
 
@@ -62,6 +63,8 @@ class Variant(NamedTuple):
     """Side that images are scaled down to; 0: not at all."""
     averaging: bool = True
     """The average moves, where the recipe has one; false before it begins."""
+    first_group: bool = True
+    """Group 1 is trained."""
 
 
 def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
@@ -72,6 +75,7 @@ def variant_of_step(recipe: Recipe, plan: Plan, step: int) -> Variant:
         cutmix=plan.first_cutmix_epoch is not None and epoch >= plan.first_cutmix_epoch,
         size=sizes[min(epoch, len(sizes) - 1)] if sizes else 0,
         averaging=step >= (plan.first_averaging_step or 0),
+        first_group=plan.first_group_steps is None or step < plan.first_group_steps,
     )
 
 
@@ -138,10 +142,16 @@ def make_step(state: TrainingState, backend: str, variant: Variant) -> Callable[
 def step_function(
     state: TrainingState, backend: str, variant: Variant, compiler: Compiler = None
 ) -> Callable[[], None]:
-    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile."""
+    """The step with what `backend` replaces in it; `compiler` is a backend of torch.compile.
+
+    Raises:
+        BackendError: a second stream with torchscript.
+    """
+    if backend == "torchscript" and state.second_stream:
+        raise BackendError("torchscript traces net and loss as one, which leaves nothing to a second stream")
     step = functools.partial(training_step, state, **variant._asdict(), regions=regions_of(backend, compiler))
     return (
-        functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix))
+        functools.partial(step, forward=TracedForward(state, cutmix=variant.cutmix, first_group=variant.first_group))
         if backend == "torchscript"
         else step
     )
@@ -205,12 +215,21 @@ def uncaptured_scorer(
     compiler: Compiler = None,
 ) -> Callable[[], dict[str, Tensor]]:
     """The function that `make_scorer` captures, if it captures one; `compiler` is a backend of torch.compile."""
-    forward, settings = forward_of(state.net, weights), state.recipe.evaluation
-    if backend in COMPILING:
-        forward = _compiled(forward, compiler)
-    return functools.partial(
-        device_scores, forward, data, view=view, batch_size=settings.batch_size, share=settings.share
-    )
+    settings, folds = state.recipe.evaluation, backend in COMPILING
+    values = state.net.state_dict() if weights is None else weights
+    net = scoring_net(state.net, folded=folds)
+
+    def logits(given: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return forward_of(net, given)(batch)
+
+    call: Callable[..., Tensor] = _compiled(logits, compiler) if folds else logits
+
+    @torch.no_grad()
+    def score() -> dict[str, Tensor]:
+        forward = functools.partial(call, folded_state(net, values) if folds else values)
+        return device_scores(forward, data, view=view, batch_size=settings.batch_size, share=settings.share)
+
+    return score
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Checkpoints: all that a run goes on from, in one safetensors file.
+"""Checkpoints: the complete state of an interrupted run in one safetensors file.
 
-The tensors are those that a step changes; the metadata says which run it is and how far it has got. Steps depend on
-nothing else, so on a CPU a run that goes on gives the same bits as one that was never interrupted.
+The tensors are those that a step changes; the metadata identify the run and its progress. Steps depend on nothing
+else, so on a CPU a resumed run is bit-identical to an uninterrupted one.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ from .typed_values import typed_value
 FORMAT = "speedyresnet.checkpoint/1"
 DEFAULT_MINUTES = 10.0
 LEAST_MINUTES = 0.01
-"""So that a step is done between two checkpoints."""
+"""Lower limit of the interval, so that at least one step is done between two checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Which run it is and how far it has got: the metadata of a checkpoint."""
+    """Identity and progress of a run: the metadata of a checkpoint."""
 
     recipe: Recipe
     seed: int
     data: str
     """Name of the data set."""
     sha256: str
-    """Of the data set."""
+    """Checksum of the data set."""
     device: str
     """cpu or cuda."""
     backend: str
@@ -56,22 +56,22 @@ class Progress:
     prepare_seconds: float
     train_seconds: float
     history: tuple[HistoryRow, ...]
-    """Of the epochs that are done."""
+    """Rows of the finished epochs."""
     resumed_at_steps: tuple[int, ...]
     kernel_files: tuple[str, ...] = ()
-    """OPERATION=PROVIDER of each kernel from outside of the package."""
+    """OPERATION=PROVIDER of each kernel from outside the package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What `read_checkpoint` finds in a file."""
+    """Content of a checkpoint file; see `read_checkpoint`."""
 
     path: Path
     progress: Progress
     tensors: dict[str, Tensor]
 
     def check_same_run(self, setup: Setup, pack: Pack, seed: int) -> None:
-        """Raise UserError where this is a checkpoint of another run."""
+        """Raise UserError if this is a checkpoint of another run."""
         mine = self.progress
         pairs: dict[str, tuple[object, object]] = {
             "recipe hash": (mine.recipe.hash, setup.recipe.hash),
@@ -88,10 +88,10 @@ class Checkpoint:
 
     @torch.no_grad()
     def restore(self, state: TrainingState, record: RunRecord) -> None:
-        """Put `state` and `record`, which were made for the same run, where the checkpoint was written.
+        """Set `state` and `record`, made for the same run, to their values in the checkpoint.
 
         Raises:
-            UserError: tensors or steps that are not those of `state`.
+            UserError: the checkpoint's tensors or steps do not match `state`.
         """
         progress, tensors = self.progress, state.changing_tensors()
         kinds = [{name: (t.dtype, t.shape) for name, t in each.items()} for each in (tensors, self.tensors)]
@@ -113,15 +113,15 @@ class Checkpoint:
 
 
 def _outside(kernels: Mapping[str, str]) -> tuple[str, ...]:
-    """OPERATION=PROVIDER of the kernels that this package does not ship."""
+    """Return OPERATION=PROVIDER of the kernels that this package does not ship."""
     return tuple(f"{name}={each}" for name, each in sorted(kernels.items()) if each not in KERNEL_PROVIDERS)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the file `path`, on the CPU.
+    """Read the checkpoint in the file `path`, with tensors on the CPU.
 
     Raises:
-        UserError: no such file, or one that is no checkpoint of this version.
+        UserError: the file does not exist or is not a checkpoint of this version.
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; `speedyresnet train --checkpoint {path}` writes one")
@@ -133,7 +133,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _progress(path: Path, header: Header) -> Progress:
-    """What the metadata of a checkpoint say."""
+    """Parse the metadata of a checkpoint."""
     if header.metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of a run (its format is {header.metadata.get('format')!r})")
     try:
@@ -145,15 +145,15 @@ def _progress(path: Path, header: Header) -> Progress:
 
 
 class CheckpointFile:
-    """Where the checkpoints of a run go, each in the place of the one before, and when the next one is due.
+    """Checkpoint file of a run, overwritten by each new checkpoint, and its schedule.
 
     Args:
         path: the file.
-        minutes: from one checkpoint to the next.
-        tell: told when the first one is refused while the run goes on.
+        minutes: minutes between checkpoints.
+        tell: called with a message the first time a write fails while the run continues.
 
     Raises:
-        UserError: too few minutes.
+        UserError: `minutes` is too small.
     """
 
     def __init__(self, path: Path, minutes: float, tell: Callable[[str], object] = note) -> None:
@@ -164,35 +164,35 @@ class CheckpointFile:
         self._due_at = math.inf
 
     def wait(self) -> None:
-        """From now on count the minutes to the next one."""
+        """Restart the interval until the next checkpoint."""
         self._due_at = time.monotonic() + self.seconds
 
     def is_due(self) -> bool:
-        """Whether the minutes are over."""
+        """Return whether the interval has passed."""
         return time.monotonic() >= self._due_at
 
     @property
     def refused(self) -> str | None:
-        """Why the last checkpoint could not be written; none: it was, or there is none yet."""
+        """Reason why the last checkpoint could not be written; None if it was written or there is none yet."""
         return next(iter(self._outputs.refused), None)
 
     def attempt(self, state: TrainingState, record: RunRecord, *, again: bool) -> None:
-        """Write a checkpoint, see `write`, or keep in `refused` why that failed; the next one is due in time.
+        """Try to `write` a checkpoint, store the reason of a failure in `refused`, and restart the interval.
 
         Args:
-            state: of the run.
-            record: of the run.
-            again: whether the run goes on, and with it the attempts.
+            state: state of the run.
+            record: record of the run.
+            again: whether the run, and with it the attempts, continues.
         """
         write = partial(self.write, state, record)
         self._outputs.attempt(self.path, write, again=again, tell=self._tell)
         self.wait()
 
     def write(self, state: TrainingState, record: RunRecord) -> None:
-        """Write where `state` and `record` are now; `record` has the history of whole epochs only.
+        """Write `state` and `record` to the file; `record` has the history of whole epochs only.
 
         Raises:
-            UserError: the operating system refuses. The checkpoint before is still there.
+            UserError: the operating system refuses. The previous checkpoint is kept.
         """
         progress = Progress(
             recipe=record.recipe,
@@ -215,11 +215,11 @@ class CheckpointFile:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Set when training has to stop for a moment: it is interrupted, or a checkpoint is due."""
+    """Condition under which training pauses: an interruption, or a checkpoint that is due."""
 
     interrupted: threading.Event
     checkpoints: CheckpointFile
 
     def is_set(self) -> bool:
-        """Whether it is time."""
+        """Return whether training should pause."""
         return self.interrupted.is_set() or self.checkpoints.is_due()

@@ -1,7 +1,7 @@
 """Compiled code kept between processes: one file for each recipe, backend, GPU and set of versions.
 
-Inductor keeps what it compiles in a folder that most machines empty when they start. A file here lies with the packs,
-and its content is put back into that folder before a run compiles, so that a new machine starts warm with a copy of it.
+Inductor caches compiled code in a folder that most machines empty at boot. The files here are stored beside the packs
+and restored into that folder before a run compiles, so a new machine with a copy of them starts warm.
 Source: torch.compiler.save_cache_artifacts, "Portable caching" in PyTorch's documentation.
 """
 
@@ -28,7 +28,7 @@ _DIGEST_BYTES = 32
 
 
 def artifacts_path(recipe: Recipe, backend: str, device: torch.device) -> Path:
-    """File of what torch.compile makes for `recipe` here: in $SPEEDYRESNET_COMPILED, else in the cache folder."""
+    """Return the cache file of `recipe` on this machine: in $SPEEDYRESNET_COMPILED, else in the cache folder."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     kind = (
         recipe.hash,
@@ -45,9 +45,9 @@ def artifacts_path(recipe: Recipe, backend: str, device: torch.device) -> Path:
 
 @contextlib.contextmanager
 def compiled_code(recipe: Recipe, backend: str, device: torch.device) -> Iterator[None]:
-    """Within, torch.compile finds what it made for this recipe before; what it makes anew is kept afterwards.
+    """Restore code compiled earlier for this recipe, and save newly compiled code on exit.
 
-    A file that is damaged, of another version or cannot be written costs time and nothing else.
+    A file that is damaged, of another version or not writable only costs compile time.
     """
     if backend not in COMPILING:
         yield
@@ -61,15 +61,15 @@ def compiled_code(recipe: Recipe, backend: str, device: torch.device) -> Iterato
 
 
 def _keys(info: Any) -> dict[str, set[str]]:
-    """What a set of artifacts holds."""
+    """Return the keys of a set of artifacts by kind."""
     return {kind: set(keys) for kind, keys in info.artifacts.items() if keys}
 
 
 def _load(path: Path) -> dict[str, set[str]] | None:
-    """Hand the content of `path` to the compiler; returns what it holds, none where there is nothing to use."""
+    """Hand the content of `path` to the compiler and return its keys; None if there is nothing usable."""
     try:
         content = path.read_bytes()
-    except OSError:  # there is none, or none that can be read: the compiler starts cold
+    except OSError:  # missing or unreadable: the compiler starts cold
         return None
     digest, artifacts = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(artifacts).digest() != digest:

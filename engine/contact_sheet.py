@@ -1,4 +1,4 @@
-"""A picture of a data set: a row for each class, with some of its training images."""
+"""Contact sheet of a data set: one row per class with some of its training images."""
 
 import math
 from pathlib import Path
@@ -14,26 +14,26 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_CLASSES = 20
 IMAGES_PER_CLASS = 10
 TILE_PIXELS = 64
-"""Smaller images are enlarged to at least that, larger ones than twice that scaled down."""
+"""Images whose longer side is below this are enlarged to at least this, above twice this scaled down to twice this."""
 TEXT_PIXELS = 16
 NAME_PIXELS = 200
 GAP = 4
 
 
 def check_picture(path: Path) -> None:
-    """Raise UserError for a file that no picture can be written to."""
+    """Raise UserError if no picture can be written to `path`."""
     _picture_format(path)
     check_writable(path)
 
 
 def save_contact_sheet(pack: Pack, path: Path) -> None:
-    """Write `contact_sheet` in the format that the name of the file tells. Raises UserError where that is refused."""
+    """Write `contact_sheet` in the format given by the suffix of `path`. Raise UserError if that fails."""
     sheet, picture_format = contact_sheet(pack), _picture_format(path)
     write_atomically(path, lambda part: sheet.save(part, format=picture_format))
 
 
 def _picture_format(path: Path) -> str:
-    """Pillow's name of the format."""
+    """Return Pillow's name of the format."""
     suffix = path.suffix.lower()
     if suffix not in PICTURE_SUFFIXES:
         raise UserError(f"cannot write {path} as a picture; give a name that ends in {', '.join(PICTURE_SUFFIXES)}")
@@ -41,7 +41,7 @@ def _picture_format(path: Path) -> str:
 
 
 def contact_sheet(pack: Pack) -> Image.Image:
-    """The first training images of each class beside its name, of 20 classes at even distances where there are more."""
+    """Draw the first training images of each class beside its name; of more than 20 classes, 20 evenly spaced ones."""
     rows = min(pack.num_classes, MOST_CLASSES)
     labels = [row * pack.num_classes // rows for row in range(rows)]
     height, width = _tile_size(*pack.image_size)
@@ -54,7 +54,7 @@ def contact_sheet(pack: Pack) -> Image.Image:
 
 
 def _tile_size(height: int, width: int) -> tuple[int, int]:
-    """Whole multiples of small images, so that no pixel gets blurred."""
+    """Return the size of a tile; small images are enlarged by whole factors, so that no pixel is blurred."""
     side = max(height, width)
     if side <= 2 * TILE_PIXELS:
         factor = math.ceil(TILE_PIXELS / side)
@@ -74,14 +74,14 @@ def _draw_row(sheet: Image.Image, middle: int, pack: Pack, label: int) -> None:
 
 
 def _tile(pixels: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Pixels [H, W, C] as a picture of `size`, enlarged without or scaled down with smoothing."""
+    """Convert pixels [H, W, C] to a picture of `size`; only scaling down smooths."""
     image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.numpy())
     smaller = size[0] < image.width
     return image.resize(size, Image.Resampling.BILINEAR if smaller else Image.Resampling.NEAREST)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cut to what fits beside the images."""
+    """Truncate `text` to the width beside the images."""
     if font.getlength(text) <= NAME_PIXELS - GAP:
         return text
     while font.getlength(text + "…") > NAME_PIXELS - GAP:

@@ -1,6 +1,6 @@
-"""Where training and test images come from: downloads, image folders, drawn shapes, and the cache of packs.
+"""Sources of training and test images: downloads, image folders, drawn shapes, and the cache of packs.
 
-What a pack is stands in `pack.py`, how it is kept in `pack_file.py`.
+Packs are defined in `pack.py` and stored by `pack_file.py`.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from .synthetic import SYNTHETIC, make_synthetic
 
 
 def cache_folder() -> Path:
-    """Where downloads and named packs are kept: $SPEEDYRESNET_CACHE, else the user's cache folder."""
+    """Return the folder of downloads and named packs: $SPEEDYRESNET_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("SPEEDYRESNET_CACHE"):
         return _expanded(chosen)
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -31,13 +31,13 @@ def cache_folder() -> Path:
 
 
 def pack_path(name: str) -> Path:
-    """File of the cached pack called `name`. Raises UserError for a name that is not [a-z0-9._-]+."""
+    """Return the file of the cached pack `name`. Raise UserError unless the name matches [a-z0-9._-]+."""
     if not re.fullmatch(r"[a-z0-9._-]+", name):
         raise UserError(f"{name!r} is no pack name; use lower-case letters, digits, '.', '_' and '-'")
     return cache_folder() / "packs" / f"{name}.safetensors"
 
 
-# --- What the command line takes
+# --- Sources given on the command line
 
 
 def pack_source(
@@ -52,15 +52,15 @@ def pack_source(
     """Pack an image folder, a data set of DOWNLOADS or "synthetic" (drawn from `seed`).
 
     Args:
-        source: a folder that exists wins over the name of a download.
-        name: of the pack; none: see `pack_name`. Synthetic data is always called synthetic.
-        size: side in pixels that images are resized to; none: as they are, those of DOWNLOADS as it says.
-        holdout: share of each class that becomes the test split of a folder that has none.
-        seed: of synthetic images, not negative.
-        progress: told how it goes.
+        source: an existing folder takes precedence over a download of the same name.
+        name: name of the pack; None: see `pack_name`. Synthetic data is always called synthetic.
+        size: side in pixels that images are resized to; None keeps them as they are, or uses the size in DOWNLOADS.
+        holdout: share of each class that becomes the test split of a folder without one.
+        seed: seed of synthetic images, not negative.
+        progress: receives the progress.
 
     Raises:
-        UserError: anything wrong with what was given, before the images are read where possible.
+        UserError: invalid input, reported before the images are read where possible.
     """
     if size is not None and not 1 <= size <= MAX_IMAGE_SIDE:
         raise UserError(f"--size {size} is no image size; give 1 to {MAX_IMAGE_SIDE} pixels")
@@ -78,12 +78,12 @@ def pack_source(
 
 
 def pack_name(source: str, name: str | None = None, size: int | None = None) -> str:
-    """What a pack of `source` is called: `name`, else as the source; a download at an unusual size is NAME-SIZE.
+    """Return the name of a pack: `name`, else that of `source`, with -SIZE for a download at an unusual size.
 
-    Raises UserError for an unknown source and for a name that will not do.
+    Raises UserError for an unknown source or an invalid name.
     """
     chosen = _default_name(source, size) if name is None else name
-    pack_path(chosen)  # refuses what is no name
+    pack_path(chosen)  # refuses invalid names
     if chosen == SYNTHETIC and source != SYNTHETIC:
         raise UserError(f"the name {SYNTHETIC} is kept for drawn images; choose another --name")
     return chosen
@@ -101,16 +101,16 @@ def _default_name(source: str, size: int | None) -> str:
 
 
 def _expanded(source: str | Path) -> Path:
-    return Path(os.path.expanduser(source))  # pathlib's own fails for the home of nobody
+    return Path(os.path.expanduser(source))  # pathlib's own raises if the home of a user is unknown
 
 
 def _sanitised(text: str) -> str:
-    """The nearest valid pack name."""
+    """Return the nearest valid pack name."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-") or "images"
 
 
 def writable_pack_path(name: str) -> Path:
-    """As `pack_path`. Raises UserError where no pack can be written there, before there is one."""
+    """Return `pack_path`. Raise UserError if no pack can be written there, before one is made."""
     return _writable(pack_path(name))
 
 
@@ -119,7 +119,7 @@ def _downloaded(name: str, size: int | None, progress: Progress | None) -> Split
 
 
 def _writable(path: Path) -> Path:
-    """The path of a file in the cache. Raises UserError where it cannot be written."""
+    """Return the path of a file in the cache. Raise UserError if it cannot be written."""
     if os.path.isdir(path):
         raise UserError(f"{path} in the cache is a folder where a file belongs; delete it")
     try:
@@ -134,10 +134,10 @@ def _drawn(size: int | None, seed: int, progress: Progress | None) -> Pack:
 
 
 def held_out(pack: Pack, count: int) -> Pack:
-    """A pack that tests on `count` of the training images of `pack` instead of its test images.
+    """Return a pack whose test images are `count` held-out training images of `pack`.
 
     They are the last ones in the pack's order, which is that of a hash: a random sample, the same from every source.
-    Raises UserError where that leaves no training images.
+    Raises UserError if that leaves no training images.
     """
     left = len(pack.train_labels) - count
     if count < 1 or left < 1:
@@ -148,12 +148,12 @@ def held_out(pack: Pack, count: int) -> Pack:
 
 
 def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
-    """What `--data` names: "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, in this order.
+    """Load "synthetic", a cached pack, an image folder, a pack file or one of DOWNLOADS, tried in this order.
 
-    What is downloaded is packed and cached. A warning says which one was taken where a cached pack or a download has
-    the name of a folder, and which files of a folder were left out.
+    Downloads are packed and cached. A warning reports which source was used if a folder has the name of a cached pack
+    or a download, and which files of a folder were skipped.
 
-    Raises UserError, and DownloadError where it cannot be had.
+    Raises UserError for invalid or unknown data, and DownloadError if a download fails.
 
     Examples:
         >>> from speedyresnet.engine import load_data
@@ -190,22 +190,22 @@ def load_data(data: str | Path, *, progress: Progress | None = None) -> Pack:
 
 
 def image_folder(data: str | Path) -> Path | None:
-    """The image folder that `load_data` takes for `data`; none where it takes something else."""
+    """Return the image folder that `load_data` uses for `data`; None if it uses another source."""
     path = _expanded(data)
-    if str(data) == SYNTHETIC or str(data) in _cached_names() or not os.path.isdir(path):  # it takes any text
+    if str(data) == SYNTHETIC or str(data) in _cached_names() or not os.path.isdir(path):  # accepts any text
         return None
     _note_folder(str(data), path)
     return path
 
 
 def _note_folder(name: str, path: Path) -> None:
-    """Tell the user where a folder hides a download of the same name."""
+    """Tell the user that a folder shadows a download of the same name."""
     if name.lower() in DOWNLOADS:
         note(f"{name} is taken from the folder {path.absolute()}, not from a download; for that run in another folder")
 
 
 def _note_choice(name: str, path: Path) -> None:
-    """Tell the user where a cached pack hides a folder or file of the same name, which may be newer."""
+    """Tell the user that a cached pack shadows a folder or file of the same name, which may be newer."""
     if os.path.exists(path):
         note(
             f"{name} is taken from the cached pack {pack_path(name)}, not from {path.absolute()}: "
@@ -214,12 +214,12 @@ def _note_choice(name: str, path: Path) -> None:
 
 
 def skipped_told(skipped: Mapping[str, int]) -> str:
-    """In words, how many files were left out for which reason."""
+    """Describe how many files were skipped, by reason."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
 
 
 def note_skipped(folder: Path, skipped: Mapping[str, int]) -> None:
-    """Tell the user which files of an image folder were left out."""
+    """Tell the user which files of an image folder were skipped."""
     if skipped:
         note(f"left out of {folder}: {skipped_told(skipped)}")
 
@@ -247,7 +247,7 @@ def _cached_names() -> list[str]:
 
 
 def default_data(name: str, progress: Progress | None, warn: Callable[[str], None]) -> Pack:
-    """What a recipe is for; where that can be had neither from the cache nor the network, synthetic and one warning.
+    """Load the recipe's dataset `name`; if it is neither cached nor downloadable, warn once and load synthetic data.
 
     Without a network the warning comes within 20 seconds.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, plain lines elsewhere, a table at the end."""
+"""Output of a run for people: a live display on a terminal, plain lines elsewhere, and a final table."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def _seconds(value: float | None) -> str:
 
 
 def epoch_line(row: HistoryRow) -> str:
-    """One line about an epoch."""
+    """Format one line about an epoch."""
     parts = [
         f"epoch {row.epoch:3d}",
         f"step {row.step:5d}",
@@ -40,7 +40,7 @@ def epoch_line(row: HistoryRow) -> str:
 
 
 class PlainDisplay:
-    """A line when an epoch ends, and one every ten seconds in between."""
+    """Display that prints a line after each epoch and one every ten seconds in between."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -48,50 +48,50 @@ class PlainDisplay:
         self.last_line = 0.0
 
     def start(self, steps: int) -> None:
-        """Training begins."""
+        """Record the number of steps as training begins."""
         self.steps, self.last_line = steps, time.monotonic()
 
     def step(self, step: int) -> None:
-        """So many steps are issued."""
+        """Print the number of issued steps if the last line is ten seconds old."""
         if time.monotonic() - self.last_line >= _SECONDS_BETWEEN_LINES:
             self.note(f"step {step} of {self.steps}")
 
     def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
+        """Print the line of a finished epoch."""
         self.note(epoch_line(row))
 
     def note(self, text: str) -> None:
-        """Something else is going on."""
+        """Print `text`."""
         self.last_line = time.monotonic()
         print(text, file=self.file, flush=True)
 
 
 class LiveDisplay:
-    """A progress bar under the lines of the epochs."""
+    """Display with a progress bar below the lines of the epochs."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task = progress.add_task("getting ready", total=None)
 
     def start(self, steps: int) -> None:
-        """Training begins."""
+        """Set the length of the bar as training begins."""
         self.progress.update(self.task, description="training", total=steps)
 
     def step(self, step: int) -> None:
-        """So many steps are issued."""
+        """Move the bar to the number of issued steps."""
         self.progress.update(self.task, completed=step)
 
     def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
+        """Print the line of a finished epoch."""
         self.note(epoch_line(row))
 
     def note(self, text: str) -> None:
-        """Something else is going on."""
+        """Print `text` above the bar."""
         self.progress.console.print(text, highlight=False)
 
 
 class FileProgress:
-    """Progress over a known number of things: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Progress over a known number of items: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -99,7 +99,7 @@ class FileProgress:
         self.last_line = time.monotonic()
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """`done` of `total` things are finished; `text` says what is being done."""
+        """Show that `done` of `total` items are finished; `text` names the activity."""
         if self.console.is_terminal:
             self._show(done, total, text)
         elif time.monotonic() - self.last_line >= _SECONDS_BETWEEN_LINES:
@@ -114,7 +114,7 @@ class FileProgress:
         self.bar.update(self.bar.task_ids[0], completed=done, total=total, description=text)
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self.bar is not None:
             self.bar.stop()
 
@@ -132,7 +132,7 @@ def _bar(console: Console) -> Progress:
 
 @contextmanager
 def training_display(console: Console) -> Iterator[PlainDisplay | LiveDisplay]:
-    """The display that suits `console`."""
+    """Provide the display that suits `console`."""
     if not console.is_terminal:
         yield PlainDisplay(console.file)  # type: ignore[arg-type]
         return
@@ -141,7 +141,7 @@ def training_display(console: Console) -> Iterator[PlainDisplay | LiveDisplay]:
 
 
 def print_result(console: Console, record: RunRecord) -> None:
-    """The final table: the clocks and the accuracies."""
+    """Print the final table of clocks and accuracies."""
     seconds, accuracy = record.seconds, record.accuracy
     names = ("build", "prepare", "train", "evaluate", "total", "wall")
     clocks = {name: _seconds(getattr(seconds, name)) for name in names}

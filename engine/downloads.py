@@ -1,6 +1,6 @@
-"""Data sets that torchvision downloads, and what is said where there is no network.
+"""Data sets that torchvision downloads, and errors with a remedy if there is no network.
 
-A new one is an entry in DOWNLOADS.
+To add one, add an entry to DOWNLOADS.
 """
 
 import contextlib
@@ -29,44 +29,44 @@ from .image_folders import Progress, Splits, read_image_folder
 PROBE_SECONDS = 6.0
 STALL_SECONDS = 10.0
 LOCK = ".lock"
-"""Name of the file that one process locks to download."""
+"""Name of the file that a process locks while it downloads."""
 
 
 class DownloadError(UserError):
-    """A data set could not be downloaded. The message says what to do without a network."""
+    """Error for a failed download of a data set. The message says what to do without a network."""
 
 
 class Download(Protocol):
-    """A data set that torchvision knows where to find."""
+    """Data set that torchvision can download."""
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Common name of the data set."""
 
     @property
     def size(self) -> int:
-        """Side in pixels of its images where no other is asked for."""
+        """Default side of its images in pixels."""
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Of training images, test images and classes."""
+        """Numbers of training images, test images and classes."""
 
     def archive(self) -> tuple[str, str]:
-        """Where the archive is, and its MD5."""
+        """Return the URL of the archive and its MD5."""
 
     def unpacked_files(self) -> list[tuple[str, str]]:
-        """Paths and MD5 of the files that make the archive needless; none where it always is needed."""
+        """Return paths and MD5 of the files that make the archive unnecessary; empty if it always is necessary."""
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
-        """The images, `size` x `size`; the archive is downloaded into `folder` unless it is there."""
+        """Return the images as `size` x `size`; download the archive into `folder` unless it is there."""
 
 
-# torchvision is imported late: it takes a second that other sources need not spend.
+# torchvision is imported late: the import takes a second, which other sources need not spend.
 
 
 @dataclass(frozen=True, slots=True)
 class Cifar:
-    """A class of torchvision.datasets that is CIFAR10 or made like it."""
+    """CIFAR-10, or another data set whose torchvision class has the same form."""
 
     title: str
     class_name: str
@@ -79,17 +79,17 @@ class Cifar:
         return getattr(datasets, self.class_name)
 
     def archive(self) -> tuple[str, str]:
-        """Where the archive is, and its MD5."""
+        """Return the URL of the archive and its MD5."""
         return self._dataset().url, self._dataset().tgz_md5
 
     def unpacked_files(self) -> list[tuple[str, str]]:
-        """Paths and MD5 of all files of the archive."""
+        """Return paths and MD5 of all files of the archive."""
         dataset = self._dataset()
         files = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
         return [(f"{dataset.base_folder}/{name}", md5) for name, md5 in files]
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
-        """Images, labels and class names as torchvision has them; of CIFAR-100 the 100 fine classes."""
+        """Return images, labels and class names as torchvision has them; for CIFAR-100 the 100 fine classes."""
         train, test = (self._dataset()(root=folder, train=train, download=True) for train in (True, False))
         images = (part.data if size == self.size else _resize_all(part.data, size, progress) for part in (train, test))
         labels = (np.array(part.targets, dtype=np.int64) for part in (train, test))
@@ -98,31 +98,31 @@ class Cifar:
 
 
 class Imagenette:
-    """Imagenette from its edition with a shorter side of 160 pixels."""
+    """Imagenette, from its edition with a shorter side of 160 pixels."""
 
     title: ClassVar[str] = "Imagenette"
     size: ClassVar[int] = 64
     counts: ClassVar[tuple[int, int, int]] = 9_469, 3_925, 10
 
     def archive(self) -> tuple[str, str]:
-        """Where the archive is, and its MD5."""
+        """Return the URL of the archive and its MD5."""
         from torchvision.datasets import Imagenette as Dataset
 
         url, md5 = Dataset._ARCHIVES["160px"]
         return url, md5
 
     def unpacked_files(self) -> list[tuple[str, str]]:
-        """None: it is unpacked anew for each pack."""
+        """Return an empty list: the archive is unpacked anew for each pack."""
         return []
 
     def read(self, folder: Path, size: int, progress: Progress | None) -> Splits:
-        """Images squashed to squares; classes in the order of their WordNet numbers, under their first English name."""
+        """Return images squashed to squares; classes are in order of WordNet number, under their first English name."""
         from torchvision.datasets import Imagenette as Dataset
         from torchvision.datasets.utils import download_and_extract_archive
 
         url, md5 = self.archive()
         folder.mkdir(parents=True, exist_ok=True)
-        # Not by torchvision's own class: it takes any unpacked folder for whole, also where unpacking was interrupted.
+        # torchvision's own class is avoided: it takes any unpacked folder for complete, even after an interruption.
         with tempfile.TemporaryDirectory(dir=folder) as unpacked:
             download_and_extract_archive(url, folder, unpacked, md5=md5)
             splits = read_image_folder(Path(unpacked) / Path(url).stem, size, progress=progress)
@@ -134,21 +134,20 @@ DOWNLOADS: dict[str, Download] = {
     "cifar100": Cifar("CIFAR-100", "CIFAR100", (50_000, 10_000, 100)),
     "imagenette": Imagenette(),
 }
-"""By the name that `--data` and `data pack` know them by."""
+"""Data sets by the name used in `--data` and `data pack`."""
 
 
 def download(name: str, folder: Path, size: int | None = None, progress: Progress | None = None) -> Splits:
-    """A data set of DOWNLOADS at `size` x `size` pixels, downloaded into `folder` unless it is there.
+    """Return a data set of DOWNLOADS at `size` x `size` pixels; download it into `folder` unless it is there.
 
-    Raises DownloadError: within PROBE_SECONDS where there is no network, and when nothing has come in for
-    STALL_SECONDS.
+    Raises DownloadError: within PROBE_SECONDS if there is no network, and after STALL_SECONDS without incoming data.
     """
     source = DOWNLOADS[name]
     url, _ = source.archive()
     if not _is_downloaded(source, folder) and not is_reachable(url, PROBE_SECONDS):
         raise _download_error(name, folder, f"{urllib.parse.urlsplit(url).hostname} does not answer")
     try:
-        # One process after the other: torchvision writes and unpacks in place.
+        # One process at a time: torchvision writes and unpacks in place.
         with locked(folder / LOCK, wait=True), _stall_limit(STALL_SECONDS):
             return source.read(folder, size or source.size, progress)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -177,7 +176,7 @@ def _download_error(name: str, folder: Path, fault: str) -> DownloadError:
 
 
 def _damaged(source: Download, folder: Path) -> Path | None:
-    """The archive, or a file or folder unpacked from it, that is there and is not what it should be."""
+    """Return the archive, or a file or folder unpacked from it, that exists and is damaged."""
     from torchvision.datasets.utils import check_integrity
 
     url, archive_md5 = source.archive()
@@ -191,9 +190,9 @@ def _damaged(source: Download, folder: Path) -> Path | None:
 
 
 def is_reachable(url: str, seconds: float) -> bool:
-    """Whether the host of `url` answers a request, with whatever status, within `seconds`."""
+    """Return whether the host of `url` answers a request, with any status, within `seconds`."""
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    # A thread, because looking up a name has no time limit; a daemon, so that it cannot hold up the exit.
+    # A thread, because name lookup has no timeout; a daemon, so that it cannot delay the exit.
     threading.Thread(target=lambda: answers.put(_answers(url, seconds)), daemon=True).start()
     try:
         return answers.get(timeout=seconds)
@@ -213,7 +212,7 @@ def _answers(url: str, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _stall_limit(seconds: float) -> Iterator[None]:
-    """Let every connection opened inside fail once nothing has come in for `seconds`."""
+    """Make every connection opened inside fail once nothing has come in for `seconds`."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

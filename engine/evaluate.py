@@ -1,10 +1,10 @@
-"""Accuracy of a net with one, two or six views of every image, logits averaged.
+"""Accuracy of a net from averaged logits of one, two or six views of every image.
 
-Views as airbench has them: the image and its mirror image; six views add the crops one pixel up-left and down-right
-of the reflect-padded image and their mirror images. Weights: 1; 1/2, 1/2; 1/4, 1/4 and four times 1/8. Extra views may
-be kept for the images whose single view is least confident (as hiverge does).
+Views are those of airbench: the image and its mirror image; six views add the crops one pixel up-left and down-right of
+the reflect-padded image and their mirror images. Weights: 1; 1/2, 1/2; 1/4, 1/4 and four times 1/8. Extra views can be
+restricted to the images with the least confident single view (as in hiverge).
 
-Nothing here asks the host before the counts are read, so an evaluation can be captured as a CUDA graph.
+Nothing synchronises before the counts are read, so an evaluation can be captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from .recipe import VIEWS, View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Fractions of test images classified right; none where not measured. `evaluate` has an example."""
+    """Fractions of test images classified correctly; None if not measured. See `evaluate` for an example."""
 
     weights: str
     single_view: float | None = None
@@ -29,21 +29,21 @@ class Accuracy:
 
 
 Forward = Callable[[Tensor], Tensor]
-"""Normalised images [N, C, H, W] -> logits [N, classes]."""
+"""Map normalised images [N, C, H, W] to logits [N, classes]."""
 
 
 def forward_of(net: nn.Module, state: Mapping[str, Tensor] | None = None) -> Forward:
-    """The net as a function; with `state` instead of its own parameters and buffers, by name."""
+    """Return the net as a function, with its parameters and buffers replaced by `state`, if given."""
     return (lambda batch: functional_call(net, dict(state), (batch,))) if state else net
 
 
 def view_logits(forward: Forward, images: Tensor, view: View) -> dict[str, Tensor]:
-    """Averaged logits [N, classes] by view, for `view` and those with fewer views.
+    """Return averaged logits [N, classes] by view, for `view` and all views below it.
 
     Args:
-        forward: of a net in evaluation mode.
+        forward: forward pass of a net in evaluation mode.
         images: [N, C, H, W], normalised.
-        view: the most views wanted.
+        view: the largest set of views.
     """
 
     def logits(batch: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def view_logits(forward: Forward, images: Tensor, view: View) -> dict[str, Tenso
         return found
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), "reflect")
-    # Copied, so that a compiled forward pass meets one memory layout only.
+    # Copied, so that a compiled forward pass sees only one memory layout.
     crops = [
         crop.contiguous(memory_format=torch.channels_last)
         for crop in (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
@@ -71,38 +71,38 @@ def view_logits(forward: Forward, images: Tensor, view: View) -> dict[str, Tenso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What one pass over a labelled set gives."""
+    """Result of one pass over a labelled set."""
 
     accuracy: dict[str, float]
-    """By view."""
+    """Accuracy by view."""
     loss: float
     """Mean cross-entropy of the single view, without label smoothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """A test set on a device and how a net wants it."""
+    """Test set on a device, with the normalisation and dtype that a net needs."""
 
     images: Tensor
     """uint8 [N, H, W, C]."""
     labels: Tensor
     """int64 [N]."""
     scale: Tensor
-    """[C], multiplies pixel values; in float32 or float64."""
+    """[C], factor of the pixel values; float32 or float64."""
     shift: Tensor
-    """[C], is then added."""
+    """[C], added after scaling."""
     dtype: torch.dtype
-    """Of the net."""
+    """Dtype of the net."""
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """[N, C, H, W] of uint8 [N, H, W, C]."""
+        """Return [N, C, H, W] from uint8 [N, H, W, C]."""
         return (pixels.to(self.scale.dtype) * self.scale + self.shift).to(self.dtype).permute(0, 3, 1, 2)
 
 
 def logits_in_batches(
     forward: Forward, data: LabelledImages, images: Tensor, view: View, batch_size: int
 ) -> dict[str, Tensor]:
-    """`view_logits` of uint8 `images`; every batch has the same size, the last one shares images with that before."""
+    """Return `view_logits` of uint8 `images`; batches have equal sizes, so the last may overlap the one before."""
     size, parts = min(batch_size, len(images)), []
     for start in range(0, len(images), size):
         first = min(start, len(images) - size)
@@ -114,7 +114,7 @@ def logits_in_batches(
 def all_logits(
     forward: Forward, data: LabelledImages, *, view: View, batch_size: int, share: float = 1.0
 ) -> dict[str, Tensor]:
-    """Averaged logits [N, classes] of all images by view; more than one view for the least confident `share` only."""
+    """Return averaged logits [N, classes] of all images by view; only the least confident `share` gets extra views."""
     doubtful = int(share * len(data.images))
     if view == "single_view" or doubtful == len(data.images):
         return logits_in_batches(forward, data, data.images, view, batch_size)
@@ -130,14 +130,14 @@ def all_logits(
 def device_scores(
     forward: Forward, data: LabelledImages, *, view: View, batch_size: int, share: float = 1.0
 ) -> dict[str, Tensor]:
-    """How many images each view classifies right, int64 [], and the `loss` of the single view, all on the device.
+    """Return the number of correct images by view, int64 [], and the single view's `loss`, without synchronising.
 
     Args:
-        forward: of a net in evaluation mode.
+        forward: forward pass of a net in evaluation mode.
         data: the labelled images.
-        view: the most views wanted.
-        batch_size: images evaluated at once.
-        share: extra views only for so many of the images, those whose single view is least confident.
+        view: the largest set of views.
+        batch_size: images per batch.
+        share: fraction of the images, those with the least confident single view, that get extra views.
     """
     logits = all_logits(forward, data, view=view, batch_size=batch_size, share=share)
     found = {name: (values.argmax(1) == data.labels).sum() for name, values in logits.items()}
@@ -145,6 +145,6 @@ def device_scores(
 
 
 def read_scores(found: Mapping[str, Tensor], count: int) -> Scores:
-    """What `device_scores` found, on the host."""
+    """Copy the result of `device_scores` to the host."""
     correct = {name: int(value) / count for name, value in found.items() if name != "loss"}
     return Scores(accuracy=correct, loss=float(found["loss"]))

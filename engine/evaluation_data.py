@@ -1,4 +1,4 @@
-"""What a model is evaluated on: test images as the model takes them, with labels in the order of its classes."""
+"""Evaluation data: test images as a model takes them, with labels in the order of its classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from .pack import Pack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a model takes."""
+    """Input that a model takes."""
 
     class_names: tuple[str, ...]
-    """In the order of its outputs."""
+    """Class names in the order of the model's outputs."""
     channels: int
     image_size: Size | None
-    """None where the model file does not tell: images stay as they are."""
+    """None if the model file does not contain it; images then keep their size."""
 
 
 def evaluation_data(data: Pack | str | Path, wanted: Wanted, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """Test images uint8 [N, H, W, C] and labels int64 [N] of a pack, or of what `load_data` takes.
+    """Return test images uint8 [N, H, W, C] and labels int64 [N] of a pack, or of anything that `load_data` accepts.
 
-    Of an image folder the test split is enough, or the folders of classes alone. Images of another size are resized
-    as `speedyresnet data pack --size` does, and a note says so. Classes are matched by name, whatever their order in
-    `data`; a note tells which of the model's classes have no images.
+    An image folder needs only its test split, or only class folders. Images of another size are resized as in
+    `speedyresnet data pack --size`, with a note. Classes are matched by name, whatever their order in `data`; a note
+    lists the model's classes without images.
 
-    Raises UserError for classes that the model does not know, for a pack with other channels than it takes, and for
-    what `load_data` refuses.
+    Raises UserError for classes unknown to the model, for a pack with another number of channels, and for whatever
+    `load_data` refuses.
     """
     if not isinstance(data, Pack) and (folder := image_folder(data)):
         return _of_folder(folder, wanted, progress)
@@ -69,7 +69,7 @@ def _of_folder(folder: Path, wanted: Wanted, progress: Progress | None) -> tuple
 
 
 def _class_numbers(class_names: Sequence[str], wanted: Wanted, source: str) -> Tensor:
-    """The model's number of each class of the data, int64 [classes]. Raises UserError for one that it does not know."""
+    """Return the model's index of each class of the data, int64 [classes]. Raise UserError for an unknown class."""
     if unknown := [name for name in class_names if name not in wanted.class_names]:
         raise UserError(
             f"the model knows {len(wanted.class_names)} classes ({_listed(wanted.class_names)}), {source} has others "
@@ -81,7 +81,7 @@ def _class_numbers(class_names: Sequence[str], wanted: Wanted, source: str) -> T
 
 
 def _resized_as_wanted(images: Tensor, wanted: Wanted) -> Tensor:
-    """uint8 [N, H, W, C] in the size that the model takes."""
+    """Return uint8 [N, H, W, C] in the size that the model takes."""
     size = images.shape[1], images.shape[2]
     if wanted.image_size is None or size == wanted.image_size:
         return images

@@ -1,9 +1,9 @@
-"""Trained models for other programs: one file that plain PyTorch loads and that takes pixel values as they are.
+"""Export of trained models: one file that plain PyTorch loads and that takes unnormalised pixel values.
 
-Evaluation is computed in float32 whatever the training dtype. Normalisation and batch norm are affine by channel then,
-so they go into the weights and biases of the convolutions beside them, in float64, and no operation of theirs remains,
-but for the batch norms behind squeeze-and-excite, whose factors stand between the two, and for the normalisation before
-a convolution that pads with the zeros of normalised images.
+Evaluation runs in float32 whatever the training dtype. Normalisation and batch norm are affine per channel, so they are
+folded into the weights and biases of adjacent convolutions, in float64, and disappear as operations. Exceptions are the
+batch norms behind squeeze-and-excite, whose factors stand between the two, and the normalisation before a convolution
+that pads with the zeros of normalised images.
 """
 
 import copy
@@ -27,27 +27,27 @@ from .record import version_of
 from .torchscript import saved, torchscript_obstacle, trace
 
 METADATA_FILE = "speedyresnet.json"
-"""Name of the JSON document within the exported file."""
+"""Name of the JSON document in the exported file."""
 SCHEMA = "speedyresnet.export/1"
 
 
 class ActivationAndResidual(nn.Module):
-    """What is left of a `BatchNorm` once its scale and shift are in the convolution before it."""
+    """Remainder of a `BatchNorm` whose scale and shift are folded into the convolution before it."""
 
     def __init__(self, activation: str) -> None:
         super().__init__()
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None, residual_place: ResidualPlace = "none") -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]; as `BatchNorm.forward` after its normalisation."""
+        """Apply the part of `BatchNorm.forward` after the normalisation; [N, C, H, W] -> [N, C, H, W]."""
         return with_activation(x, residual, self.activation, residual_place)
 
 
 def folded_net(model: Model) -> nn.Module:
-    """A copy of the net of `model` for float32 [N, C, H, W] in [0, 1] -> logits float32 [N, classes], on the CPU.
+    """Return a folded copy of the net: float32 [N, C, H, W] in [0, 1] -> logits float32 [N, classes], on the CPU.
 
     Raises:
-        UserError: a batch norm that cannot be folded, which a diverged run leaves behind.
+        UserError: a batch norm cannot be folded, as after a diverged run.
     """
     net = copy.deepcopy(model.net).to("cpu", torch.float64)
     _fold_normalisation(net, model)
@@ -62,7 +62,7 @@ def folded_net(model: Model) -> nn.Module:
 
 
 def _fold_normalisation(net: SpeedyResNet, model: Model) -> None:
-    """Let the stem of `net` take pixels in [0, 1]: in the whitening, or where there is none or it pads, before it."""
+    """Make `net` take pixels in [0, 1]: normalise in the whitening, or in front of it if it pads or is missing."""
     scale, shift = normalisation(model.mean, model.std, torch.float64, torch.device("cpu"))
     whitening = net.stem.whitening
     if isinstance(whitening, nn.Conv2d):
@@ -80,14 +80,14 @@ def _fold_normalisation(net: SpeedyResNet, model: Model) -> None:
 
 
 def _fold_norm(net: SpeedyResNet, name: str, norm: BatchNorm, *, pools_first: bool) -> None:
-    """Put scale and shift of the batch norm called `name` into the convolution before it.
+    """Fold scale and shift of the batch norm `name` into the convolution before it.
 
     With `pools_first` the max-pool of a group stands between its first convolution and norm.
     """
     scale = norm.weight / (norm.running_var + norm.epsilon).sqrt()
     if not scale.isfinite().all():
         raise UserError(f"{name} of the model has scales that are not finite; its run diverged: train it again")
-    # The maximum of scale * x + shift is scale * maximum + shift only where scale > 0. A frozen scale is 1, so it is.
+    # max(scale * x + shift) equals scale * max(x) + shift only for scale > 0. Frozen scales are 1 and thus qualify.
     if name.endswith("norms.0") and pools_first and not (scale > 0).all():
         raise UserError(f"{name} of the model has scales that are not above 0, which its max-pooling does not take")
     before = "stem.projection" if name == "stem.norm" else name.replace("norms", "convolutions")
@@ -98,7 +98,7 @@ def _fold_norm(net: SpeedyResNet, name: str, norm: BatchNorm, *, pools_first: bo
 
 
 def _replace_convolution(net: SpeedyResNet, name: str, weight: Tensor, bias: Tensor) -> None:
-    """Put a plain nn.Conv2d with this weight and bias in the place of the square convolution called `name`."""
+    """Replace the square convolution `name` by a plain nn.Conv2d with this weight and bias."""
     old = net.get_submodule(name)
     assert isinstance(old, nn.Conv2d)
     outputs, inputs, kernel, _ = weight.shape
@@ -108,7 +108,7 @@ def _replace_convolution(net: SpeedyResNet, name: str, weight: Tensor, bias: Ten
 
 
 def _torchscript(net: nn.Module, example: Tensor, metadata: str) -> bytes:
-    """TorchScript, for torch.jit.load and LibTorch."""
+    """Return a TorchScript file for torch.jit.load and LibTorch."""
     obstacle = torchscript_obstacle()
     if obstacle:
         raise UserError(f"--format torchscript {obstacle}; use --format pt2")
@@ -116,9 +116,9 @@ def _torchscript(net: nn.Module, example: Tensor, metadata: str) -> bytes:
 
 
 def _pt2(net: nn.Module, example: Tensor, metadata: str) -> bytes:
-    """A program of torch.export whose batch size is free, for torch.export.load."""
+    """Return a torch.export program with a dynamic batch size, for torch.export.load."""
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    program.example_inputs = None  # else they are saved too, and with the traces where this package lies here
+    program.example_inputs = None  # else they are saved too, as are stack traces with local paths
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     file = io.BytesIO()
@@ -127,11 +127,11 @@ def _pt2(net: nn.Module, example: Tensor, metadata: str) -> bytes:
 
 
 FORMATS: dict[str, Callable[[nn.Module, Tensor, str], bytes]] = {"torchscript": _torchscript, "pt2": _pt2}
-"""Content of the file by name of its format: from the folded net, example images and the metadata document."""
+"""Functions from the folded net, example images and the metadata document to the content of a file, by format."""
 
 
 def check_format(name: str) -> None:
-    """Raise UserError for a format that there is not."""
+    """Raise UserError for an unknown format."""
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}: choose {' or '.join(FORMATS)}")
 
@@ -139,17 +139,17 @@ def check_format(name: str) -> None:
 def export_model(
     model: Model, path: Path, file_format: str, image_size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Write `model` to `path` for programs without this package; returns the metadata, which the file holds too.
+    """Write `model` to `path` for programs without this package; return the metadata, which the file also contains.
 
     Args:
-        model: with trained weights.
-        path: appears whole or not at all.
+        model: model with trained weights.
+        path: output file, written atomically.
         file_format: torchscript or pt2.
-        image_size: height and width; none takes what the model was trained on.
+        image_size: height and width; None uses the size of the training images.
 
     Raises:
-        UserError: unknown format, unknown or too small images, weights of a diverged run, pre-activation blocks, a path
-            that is refused.
+        UserError: unknown format, unknown or too small image size, weights of a diverged run, pre-activation blocks, or
+            a path that cannot be written.
     """
     check_format(file_format)
     size = image_size or model.image_size
@@ -159,7 +159,7 @@ def export_model(
     if model.recipe.net.pre_activation_blocks:
         raise UserError("batch norms in front of convolutions cannot be folded into them: this net has such")
     metadata = _metadata(model, file_format, *size)
-    # Two images, because torch.export would take one for a size that never changes.
+    # Two images, because torch.export would specialise on a batch size of one.
     example = torch.zeros(2, *metadata["input"]["shape"][1:], dtype=torch.float32)
     content = FORMATS[file_format](folded_net(model), example, json.dumps(metadata, indent=1))
     write_atomically(path, lambda part: part.write_bytes(content))

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: a crash never leaves half of one under its real name."""
+"""Atomic file writes: a crash never leaves a partial file under its final name."""
 
 import contextlib
 import glob
@@ -13,12 +13,12 @@ from pathlib import Path
 from .errors import UserError, note
 
 ABANDONED_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long belongs to a process that was killed."""
+"""Age after which an unmodified temporary file is considered to belong to a killed process."""
 
 
 @contextlib.contextmanager
 def refusals_explained(path: Path) -> Iterator[None]:
-    """Within, an OSError (no permission, full disk, `path` is a folder) becomes a UserError that names `path`."""
+    """Convert an OSError (no permission, full disk, `path` is a folder) to a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -26,10 +26,10 @@ def refusals_explained(path: Path) -> Iterator[None]:
 
 
 class Outputs:
-    """The files of a command: all are written, though some may be refused, and then the command tells which.
+    """Output files of a command: all are attempted even if some fail; the failures are reported together at the end.
 
-    As a context manager it calls `check` at the end. An error that ends the block before, such as that of a full
-    standard output, goes on with the refusals as its notes.
+    As a context manager it calls `check` on exit. If the block ends with another error, such as that of a full standard
+    output, the failures are added to it as notes.
     """
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class Outputs:
         again: bool = False,
         tell: Callable[[str], object] = note,
     ) -> None:
-        """Call `write`, which writes `path`; a refusal counts until a later attempt at `path` succeeds.
+        """Call `write`, which writes `path`; a failure counts until a later attempt at `path` succeeds.
 
         Args:
-            path: of the file.
-            write: raises UserError where it is refused.
-            again: whether another attempt follows; then the first refusal is told at once.
-            tell: told of it.
+            path: the file.
+            write: raises UserError if the file cannot be written.
+            again: whether another attempt follows; the first failure is then reported at once.
+            tell: called with that report.
         """
         try:
             write()
@@ -64,30 +64,30 @@ class Outputs:
             self._refusals.pop(path, None)
 
     def count(self, refusal: str | None) -> None:
-        """Add why a file was refused that something else attempted; none: it was not."""
+        """Add the failure of a file attempted elsewhere; None: it did not fail."""
         if refusal is not None:
             self._elsewhere.append(refusal)
 
     def refuses(self, path: Path) -> bool:
-        """Whether the last attempt at `path` was refused."""
+        """Return whether the last attempt at `path` failed."""
         return path in self._refusals
 
     @property
     def refused(self) -> list[str]:
-        """Why files were refused, each in one line."""
+        """Failures, one line each."""
         return [*self._refusals.values(), *self._elsewhere]
 
     def check(self) -> None:
-        """Raise UserError, in one line, where files were refused."""
+        """Raise UserError, in one line, if files failed."""
         if self.refused:
             raise UserError("; ".join(self.refused))
 
     def __enter__(self) -> "Outputs":
-        """Nothing is refused yet."""
+        """Return the object itself."""
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """See `check`."""
+        """Call `check`, or add the failures to the current error."""
         if error is None:
             self.check()
             return
@@ -96,10 +96,10 @@ class Outputs:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file in the folder of `path`, then put it in the place of `path` at once.
+    """Let `write` fill a temporary file in the folder of `path`, then move it to `path` atomically.
 
-    Creates the folder. When `write` raises, the old file stays and the temporary one is removed; a process that is
-    killed leaves its temporary file to a later writer of `path`. Raises UserError when the operating system refuses.
+    Creates the folder. If `write` raises, the old file is kept and the temporary one removed; that of a killed process
+    is removed by a later writer of `path`. Raises UserError if the operating system refuses.
     """
     _check_kind(path)
     temporary = _temporary(path)
@@ -117,13 +117,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):
-        with contextlib.suppress(OSError):  # another writer was faster, or it is somebody else's: neither matters
+        with contextlib.suppress(OSError):  # removed by another writer, or not ours: neither matters
             if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
                 temporary.unlink()
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that nobody else uses."""
+    """Return an unused name beside `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
@@ -133,22 +133,22 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _remove_if_there(path: Path) -> None:
-    # os.path.exists, because Path's raises where the folder is closed, and would hide the real error.
+    # os.path.exists, because Path.exists raises if the folder is not accessible, which would hide the real error.
     if os.path.exists(path):
         path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, which appears whole or not at all."""
+    """Write `text` as UTF-8 to `path` atomically."""
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[io.FileIO]:
-    """The file `path`, open for appending, unbuffered and locked until the block ends or the process dies.
+    """Open the file `path` for appending, unbuffered, and lock it until the block ends or the process dies.
 
-    Creates file and folder. Raises OSError, which is BlockingIOError where another holds the lock and `wait` is false.
-    Python for Windows has no such locks: there a note asks the user to let no other process use the file.
+    Creates file and folder. Raises OSError; it is BlockingIOError if the file is locked and `wait` is false. Python for
+    Windows has no such locks; there a note asks the user to let no other process use the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
@@ -166,13 +166,13 @@ def _lock(file: io.FileIO, path: Path, *, wait: bool) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError where `path` cannot be written, found out by a trial, so that no work is lost."""
+    """Raise UserError if `path` cannot be written, determined by a trial write before any work is done."""
     _check_kind(path)
     folder = next(each for each in path.absolute().parents if os.path.exists(each))
     if not os.path.isdir(folder):
         raise UserError(f"cannot write {path}: {folder} is not a folder; choose another place")
     try:
-        with contextlib.suppress(FileNotFoundError):  # it will be made; a name that is too long cannot be
+        with contextlib.suppress(FileNotFoundError):  # it will be created; a name that is too long raises another error
             path.parent.stat()
         trial = folder / _temporary(path).name
         trial.open("xb").close()
@@ -182,12 +182,12 @@ def check_writable(path: Path) -> None:
 
 
 def _check_kind(path: Path) -> None:
-    """Raise UserError where `path` can be no file's name, or something else than a regular file has it."""
+    """Raise UserError if `path` is not a valid file name or exists and is not a regular file."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # nothing is there, or writing it will tell
+    except OSError:  # the file does not exist, or writing it will report the error
         return
-    except ValueError as error:  # a NUL in the name, or a character that names of files cannot have
+    except ValueError as error:  # a NUL or another character that is not allowed in file names
         raise UserError(f"cannot write {str(path)!r}: {error}; choose another place") from error
     if stat.S_ISDIR(mode):
         raise UserError(f"cannot write {path}: it is a folder; give a file name")
@@ -196,7 +196,7 @@ def _check_kind(path: Path) -> None:
 
 
 def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raise UserError where an output cannot be written, is one of the `inputs`, or is given twice; none is skipped."""
+    """Raise UserError if an output cannot be written, is one of `inputs`, or is given twice; None is skipped."""
     taken = {os.path.realpath(each): "read" for each in inputs if each is not None and os.path.isfile(each)}
     for path in outputs:
         if path is None:

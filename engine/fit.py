@@ -1,4 +1,4 @@
-"""Which data a recipe is for, and whether its net, augmentation and batches fit the images of a data set."""
+"""Fit between recipe and data: the recipe's dataset, and checks of net, augmentation and batches against its images."""
 
 import math
 
@@ -12,7 +12,7 @@ from .step import training_window
 
 
 def check_fit(recipe: Recipe, height: int, width: int) -> None:
-    """Raise UserError where the net or the augmentation of `recipe` cannot take images of this size."""
+    """Raise UserError if the net or the augmentation of `recipe` does not support images of this size."""
     augmentation, room = recipe.augmentation, 2 * recipe.augmentation.padding
     if augmentation.padding >= min(height, width):
         raise UserError(
@@ -23,12 +23,12 @@ def check_fit(recipe: Recipe, height: int, width: int) -> None:
             f"augmentation.crop={augmentation.crop} exceeds images of {height} x {width} pixels padded to "
             f"{height + room} x {width + room}"
         )
-    check_image_size(recipe.net, height, width)  # which evaluation takes whole
+    check_image_size(recipe.net, height, width)  # evaluation uses whole images
     _check_window_fit(recipe, *training_window(recipe, height, width))
 
 
 def _check_window_fit(recipe: Recipe, height: int, width: int) -> None:
-    """Raise UserError where the net or the augmentation of `recipe` cannot take windows of this size."""
+    """Raise UserError if the net or the augmentation of `recipe` does not support windows of this size."""
     augmentation, side = recipe.augmentation, min(height, width)
     for size in augmentation.sizes:
         if size > side:
@@ -48,13 +48,13 @@ def _check_window_fit(recipe: Recipe, height: int, width: int) -> None:
 
 
 def fitting_plan(recipe: Recipe, data: DataFacts) -> Plan:
-    """The plan of `recipe` on `data`; raises UserError where net, augmentation or batches do not fit the images."""
+    """Return the plan of `recipe` on `data`; raise UserError if net, augmentation or batches do not fit the images."""
     check_fit(recipe, *data.image_size)
     return plan(recipe, data.train_images)
 
 
 def expected_data(recipe: Recipe) -> DataFacts:
-    """What is known of the data that a recipe is for; of CIFAR-10 where that is no download."""
+    """Return the facts of the recipe's dataset; those of CIFAR-10 if it is not a download."""
     source = DOWNLOADS.get(recipe.data, DOWNLOADS["cifar10"])
     train_images, test_images, classes = source.counts
     return DataFacts(

@@ -1,4 +1,4 @@
-"""Layout of image folders: which files belong to which split and class, and which are left out."""
+"""Layout of image folders: the split and class of each file, and which files are skipped."""
 
 import os
 import re
@@ -23,11 +23,11 @@ SPLIT_NAMES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing", "seg_test"),
 }
-"""What the folder of a split may be called, in upper or lower case."""
+"""Accepted folder names of each split, in any case."""
 
 
 def split_folders(folder: Path, holdout: float | None) -> list[Path]:
-    """The folders of the train and of the test split; with `holdout` the one folder of what is to be split.
+    """Return the folders of the train and the test split; with `holdout` only the folder to split.
 
     Raises UserError for any other layout.
     """
@@ -39,7 +39,7 @@ def split_folders(folder: Path, holdout: float | None) -> list[Path]:
         raise UserError(f"{folder} has a test split, {test}; leave out --holdout")
     if train and test:
         return [train, test]
-    # A folder of images called train, without folders inside, is a class of vehicles.
+    # A folder of images called train, without subfolders, is a class of vehicles.
     whole = train if train and _has_folders(train) else folder
     class_names = list_classes(whole)
     if len(class_names) == 1:
@@ -55,9 +55,9 @@ def split_folders(folder: Path, holdout: float | None) -> list[Path]:
 
 
 def evaluation_folder(folder: Path) -> Path:
-    """The folder of the test split of `folder`, or `folder` itself where it has the folders of classes.
+    """Return the test split of `folder`, or `folder` itself if it contains the class folders.
 
-    Raises UserError where there is a train split only.
+    Raises UserError if there is only a train split.
     """
     train, test = _find_split(folder, "train"), _find_split(folder, "test") or _find_split(folder, "validation")
     if test:
@@ -69,10 +69,10 @@ def evaluation_folder(folder: Path) -> Path:
 
 
 def note_unused_splits(folder: Path, used: Path, class_names: Sequence[str]) -> None:
-    """Tell the user which folders beside `used` are left out although they may have been meant.
+    """Tell the user which folders beside `used` are ignored although they may have been meant.
 
-    Beside a test split they are those that look like splits. Beside a train split that is to be split they are all:
-    `used` may be a class called train, and they the other classes.
+    Beside a test split these are the folders that look like splits. Beside a train split that is to be split these are
+    all folders, since `used` may be a class called train and the others its sibling classes.
     """
     if used == folder:
         return
@@ -85,20 +85,20 @@ def note_unused_splits(folder: Path, used: Path, class_names: Sequence[str]) -> 
 
 
 def _folders_beside(folder: Path, used: Path) -> list[Path]:
-    """Folders in `folder` other than its train split and `used`."""
+    """Return the folders in `folder` other than its train split and `used`."""
     train = _find_split(folder, "train")
     known = {path for split in (train, used) if split for path in (split, split.parent)}
     return [folder / name for name in _folder_names(folder) if folder / name not in known]
 
 
 def _looks_like_split(path: Path, class_names: Sequence[str]) -> bool:
-    """Whether a folder has the name of a split, or folders with the names of some classes."""
+    """Return whether a folder has the name of a split, or subfolders with names of the classes."""
     is_named = any(path.name.lower() in names for names in SPLIT_NAMES.values())
     return is_named or bool(set(_folder_names(path)) & set(class_names))
 
 
 def _find_split(folder: Path, kind: str) -> Path | None:
-    """The folder of one split, or the folder within it where an archive has doubled it, as seg_train/seg_train."""
+    """Return the folder of one split, or its only subfolder if an archive has doubled it, as in seg_train/seg_train."""
 
     def named(parent: Path) -> list[Path]:
         return sorted(path for path in parent.iterdir() if path.name.lower() in SPLIT_NAMES[kind] and path.is_dir())
@@ -121,9 +121,9 @@ def _has_folders(folder: Path) -> bool:
 
 
 def list_classes(split: Path) -> list[str]:
-    """Names of the classes of one split, in alphabetical order.
+    """Return the class names of a split in alphabetical order.
 
-    Raises UserError where there are none, and where all of them look like splits under names that are not known.
+    Raises UserError if there are none, or if all of them look like splits under unknown names.
     """
     names = _folder_names(split)
     if not names:
@@ -134,10 +134,9 @@ def list_classes(split: Path) -> list[str]:
 
 
 class Listing:
-    """The image files of the splits of one folder, and what is left out of them.
+    """Image files of the splits of one folder, and counts of the skipped files.
 
-    Hidden files and folders are left out, links are followed. Attributes: `skipped` counts the files that were left
-    out, by reason.
+    Hidden files and folders are skipped, links are followed. Attributes: `skipped` counts the skipped files by reason.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,10 +145,10 @@ class Listing:
         self._owners: dict[str, Path] = {}  # class folders by the real paths of their files
 
     def files_of(self, split: Path, class_names: Sequence[str]) -> tuple[list[Path], Labels]:
-        """Image files at any depth in the class folders of `split`, and their indices in `class_names`.
+        """Return image files at any depth in the class folders of `split`, and their indices in `class_names`.
 
         Raises:
-            UserError: a class without images, a link to a folder above itself, or one file in two classes or splits.
+            UserError: a class without images, a link to a folder above itself, or a file in two classes or splits.
             OSError: a folder that cannot be listed.
         """
         self._count_beside_classes(split)
@@ -172,7 +171,7 @@ class Listing:
                     self.skipped[_reason_to_skip(entry) or "outside class folders"] += 1
 
     def _files_below(self, split: Path, name: str) -> Iterator[Path]:
-        """The image files of one class; each folder is visited once."""
+        """Yield the image files of one class; each folder is visited once."""
         above: tuple[str, ...] = ()
         if split != self._folder:
             above = (_real_folder(str(self._folder), ()),)
@@ -187,7 +186,7 @@ class Listing:
                     for entry in entries:
                         if entry.name.startswith("."):
                             self.skipped["hidden"] += 1
-                        elif os.path.isdir(entry.path):  # unlike the entry's own, it takes a link that goes in circles
+                        elif os.path.isdir(entry.path):  # unlike entry.is_dir, accepts circular links
                             pending.append((entry.path, (*above, here)))
                         elif reason := _reason_to_skip(entry):
                             self.skipped[reason] += 1
@@ -196,7 +195,7 @@ class Listing:
                             yield Path(entry.path)
 
     def _claim(self, entry: os.DirEntry[str], folder: str, owner: Path) -> None:
-        """Raise UserError where a file already belongs to another class or split."""
+        """Assign a file to its class folder; raise UserError if it already belongs to another class or split."""
         real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(folder, entry.name)
         first = self._owners.setdefault(real, owner)
         if first != owner:
@@ -207,7 +206,7 @@ class Listing:
 
 
 def _real_folder(folder: str, above: Sequence[str]) -> str:
-    """The real path of `folder`. Raises UserError where it holds one of the real folders that led to it."""
+    """Return the real path of `folder`. Raise UserError if it contains one of the real folders that led to it."""
     here = os.path.realpath(folder)
     if any(os.path.commonpath([here, each]) == here for each in above):
         raise UserError(
@@ -218,7 +217,7 @@ def _real_folder(folder: str, above: Sequence[str]) -> str:
 
 
 def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
-    """Why a file is not read as an image; none where it is. A link to nothing is, so that the reader complains."""
+    """Return why a file is skipped; None if it is read. Broken links are read, so that the reader reports them."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in IMAGE_SUFFIXES:
         return suffix or "without suffix"

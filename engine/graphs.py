@@ -1,7 +1,7 @@
 """The training step as a CUDA graph: warmed up, captured once, replayed with one launch.
 
-A step needs no host input (see `step.py`), so a graph of it is the step: a new seed, new weights or new images are
-copied into the tensors that the graph reads, never a new capture.
+A step needs no host input (see `step.py`), so one graph serves every step: a new seed, new weights or new images are
+copied into the tensors that the graph reads, without a new capture.
 """
 
 import gc
@@ -17,56 +17,55 @@ from .step import TrainingState
 
 Result = TypeVar("Result")
 WARM_UP_CALLS = 2
-"""Before the capture: compilation, libraries' own set-up and their workspaces."""
+"""Calls before the capture, for compilation and the set-up and workspaces of libraries."""
 _FAILED: list[torch.cuda.CUDAGraph] = []
 """Graphs whose capture failed."""
 CHECK_VARIABLE = "SPEEDYRESNET_CHECK_GRAPHS"
-"""Set to 1: before each replay, every tensor of the state has to lie where it lay when the graph was captured."""
+"""If set to 1, each replay first checks that no tensor of the state has moved since the capture."""
 
 
 class GraphMemory(NamedTuple):
-    """Memory that several graphs use in turns."""
+    """Memory shared by graphs that are not replayed at the same time."""
 
     pool: Any
-    """PyTorch's handle of it."""
+    """PyTorch's handle of the pool."""
     stream: torch.cuda.Stream
-    """On which all of them are captured: memory is shared within a stream only, and libraries keep a workspace for
-    each."""
+    """Capture stream of all graphs: memory is shared only within a stream, and libraries keep a workspace for each."""
 
 
 _MEMORIES: weakref.WeakKeyDictionary[TrainingState, GraphMemory] = weakref.WeakKeyDictionary()
-"""What the graphs of each state share, for as long as the state lives."""
+"""Memory shared by the graphs of each state, for as long as the state lives."""
 
 
 def memory_of(state: TrainingState) -> GraphMemory:
-    """The memory that all graphs of `state` share, made when it is first asked for."""
+    """Return the memory shared by all graphs of `state`, created on first use."""
     if state not in _MEMORIES:
         _MEMORIES[state] = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(state.images.device))
     return _MEMORIES[state]
 
 
 def forget_memory(state: TrainingState) -> None:
-    """Let later graphs of `state` have a new memory, as none can be captured into that of one that failed."""
+    """Give later graphs of `state` new memory, since none can be captured into that of a failed capture."""
     _MEMORIES.pop(state, None)
 
 
 def captured(
     function: Callable[[], Result], memory: GraphMemory, warm_up: Callable[[], object] | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of `function` and what it returned, tensors that a replay of any graph of this memory overwrites.
+    """Return a graph of `function` and its result, tensors that a replay of any graph of this memory overwrites.
 
     Args:
-        function: never synchronises.
+        function: must not synchronise.
         memory: shared with other graphs, which are never replayed at the same time.
-        warm_up: what is called beforehand, on the stream that is captured; none: the function.
+        warm_up: called beforehand on the capture stream; None calls `function`.
     """
     stream, graph = memory.stream, torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # after a capture that fails PyTorch does not leave its stream
+    with torch.cuda.stream(stream):  # PyTorch does not leave the stream of a failed capture
         for _ in range(WARM_UP_CALLS):
             (warm_up or function)()
-        # A gradient is taken on the stream where an autograd graph that is still alive first met its parameter: none of
-        # another stream may be left. Nor may another CUDA graph be destroyed during the capture.
+        # A live autograd graph ties a parameter's gradient to the stream of its first use, so none from another stream
+        # may remain. Nor may another CUDA graph be destroyed during the capture.
         gc.collect()
         try:
             with torch.cuda.graph(graph, pool=memory.pool, stream=stream):  # synchronises first
@@ -78,17 +77,17 @@ def captured(
 
 
 def leave_failed_capture(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> None:
-    """Take PyTorch out of the capture of `graph`, which failed, so that this process can go on and capture again.
+    """Clean up after the failed capture of `graph`, so that this process can continue and capture again.
 
-    CUDA ends a capture that it has invalidated with an error. PyTorch 2.11 raises that error before it has told its own
-    parts: the allocator goes on recording into the pool and refuses to empty its cache or to record into that pool
-    again, and the random generator refuses to draw outside of a capture. PyTorch 2.15 ends the first in
-    `CUDAGraph.reset`, and its generator has no such state.
+    CUDA ends an invalidated capture with an error. PyTorch 2.11 raises that error before it updates its own state: the
+    allocator keeps recording into the pool and refuses to empty its cache or to record into that pool again, and the
+    random generator refuses to draw outside of a capture. PyTorch 2.15 ends the recording in `CUDAGraph.reset`, and its
+    generator has no such state.
 
     Args:
-        graph: what was captured into. It is kept, because PyTorch's allocator of pinned memory may ask it, for as long
-            as the process lives, which stream it captures.
-        memory: of the capture. No other graph can be captured into it.
+        graph: the graph of the failed capture. It is kept for the life of the process, because PyTorch's allocator of
+            pinned memory may ask it which stream it captures.
+        memory: memory of the capture. No other graph can be captured into it.
     """
     _FAILED.append(graph)
     graph.reset()
@@ -98,19 +97,19 @@ def leave_failed_capture(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> No
     except RuntimeError as error:
         if "not currently recording" not in str(error):
             raise
-    else:  # reset() releases the memory of captures that were ended
+    else:  # reset() releases only the memory of captures that were ended
         torch._C._cuda_releasePool(device, memory.pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # the end of a capture that works resets the generator
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # the end of a successful capture resets the generator
         torch.zeros(1, device=memory.stream.device)
 
 
 class CapturedFunction(Generic[Result]):
-    """A function of tensors that stay where they are, captured when first called.
+    """Function of tensors at fixed addresses, captured on its first call.
 
     Args:
-        function: never synchronises.
+        function: must not synchronise.
         memory: shared with other graphs.
-        explaining: makes a context that turns a failure of the capture into a message.
+        explaining: creates a context that converts a failed capture into a message.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class CapturedFunction(Generic[Result]):
         self._found: tuple[torch.cuda.CUDAGraph, Result] | None = None
 
     def __call__(self) -> Result:
-        """What the function returns; read it before any other graph of the same memory is replayed."""
+        """Replay the function and return its result; read it before replaying another graph of the same memory."""
         if self._found is None:
             with self._explaining():
                 self._found = captured(self._function, self._memory)
@@ -133,12 +132,12 @@ class CapturedFunction(Generic[Result]):
 
 
 class CapturedStep:
-    """A step of `state` that is captured at its first call; every call is one step.
+    """Training step of `state`, captured on its first call; each call runs one step.
 
     Args:
-        state: on a CUDA device; all graphs of it share their memory.
-        step: moves it one step on, and never synchronises.
-        explaining: makes a context that turns a failure of the capture into a message.
+        state: on a CUDA device; all its graphs share their memory.
+        step: runs one step and must not synchronise.
+        explaining: creates a context that converts a failed capture into a message.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class CapturedStep:
         self._checks = os.environ.get(CHECK_VARIABLE) == "1"
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         if self._graph is None:
             with self._explaining():
                 self._graph = self._captured()
@@ -162,20 +161,14 @@ class CapturedStep:
             self._check_pointers()
         self._graph.replay()
 
-    def close(self) -> None:
-        """Free the graph; the next call captures anew."""
-        if self._graph is not None:
-            self._graph.reset()
-        self._graph = None
-
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """Warm-up trains, so what it changed is put back."""
+        """Capture the step. The warm-up trains, so the tensors it changed are restored."""
         changing = self._state.changing_tensors().values()
         before = [tensor.clone() for tensor in changing]
 
         def warm_up() -> None:
             self._step()
-            self._state.counter.zero_()  # the tables end where a run ends
+            self._state.counter.zero_()  # the tables end with the run
 
         self._state.counter.zero_()
         graph, _ = captured(self._step, memory_of(self._state), warm_up)

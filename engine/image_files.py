@@ -1,4 +1,4 @@
-"""The one decoder of image files: packing a folder, evaluating on one and `read_image` all use it."""
+"""Image decoder shared by `data pack`, evaluation on folders and `read_image`."""
 
 import contextlib
 import os
@@ -20,47 +20,47 @@ Size = tuple[int, int]
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-"""Lower-case suffixes of the files that are read as images."""
+"""Lower-case suffixes of image files."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Pillow's names of what is read. It knows others, and would start Ghostscript for a PostScript file called a.png."""
+"""Pillow's names of the accepted formats. Pillow supports others, and would run Ghostscript on a PostScript a.png."""
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of the pixels by number of channels."""
+"""Pillow's mode by number of channels."""
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
-"""Pillow's names for greyscale."""
+"""Pillow's greyscale modes."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-"""Tags of TIFF files."""
+"""TIFF tags."""
 WHITE_IS_ZERO, SIGNED = 0, 2
 """Values of the tags PHOTOMETRIC and SAMPLE_FORMAT."""
 
 
 class Decoded(NamedTuple):
-    """One image file."""
+    """A decoded image file."""
 
     pixels: Images
     """[H, W, C]."""
     stored_size: Size
-    """Of the upright image before it was resized."""
+    """Size of the upright image before resizing."""
 
 
 def read_image(path: str | Path, *, channels: int = 3, size: Size | None = None) -> Images:
     """Decode one image file exactly as `speedyresnet data pack` does.
 
-    The image is turned upright as its EXIF orientation says. What is transparent in it is laid on white. Samples of
-    more than 8 bits keep their upper 8. Of several frames or pages the first one is taken. The result is converted to
-    RGB, or to greyscale with the weights of ITU-R 601, and then resized with antialiased bilinear interpolation; the
-    aspect ratio is not kept.
+    The image is rotated according to its EXIF orientation. Transparent parts are composited onto white. Samples of more
+    than 8 bits keep their upper 8. Only the first frame or page is used. The result is converted to RGB, or to
+    greyscale with the weights of ITU-R 601, and then resized with antialiased bilinear interpolation; the aspect ratio
+    is not preserved.
 
     Args:
-        path: a png, jpg, webp, bmp, gif, tif or ppm file; its content, not its name, tells which.
+        path: a png, jpg, webp, bmp, gif, tif or ppm file; its format is detected from the content, not the name.
         channels: 3 for RGB, 1 for greyscale.
-        size: height and width in pixels; none keeps those of the file.
+        size: height and width in pixels; None keeps those of the file.
 
     Returns:
         uint8 [H, W, C].
 
     Raises:
-        UserError: a file that cannot be read as an image, other `channels`, or a `size` that is not two integers from
-            1 to 4096.
+        UserError: the file cannot be read as an image, `channels` is not 1 or 3, or `size` is not two integers from 1
+            to 4096.
     """
     if channels not in MODES:
         raise UserError(f"an image cannot be read with {channels} channels; choose 1 or 3")
@@ -78,7 +78,7 @@ def _is_size(size: object) -> bool:
 
 
 def decode(path: Path, channels: int, size: Size | None) -> Decoded:
-    """Decode one file as `read_image` does, and say how large the image was."""
+    """Decode one file as `read_image` does, and return the original size too."""
     with _opened(path) as image:
         _repair_transparency(image)
         ImageOps.exif_transpose(image, in_place=True)
@@ -87,13 +87,13 @@ def decode(path: Path, channels: int, size: Size | None) -> Decoded:
 
 
 def is_grey(path: Path) -> bool:
-    """Whether an image file is greyscale, told by its header alone."""
+    """Return whether an image file is greyscale, from its header alone."""
     with _opened(path) as image:
         return image.mode in GREY_MODES or _raw_mode(image) == "LA;16B"  # which Pillow gives as RGBA
 
 
 def resized(image: Image.Image, size: Size | None) -> Images:
-    """Pixels [H, W, C] of an image, resized with antialiasing to height and width unless `size` is None."""
+    """Return the pixels [H, W, C] of an image, resized with antialiasing to height and width unless `size` is None."""
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, -1)
@@ -101,12 +101,12 @@ def resized(image: Image.Image, size: Size | None) -> Images:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file. What goes wrong with it becomes a UserError that names the file."""
+    """Open the image in a file; convert any error into a UserError that names the file."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
             raise ValueError("it is no regular file")
-        # A file that Pillow opens by its path is mapped into memory. Where it is an uncompressed TIFF that is to be
-        # turned by a quarter, Pillow then takes the width of the upright image for that of the stored rows.
+        # Pillow maps a file that it opens by path into memory. For an uncompressed TIFF with a quarter turn, it then
+        # mistakes the width of the upright image for that of the stored rows.
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
@@ -116,9 +116,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _repair_transparency(image: Image.Image) -> None:
-    """Scale the transparent colour of a PNG, which Pillow leaves in the file's own bits, to the 8 bits of its pixels.
+    """Scale the transparent colour of a PNG, which Pillow leaves in the file's bit depth, to the 8 bits of its pixels.
 
-    The colour of 16-bit RGB is compared in its upper 8 bits, because Pillow gives no others.
+    The colour of 16-bit RGB is compared in its upper 8 bits, because Pillow provides no others.
     """
     key, raw_mode = image.info.get("transparency"), _raw_mode(image)
     if raw_mode in ("L;2", "L;4") and isinstance(key, int):
@@ -128,7 +128,7 @@ def _repair_transparency(image: Image.Image) -> None:
 
 
 def _raw_mode(image: Image.Image) -> Any:
-    """Pillow's name of the samples in a PNG file that is not decoded yet; of other formats anything."""
+    """Return Pillow's name of the samples in a PNG file that is not decoded yet; anything for other formats."""
     tiles = getattr(image, "tile", ())
     return tiles[0][3] if tiles else None
 
@@ -139,7 +139,7 @@ def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """An image as L or RGB, opaque and in 8 bits."""
+    """Return an image as L or RGB, opaque and in 8 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if SIGNED in _tiff_tags(image).get(SAMPLE_FORMAT, ()):
@@ -147,7 +147,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(image)).convert(mode)
     if image.has_transparency_data:
-        # Whatever colour lies under transparent pixels is an accident of the program that wrote them.
+        # The colour of transparent pixels is arbitrary.
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image.convert("RGBA"))
         image = paper
@@ -155,9 +155,9 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Images:
-    """Greyscale of 9 to 16 bits, which Pillow would clip at 255, as its upper 8 bits [H, W], on white.
+    """Return the upper 8 bits [H, W] of 9- to 16-bit greyscale, on white; Pillow would clip at 255.
 
-    Of colours with 16 bits Pillow itself keeps the upper 8.
+    For 16-bit colours Pillow itself keeps the upper 8 bits.
     """
     samples = np.asarray(image).astype(np.int64)
     tags = _tiff_tags(image)

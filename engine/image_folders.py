@@ -1,6 +1,6 @@
-"""Image folders: all their pixels, as a train and a test split or as what a model is evaluated on.
+"""Image folders: all their pixels, as train and test split or for evaluation.
 
-Which file is of which split and class is in `folder_layout.py`, how one file is decoded in `image_files.py`.
+`folder_layout.py` assigns files to splits and classes, `image_files.py` decodes single files.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from .folder_layout import LAYOUT, Labels, Listing, list_classes, note_unused_sp
 from .image_files import Images, Size, decode, is_grey
 
 Progress = Callable[[int, int, str], None]
-"""Told how many of how many images are done, and what is being done to them."""
+"""Callback that receives the number of finished images, their total, and the activity."""
 IMAGES_PER_TASK = 64
 
 
 class Splits(NamedTuple):
-    """A data set as its source gives it."""
+    """Data set as read from its source."""
 
     class_names: Sequence[str]
     train_images: Images
@@ -33,23 +33,22 @@ class Splits(NamedTuple):
     test_images: Images
     test_labels: Labels
     skipped: Mapping[str, int] = MappingProxyType({})
-    """How many files were left out, by reason."""
+    """Numbers of skipped files by reason."""
 
 
 def read_image_folder(
     folder: Path, size: int | None = None, holdout: float | None = None, progress: Progress | None = None
 ) -> Splits:
-    """The images of FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val, where there is no test).
+    """Read the images of FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val, if there is no test).
 
-    With `holdout` the images of FOLDER/train/CLASS/*, or FOLDER/CLASS/*, of which that share makes the test split, see
-    `held_out_images`. As in torchvision's ImageFolder classes are numbered in alphabetical order, and an image may lie
-    at any depth in the folder of its class.
+    With `holdout`, read the images of FOLDER/train/CLASS/*, or FOLDER/CLASS/*, and move that share to the test split,
+    see `held_out_images`. As in torchvision's ImageFolder, classes are numbered in alphabetical order, and an image may
+    lie at any depth in its class folder.
 
-    Images have one channel if all files are greyscale, else they are RGB. They are decoded as `read_image` says; with
+    Images have one channel if all files are greyscale, else they are RGB. They are decoded as in `read_image`; with
     `size` they are resized to size x size pixels.
 
-    Raises UserError for any other layout, for an image that cannot be read and, without `size`, for images of several
-    sizes.
+    Raises UserError for any other layout, for an unreadable image and, without `size`, for images of several sizes.
     """
     listing = Listing(folder)
     try:
@@ -70,10 +69,10 @@ def read_image_folder(
 
 
 def held_out_images(images: Images, labels: Labels, class_names: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
-    """Which images [N, ...] make the test split, bool [N]: `share` of the distinct ones of each class.
+    """Return which images [N, ...] form the test split, bool [N]: `share` of the distinct ones of each class.
 
-    They are those whose pixels have the smallest SHA-256. So neither names nor order of the files matter, and images
-    that are equal are on the same side. Raises UserError where that leaves a class without images on one side.
+    They are those whose pixels have the smallest SHA-256, so names and order of the files do not matter, and equal
+    images are on the same side. Raises UserError if a class is left without images on one side.
     """
     keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
     chosen: set[bytes] = set()
@@ -91,7 +90,7 @@ def held_out_images(images: Images, labels: Labels, class_names: Sequence[str], 
 def _list_splits(
     folder: Path, listing: Listing, holdout: float | None
 ) -> tuple[list[str], list[tuple[list[Path], Labels]]]:
-    """Class names, then image files and labels of the train and of the test split, or of what is to be split."""
+    """Return class names, then files and labels of the train and the test split, or of the folder to split."""
     splits = split_folders(folder, holdout)
     class_names = list_classes(splits[0])
     for split in splits[1:]:
@@ -108,15 +107,15 @@ def _list_splits(
 def decode_all(
     files: Sequence[Path], channels: int, size: Size | None, progress: Progress | None
 ) -> tuple[Images, set[Size]]:
-    """All images as one array [N, H, W, C], and the sizes that they had before they were resized.
+    """Decode all images into one array [N, H, W, C]; return it and the set of sizes before resizing.
 
-    They are decoded by a few threads, because Pillow releases Python's lock.
+    Uses a few threads, because Pillow releases Python's lock.
     """
     images = np.empty((len(files), *decode(files[0], channels, size).pixels.shape), dtype=np.uint8)
     sizes: set[Size] = set()
     starts = range(0, len(files), IMAGES_PER_TASK)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        # map returns in order, so of several bad files the first is reported; leaving it cancels the rest.
+        # map yields in order, so the first of several bad files is reported; leaving it cancels the rest.
         for done in pool.map(partial(_decode_some, files, images, sizes, channels, size), starts):
             if progress is not None:
                 progress(done, len(files), "reading images")
@@ -126,7 +125,7 @@ def decode_all(
 def _decode_some(
     files: Sequence[Path], images: Images, sizes: set[Size], channels: int, size: Size | None, start: int
 ) -> int:
-    """Decode one task's files into their places in `images`; returns the index after the last."""
+    """Decode one task's files into their places in `images`; return the index after the last."""
     end = min(start + IMAGES_PER_TASK, len(files))
     for index in range(start, end):
         pixels, stored_size = decode(files[index], channels, size)

@@ -1,4 +1,4 @@
-"""How long the import of the engine took, which is part of the clock `build` of every run.
+"""Import time of the engine, which is part of the clock `build` of every run.
 
 The package imports this module before any other and calls `stop` after the last one.
 """
@@ -10,11 +10,11 @@ _seconds = 0.0
 
 
 def stop() -> None:
-    """The import ends here."""
+    """Stop the clock at the end of the import."""
     global _seconds
     _seconds = time.perf_counter() - _STARTED
 
 
 def import_seconds() -> float:
-    """Seconds that the import took, that of PyTorch included where nothing had imported it before."""
+    """Return the duration of the import in seconds, including PyTorch's unless it was imported before."""
     return _seconds

@@ -12,23 +12,23 @@ from .nets import BatchNorm, SpeedyResNet
 from .recipe import Net
 
 _VALUES_AT_ONCE = 1 << 26
-"""Of patches, in float64: 512 MiB. The 5,000 images of airbench are one product."""
+"""Patch values per chunk, in float64: 512 MiB. The 5,000 images of airbench are one chunk."""
 
 
 def patch_covariance(pixels: Tensor, scale: Tensor, shift: Tensor, kernel: int, *, centered: bool) -> Tensor:
-    """Covariance of all kernel x kernel patches of normalised images, which are made a chunk at a time.
+    """Return the covariance of all kernel x kernel patches of normalised images, computed in chunks.
 
     In float64: the smallest eigenvalues of natural images are 1e-5 of the largest, where float32 sums err by percents.
 
     Args:
         pixels: uint8 [N, H, W, C].
-        scale: [C], what a pixel value 0..255 is multiplied with, in float32 or float64.
-        shift: [C], what is then added.
+        scale: [C], factor of the pixel values 0..255; float32 or float64.
+        shift: [C], added after scaling.
         kernel: side of the patches.
-        centered: subtract the mean patch; else it is the second moment about zero.
+        centered: subtract the mean patch; otherwise the result is the second moment about zero.
 
     Returns:
-        float64 [D, D] with D = C * kernel * kernel, ordered as the weights of a convolution are.
+        float64 [D, D] with D = C * kernel * kernel, ordered as the weights of a convolution.
     """
     dimensions = len(scale) * kernel**2
     product = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=pixels.device)
@@ -37,7 +37,7 @@ def patch_covariance(pixels: Tensor, scale: Tensor, shift: Tensor, kernel: int, 
     for chunk in pixels.split(max(_VALUES_AT_ONCE // (kernel**2 * pixels[0].numel()), 1)):
         images = (chunk.to(scale.dtype) * scale + shift).double()
         patches = images.unfold(1, kernel, 1).unfold(2, kernel, 1).reshape(len(images), -1, dimensions)
-        # A product an image: in one of 12 x millions x 12, most multiprocessors of a GPU would have nothing to do.
+        # One product per image: a single one of 12 x millions x 12 would leave most multiprocessors of a GPU idle.
         product += (patches.mT @ patches).sum(0)
         total += patches.sum((0, 1))
         patches_seen += patches.shape[0] * patches.shape[1]
@@ -46,15 +46,15 @@ def patch_covariance(pixels: Tensor, scale: Tensor, shift: Tensor, kernel: int, 
 
 
 def whitening_filters(pixels: Tensor, scale: Tensor, shift: Tensor, net: Net) -> Tensor:
-    """Filters that turn patches of normalised images into uncorrelated channels, [filters, C, kernel, kernel].
+    """Return filters [filters, C, kernel, kernel] that map patches of normalised images to uncorrelated channels.
 
-    Filter k is eigenvector k of the patch covariance over sqrt(eigenvalue + epsilon), by falling eigenvalue; the
-    output then has covariance diag(eigenvalue / (eigenvalue + epsilon)). With sign pairs the negatives follow.
-    Images are given as `patch_covariance` takes them.
+    Filter k is eigenvector k of the patch covariance over sqrt(eigenvalue + epsilon), by falling eigenvalue; the output
+    then has covariance diag(eigenvalue / (eigenvalue + epsilon)). With sign pairs the negatives follow. Images are
+    passed as in `patch_covariance`.
     """
     kernel = net.whitening_kernel
     covariance = patch_covariance(pixels, scale, shift, kernel, centered=net.whitening_centered)
-    # On the host: a dozen rows take it less than a GPU's library needs to begin.
+    # On the host: for a dozen rows it is faster than the start-up of a GPU library.
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
     filters: Tensor = (eigenvectors / (eigenvalues + net.whitening_epsilon).sqrt()).T.flip(0)
     if net.whitening_sign_pairs:
@@ -63,19 +63,19 @@ def whitening_filters(pixels: Tensor, scale: Tensor, shift: Tensor, net: Net) ->
 
 
 def _fill_uniform(values: Tensor, inputs: int, generator: torch.Generator) -> None:
-    """PyTorch's default for weights and biases of layers with so many inputs to one output: within 1 / sqrt(inputs)."""
+    """Fill with PyTorch's default for weights and biases, where `inputs` is per output: within 1 / sqrt(inputs)."""
     bound = 1 / math.sqrt(inputs)
     values.uniform_(-bound, bound, generator=generator)
 
 
 def _fill_identity(weight: Tensor) -> Tensor:
-    """Filter i becomes 1 at the centre of channel i and 0 elsewhere, as nn.init.dirac_ has it, in two launches."""
+    """Set filter i to 1 at the centre of channel i and 0 elsewhere, as nn.init.dirac_, in two launches."""
     weight.zero_()[:, :, weight.shape[2] // 2, weight.shape[3] // 2].fill_diagonal_(1.0)
     return weight
 
 
 def _blend_identity(weight: Tensor) -> None:
-    """Add identity taps, then bring the tensor back to the mean and deviation it had (hlb-CIFAR10 v0.7)."""
+    """Add identity taps, then restore the tensor's mean and deviation (hlb-CIFAR10 v0.7)."""
     deviation, mean = torch.std_mean(weight.float())
     blended = weight.float() + _fill_identity(torch.empty_like(weight, dtype=torch.float32))
     new_deviation, new_mean = torch.std_mean(blended)
@@ -83,7 +83,7 @@ def _blend_identity(weight: Tensor) -> None:
 
 
 def _plant_identities(net: SpeedyResNet, *, blend: bool) -> None:
-    """`convolution_init` dirac or, with `blend`, dirac_blend of the convolutions in the groups."""
+    """Apply `convolution_init` dirac or, with `blend`, dirac_blend to the convolutions in the groups."""
     for group in net.groups:
         for index, convolution in enumerate(group.convolutions):  # type: ignore[arg-type]
             weight = convolution.weight
@@ -97,7 +97,7 @@ def _plant_identities(net: SpeedyResNet, *, blend: bool) -> None:
 
 @torch.no_grad()
 def reset_parameters(net: SpeedyResNet, settings: Net, seed: int) -> None:
-    """Fill every parameter and statistic of `net` in place; the whitening filters come from `whitening_filters`."""
+    """Initialise all parameters and statistics of `net` in place; `whitening_filters` gives the whitening filters."""
     generator = torch.Generator(net.head.weight.device).manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

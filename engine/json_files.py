@@ -1,7 +1,7 @@
-"""Reading of JSON that anybody may have written: what cannot be used is refused before anything is done with it.
+"""Parsing of untrusted JSON: unusable documents are rejected before anything is done with them.
 
-`json_value` parses what comes from outside of the process; `read_json` and `read_json_lines` read files with it, and
-`fault_in` holds what they give against a schema.
+`json_value` parses input from outside the process; `read_json` and `read_json_lines` use it on files, and `fault_in`
+checks the result against a schema.
 """
 
 import json
@@ -15,12 +15,13 @@ from typing import Any
 from .errors import UserError
 
 MOST_LEVELS = 64
-"""Deepest nesting that is read; whatever walks through a document is far from Python's recursion limit then."""
+"""Maximum nesting, so that code that walks a document stays far from Python's recursion limit."""
 _TYPE_NAMES = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "a boolean"}
 
 Schema = type | UnionType | dict[str, Any] | list[Any]
-"""What a value has to be: a type, where `float` takes integers too; a union of types; `{key: schema}` of an object that
-has at least these keys; or `[schema]` of a list whose items all fit."""
+"""Expected form of a value: a type, where `float` includes integers; a union of types; `{key: schema}` for an object
+with at least these keys; or `[schema]` for a list whose items all match.
+"""
 
 
 def json_value(content: bytes | str) -> Any:
@@ -30,8 +31,8 @@ def json_value(content: bytes | str) -> Any:
         content: text, or its bytes in UTF-8.
 
     Raises:
-        ValueError: it is not UTF-8, no JSON, nested more than MOST_LEVELS deep, has numbers that are not finite as a
-            float, or text with half a surrogate pair, which cannot be written anywhere.
+        ValueError: the content is not UTF-8, not JSON, nested more than MOST_LEVELS deep, or has numbers that are not
+            finite as a float, or text with half a surrogate pair, which cannot be encoded.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
@@ -57,7 +58,7 @@ def _integer(text: str) -> int:
 
 
 def _check_levels(value: Any) -> None:
-    """Raise ValueError where `value`, from JSON, is nested too deeply or has text that is not Unicode."""
+    """Raise ValueError if `value`, from JSON, is nested too deeply or contains text that is not Unicode."""
     level = [value]
     for _ in range(MOST_LEVELS):
         below: list[Any] = []
@@ -82,7 +83,7 @@ def _check_text(text: str) -> None:
 
 
 def read_content(path: Path, remedy: str = "give another file") -> bytes:
-    """The bytes of a file; UserError, which ends with `remedy`, where it cannot be read."""
+    """Return the bytes of a file; raise UserError, ending in `remedy`, if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -90,14 +91,14 @@ def read_content(path: Path, remedy: str = "give another file") -> bytes:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The JSON document in `path`.
+    """Return the JSON document in `path`.
 
     Args:
-        path: of the file.
-        remedy: what to do where it cannot be read or is none, for the end of the message.
+        path: the file.
+        remedy: end of the error message that says what to do.
 
     Raises:
-        UserError: it cannot be read, or `json_value` refuses it.
+        UserError: the file cannot be read, or `json_value` rejects it.
     """
     try:
         return json_value(read_content(path, remedy))
@@ -108,12 +109,12 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def read_json_lines(path: Path, remedy: str) -> list[Any]:
-    """The JSON documents in `path`, one a line; arguments and errors as of `read_json`."""
+    """Return the JSON documents in `path`, one per line; arguments and errors as in `read_json`."""
     return json_lines(path, read_content(path, remedy).splitlines(), remedy)
 
 
 def json_lines(path: Path, lines: Iterable[bytes], remedy: str) -> list[Any]:
-    """The JSON documents in the `lines` of `path`; UserError that names the line that is none."""
+    """Parse the `lines` of `path` as JSON documents; raise UserError that names the first invalid line."""
     documents = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -124,12 +125,12 @@ def json_lines(path: Path, lines: Iterable[bytes], remedy: str) -> list[Any]:
 
 
 def fault_in(value: Any, schema: Schema, name: str = "it") -> str | None:
-    """What is wrong with `value`, from JSON, in words; none where it is as `schema` says.
+    """Describe what is wrong with `value`, from JSON; None if it matches `schema`.
 
     Args:
-        value: of `json_value`.
-        schema: what it has to be.
-        name: of the value, for the words.
+        value: a result of `json_value`.
+        schema: the expected form.
+        name: name of the value in the message.
     """
     if isinstance(schema, dict):
         if not isinstance(value, dict):
@@ -144,7 +145,7 @@ def fault_in(value: Any, schema: Schema, name: str = "it") -> str | None:
 
 
 def _fits(value: Any, schema: type | UnionType) -> bool:
-    """Whether `value` is of a type or of one of a union; true and false are no numbers."""
+    """Return whether `value` has the type or one of the union; true and false are not numbers."""
     kinds = schema.__args__ if isinstance(schema, UnionType) else (schema,)
     return type(value) in kinds or (float in kinds and type(value) is int)
 

@@ -1,4 +1,4 @@
-"""Which kernels a run uses: each operation of its recipe asks the kernel that there is for it."""
+"""Choice of kernels for a run: each operation of the recipe uses the registered kernel if it fits."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from .step import REFERENCE_KERNELS, KernelChoice
 
 
 def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why no kernel at all runs there; none: they do."""
+    """Return why no kernel can run on the device in this dtype; None if they can."""
     if not AVAILABLE:
         return "needs Triton, which is not installed here"
     if device.type != "cuda" and not INTERPRETED:
@@ -23,7 +23,7 @@ def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def check_kernels(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise UserError for kernels=triton where they cannot run."""
+    """Raise UserError if kernels=triton is requested where kernels cannot run."""
     obstacle = kernel_obstacle(device, dtype)
     if recipe.kernels == TRITON and obstacle:
         raise UserError(f"kernels=triton {obstacle}; use kernels=auto")
@@ -36,19 +36,19 @@ def pick_kernels(
     backend: str = "eager",
     images: Sequence[int] | None = None,
 ) -> KernelChoice:
-    """Provider of each operation: `triton`, or `reference`, which is plain PyTorch, as is the net in TorchScript.
+    """Return the provider of each operation: `triton`, or `reference`, plain PyTorch, as for the net in TorchScript.
 
-    An operation counts as done by a kernel where the kernel does it somewhere in the net.
+    An operation counts as done by a kernel if the kernel does it anywhere in the net.
 
     Args:
-        recipe: what is asked for.
-        device: where it runs.
-        dtype: of weights and activations.
-        backend: how a step is executed.
-        images: [N, H, W, C] of the training images; none: of those that the recipe is for.
+        recipe: the recipe.
+        device: device of the run.
+        dtype: dtype of weights and activations.
+        backend: backend of the step.
+        images: [N, H, W, C] of the training images; None: those of the recipe's dataset.
 
     Raises:
-        UserError: kernels=triton where they cannot run.
+        UserError: kernels=triton is requested where kernels cannot run.
     """
     check_kernels(recipe, device, dtype)
     chosen = KernelChoice(REFERENCE_KERNELS)
@@ -71,7 +71,7 @@ def pick_kernels(
 
 
 def _takes(kernel: Kernel, operation: Operation, recipe: Recipe, target: Target) -> bool:
-    """Whether the kernel is used for an operation on a target, as the recipe's setting `kernels` has it."""
+    """Return whether the kernel is used for an operation on a target under the recipe's setting `kernels`."""
     if kernel.fits(operation) is not None or not kernel.runs_on(operation, target):
         return False
     return recipe.kernels == TRITON or kernel.auto(operation, target)

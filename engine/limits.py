@@ -1,4 +1,4 @@
-"""Which values the fields of a dataclass may have, written beside their types, and the check of them.
+"""Limits on the values of dataclass fields, annotated beside their types, and their check.
 
 >>> @dataclass
 ... class Net:
@@ -16,7 +16,7 @@ from .errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """The least and the most that a number may be, and each number of a list."""
+    """Minimum and maximum of a number, or of each number in a list."""
 
     least: float
     most: float
@@ -24,7 +24,7 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The least and the most numbers that a list may have."""
+    """Minimum and maximum length of a list of numbers."""
 
     least: int
     most: int
@@ -34,7 +34,7 @@ Limit = TypeVar("Limit", Within, Length)
 
 
 def check_limits(made: Any) -> None:
-    """Raise UserError where a field of the dataclass `made`, or of one inside it, has a value beyond its limits."""
+    """Raise UserError if a field of the dataclass `made`, or of a nested one, has a value outside its limits."""
     for key, value, allowed in _limited(made, Length, ""):
         if not allowed.least <= len(value) <= allowed.most:
             wanted = f"{allowed.least} to {allowed.most}" if allowed.least < allowed.most else f"{allowed.most}"
@@ -46,7 +46,7 @@ def check_limits(made: Any) -> None:
 
 
 def _limited(made: Any, kind: type[Limit], prefix: str) -> Iterator[tuple[str, Any, Limit]]:
-    """Dotted key, value and limit of each field that has a limit of this kind."""
+    """Yield dotted key, value and limit of each field that has a limit of this kind."""
     for name, hint in typing.get_type_hints(type(made), include_extras=True).items():
         value = getattr(made, name)
         if dataclasses.is_dataclass(hint):

@@ -1,4 +1,4 @@
-"""How much memory a training step needs, counted on the `meta` device: nothing is computed or allocated."""
+"""Memory estimate of a training step, counted on the `meta` device without computing or allocating anything."""
 
 import dataclasses
 import weakref
@@ -18,7 +18,7 @@ from .step import TrainingState, training_step
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made within, from their making until nobody holds them; `peak` is the most."""
+    """Dispatch mode that counts the bytes of tensors created inside and still referenced; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -43,14 +43,14 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def estimated_peak_bytes(recipe: Recipe, facts: DataFacts, dtype: torch.dtype) -> int:
-    """Most bytes in use at once in an eager step with plain PyTorch: data, weights, optimizer, average, activations.
+    """Return the peak bytes of an eager step with plain PyTorch: data, weights, optimizer, average, activations.
 
-    Left out: what the device itself, cuDNN and cuBLAS need, and what the allocator loses to fragmentation.
+    Not included: the memory of the device itself, cuDNN and cuBLAS, and the allocator's fragmentation.
 
     Args:
-        recipe: of the run; of its augmentation only the crop counts, the rest never needs the most.
-        facts: of the data set, all of whose images are on the device.
-        dtype: of the activations.
+        recipe: recipe of the run; only the crop of its augmentation counts, the rest never determines the peak.
+        facts: facts of the data set, all of whose images are on the device.
+        dtype: dtype of the activations.
     """
     augmentation = Augmentation(crop=recipe.augmentation.crop, padding=0, flip="none")
     recipe = dataclasses.replace(recipe, augmentation=augmentation)

@@ -1,4 +1,4 @@
-"""Trained models on disk: one safetensors file with the weights and, as metadata, all that evaluation needs."""
+"""Trained models on disk: one safetensors file with the weights and, as metadata, everything evaluation needs."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ FORMAT = "speedyresnet.model/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A net with trained weights and what belongs to it; `evaluate` has an example."""
+    """Net with trained weights and its metadata; see `evaluate` for an example."""
 
     net: SpeedyResNet
     recipe: Recipe
@@ -40,7 +40,7 @@ class Model:
     std: tuple[float, ...]
     dtype: torch.dtype
     image_size: tuple[int, int] | None = None
-    """Height and width of the images it was trained on; none where the file does not tell."""
+    """Height and width of the training images; None if the file does not contain them."""
 
     def evaluate(
         self,
@@ -49,12 +49,12 @@ class Model:
         view: View | None = None,
         progress: Progress | None = None,
     ) -> Accuracy:
-        """Accuracy on the test images of `data`, with the views of the recipe or those asked for.
+        """Return the accuracy on the test images of `data`, with the recipe's views or `view`.
 
-        Images and labels are those of `evaluation_data`; `progress` is told how the reading of a folder goes.
+        Images and labels are those of `evaluation_data`; `progress` receives the progress of reading a folder.
 
         Raises:
-            UserError: what `evaluation_data` refuses, too small images, or no such view.
+            UserError: `evaluation_data` rejects the data, the images are too small, or the view is unknown.
         """
         if view is not None and view not in VIEWS:
             raise UserError(f"unknown view {view!r}: choose {', '.join(VIEWS)}")
@@ -74,7 +74,7 @@ class Model:
 
 
 def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack, dtype: torch.dtype) -> None:
-    """Write weights and metadata to `path`, which appears whole or not at all; the same model gives the same bytes."""
+    """Write weights and metadata to `path` atomically; the same model gives the same bytes."""
     metadata = {
         "format": FORMAT,
         "recipe": json.dumps(dataclasses.asdict(recipe)),
@@ -88,10 +88,10 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, pack: Pack,
 
 
 def read_model(path: str | Path) -> Model:
-    """The model in the file `path`, on the CPU.
+    """Read the model in the file `path`, on the CPU.
 
     Raises:
-        UserError: no such file, or one that is no model of this version.
+        UserError: the file does not exist or is not a model of this version.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -105,12 +105,12 @@ def read_model(path: str | Path) -> Model:
 
 
 def _model_without_weights(path: Path, header: Header) -> Model:
-    """The model of a file's metadata, its net on the meta device; the file has the tensors of that net."""
+    """Return the model of a file's metadata, its net on the meta device; check that the file has that net's tensors."""
     if header.metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a SpeedyResNet model (its format is {header.metadata.get('format')!r})")
     try:
         model = _model_of(header.metadata)
-    except (KeyError, ValueError, RuntimeError) as error:  # what JSON and PyTorch raise for what is nonsense
+    except (KeyError, ValueError, RuntimeError) as error:  # what JSON and PyTorch raise for invalid metadata
         raise _damaged(path, repr(error) if isinstance(error, KeyError) else str(error)) from error
     net = {name: (DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in model.net.state_dict().items()}
     if header.tensors != net:
@@ -124,7 +124,7 @@ def _damaged(path: Path, reason: str) -> UserError:
 
 
 def _model_of(metadata: dict[str, str]) -> Model:
-    """The model of `metadata` with its net on the meta device; raises ValueError and its like where they are wrong."""
+    """Return the model of `metadata`, its net on the meta device; raise ValueError or similar if they are invalid."""
     recipe = recipe_from_dict(json_value(metadata["recipe"]))
     class_names, mean, std = (json_value(metadata[key]) for key in ("class_names", "mean", "std"))
     if not _is_list(class_names, _is_name) or len(set(class_names)) != len(class_names):
@@ -132,7 +132,7 @@ def _model_of(metadata: dict[str, str]) -> Model:
     if not (_is_list(mean, _is_fraction) and _is_list(std, _is_fraction) and len(mean) == len(std)):
         raise ValueError("mean and std are not as many numbers from 0 to 1")
     dtype = DTYPES[metadata["dtype"]]
-    # The first files of this format did without the size.
+    # The first files of this format have no size.
     image_size = json_value(metadata["image_size"]) if "image_size" in metadata else None
     if image_size is not None and not (_is_list(image_size, _is_side) and len(image_size) == 2):
         raise ValueError(f"image_size is not two numbers of pixels from 1 to {MAX_IMAGE_SIDE}")
@@ -148,7 +148,7 @@ def _model_of(metadata: dict[str, str]) -> Model:
 
 
 def _is_list(values: Any, fits: Callable[[Any], bool]) -> bool:
-    """Whether `values`, from JSON, is a list of one or more that fit."""
+    """Return whether `values`, from JSON, is a non-empty list whose items all fit."""
     return isinstance(values, list) and len(values) > 0 and all(map(fits, values))
 
 

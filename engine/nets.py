@@ -32,11 +32,15 @@ class KernelPlace(nn.Module):
         self.layout = net.memory_format
         self.kernels: dict[str, Callable[..., Tensor]] = {}
         """What does which operation in training; plain PyTorch does all others."""
+        self.scores = False
+        """The module belongs to a net of `scoring.scoring_net`: kernels without statistics serve in evaluation too."""
         self.noted: list[Operation] | None = None
         """Gets all operations that are asked for, where it is a list."""
 
     def kernel(self, name: str, x: Tensor, **options: object) -> Callable[..., Tensor] | None:
-        """The kernel that does an operation here, in training; none: plain PyTorch does it.
+        """The kernel that does an operation here; none: plain PyTorch does it.
+
+        In evaluation there is one only in a net that scores, and a caller asks only for operations without statistics.
 
         Args:
             name: of the operation.
@@ -45,7 +49,7 @@ class KernelPlace(nn.Module):
         """
         if self.noted is not None:
             self.noted.append(Operation(name, tuple(x.shape), x.dtype, self.layout, tuple(options.items())))
-        return self.kernels.get(name) if self.training else None
+        return self.kernels.get(name) if self.training or self.scores else None
 
 
 class BatchNorm(KernelPlace):
@@ -66,6 +70,8 @@ class BatchNorm(KernelPlace):
         """Of ghost batch norm, in training."""
         self.activation = net.activation
         self.precision = net.batch_norm_precision
+        self.folded = False
+        """In evaluation, weight and bias are those of `scoring.folded_state`, which puts the statistics into them."""
         self.weight = nn.Parameter(torch.ones(channels), requires_grad=net.batch_norm_scale == "learned")
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -74,11 +80,16 @@ class BatchNorm(KernelPlace):
     def forward(self, x: Tensor, residual: Tensor | None = None, residual_place: ResidualPlace = "none") -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]; `residual`, of that shape too, is added before or after the activation."""
         if not self.training:
-            vectors = self.running_mean, self.running_var, self.weight, self.bias
-            u = F.batch_norm(x, *vectors, momentum=self.momentum, eps=self.epsilon)
-            return with_activation(u, residual, self.activation, residual_place)
+            return with_activation(self._evaluated(x), residual, self.activation, residual_place)
         function = self.kernel("batch_norm_act", x, **self.options, residual=residual_place) or batch_norm_act_plain
         return self.normalised(function, x, residual=residual, residual_place=residual_place)
+
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """Normalise x with the running statistics; the result has the dtype of x."""
+        if self.folded:
+            return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        vectors = self.running_mean, self.running_var, self.weight, self.bias
+        return F.batch_norm(x, *vectors, momentum=self.momentum, eps=self.epsilon)
 
     @property
     def options(self) -> dict[str, object]:
@@ -184,7 +195,7 @@ class ConvolutionGroup(KernelPlace):
         if self.pool_place == "after_norm":
             pooled = self.pool(norm(convolution(x)))
             return pooled
-        if not self.training:  # where an export has put plain modules in their places
+        if not (self.training or self.scores):  # where an export has put plain modules in their places
             pooled = norm(self.pool(convolution(x)))
             return pooled
         assert isinstance(convolution, Convolution)
@@ -196,7 +207,7 @@ class ConvolutionGroup(KernelPlace):
             pooled = norm(function(x, weight.to(x.dtype)))
             return pooled
         x = convolution(x)
-        if pools and (function := self.kernel("pool_batch_norm_act", x, **norm.options)):
+        if pools and self.training and (function := self.kernel("pool_batch_norm_act", x, **norm.options)):
             return norm.normalised(function, x)
         pooled = norm(self.pool(x))
         return pooled
@@ -314,19 +325,26 @@ class SpeedyResNet(nn.Module):
         self.logit_scale = net.logit_scale
         self.contiguous = net.memory_format == "contiguous"
 
-    def forward(self, x: Tensor, whitened: bool = False, headless: bool = False) -> Tensor:
+    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
         """[N, C, H, W] normalised images -> [N, classes] logits, both in the dtype to compute in.
 
         Args:
             x: the images, or with `whitened` what the whitening and its activation make of them, see `Stem`.
             whitened: the images have passed the whitening.
-            headless: return the features that `logits_of` takes instead of the logits.
         """
-        x = self.stem(x.contiguous() if self.contiguous else x, whitened)
-        for group in self.groups:
+        return self.logits_of(self.features_behind(self.first_map(x, whitened)))
+
+    def first_map(self, x: Tensor, whitened: bool = False) -> Tensor:
+        """What `forward` takes -> [N, C', H', W'], the map behind group 1."""
+        first: Tensor = self.groups[0](self.stem(x.contiguous() if self.contiguous else x, whitened))
+        return first
+
+    def features_behind(self, first_map: Tensor) -> Tensor:
+        """[N, C', H', W'], the map behind group 1 -> [N, F], the pooled features that `logits_of` takes."""
+        x = first_map
+        for group in itertools.islice(self.groups, 1, None):
             x = group(x)
-        features = self.features_of(x)
-        return features if headless else self.logits_of(features)
+        return self.features_of(x)
 
     def features_of(self, x: Tensor) -> Tensor:
         """[N, C, H, W], the map of the last group -> [N, F], pooled."""

@@ -1,4 +1,4 @@
-"""The operations of a recipe that kernels can do, as descriptors; nothing is computed."""
+"""Operations of a recipe that kernels can compute, as descriptors; nothing is computed."""
 
 import dataclasses
 import functools
@@ -15,19 +15,19 @@ from .recipes import registered_recipes
 from .step import batch_shapes, step_sizes, transforms_of
 
 INPUT, STEM = "input", "stem"
-"""Places outside of the modules that ask for kernels: the batch itself, and the batch behind the whitening."""
+"""Places outside the modules that request kernels: the batch itself, and the batch behind the whitening."""
 
 
 def placed_operations(recipe: Recipe, images: Sequence[int], dtype: torch.dtype) -> dict[str, list[Operation]]:
-    """What a kernel can do in any kind of step of `recipe`, by the place where it is done.
+    """Return what kernels can compute in any kind of step of `recipe`, by the place where it is done.
 
-    Alternatives are all there: of a first convolution with what is behind it, its pooling with what is behind that, and
-    that alone.
+    All alternatives are included: a first convolution with what follows it, its pooling with what follows that, and the
+    latter alone.
 
     Args:
-        recipe: of the run.
+        recipe: recipe of the run.
         images: [N, H, W, C] of the training images.
-        dtype: of the activations.
+        dtype: dtype of the activations.
     """
     inputs = list(_input_operations(recipe, tuple(images), dtype))
     places = {INPUT: [each for each in inputs if each.name == "augment"]}
@@ -37,13 +37,13 @@ def placed_operations(recipe: Recipe, images: Sequence[int], dtype: torch.dtype)
 
 
 def operations_of(recipe: Recipe, images: Sequence[int], dtype: torch.dtype) -> list[Operation]:
-    """All that `placed_operations` has, each once."""
+    """Return the distinct operations of `placed_operations`."""
     places = placed_operations(recipe, images, dtype)
     return list(dict.fromkeys(each for operations in places.values() for each in operations))
 
 
 def _input_operations(recipe: Recipe, images: tuple[int, ...], dtype: torch.dtype) -> Iterator[Operation]:
-    """The batches of each kind of step, and the same behind the whitening where there is one."""
+    """Yield the batches of each kind of step, and those behind the whitening, if any."""
     stem = make_net(recipe, classes=10, channels=images[3], dtype=dtype, device="meta").stem
     layout = recipe.net.memory_format
     for cutmix in (False, True) if recipe.augmentation.cutmix else (False,):
@@ -66,7 +66,7 @@ def _input_operations(recipe: Recipe, images: tuple[int, ...], dtype: torch.dtyp
 
 @functools.cache
 def shipped_operations() -> tuple[Operation, ...]:
-    """Those of all recipes of the package in float16, as they run on a GPU."""
+    """Return the operations of all recipes of the package in float16, as they run on a GPU."""
     recipes = [recipe_called(name) for name in sorted(registered_recipes())]
     found = (each for made in recipes for each in operations_of(made, expected_data(made).train_shape, torch.float16))
     return tuple(dict.fromkeys(found))

@@ -1,7 +1,7 @@
 """Updates of whole lists of tensors in place, with rates that are device tensors: nothing here asks the host."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,12 @@ class ParameterGroup:
     weight_decay: float
     """Likewise."""
     momentum_buffers: list[Tensor]
+
+    def only(self, wanted: Callable[[Tensor], bool]) -> "ParameterGroup":
+        """The parameters that are wanted, with their buffers."""
+        pairs = [pair for pair in zip(self.parameters, self.momentum_buffers, strict=True) if wanted(pair[0])]
+        parameters, buffers = ([pair[side] for pair in pairs] for side in (0, 1))
+        return ParameterGroup(parameters, self.learning_rate, self.weight_decay, buffers)
 
 
 def nesterov_sgd_(
@@ -164,3 +170,29 @@ def mix_(destination: list[Tensor], source: list[Tensor], keep: Tensor) -> None:
     """
     torch._foreach_mul_(destination, keep)
     torch._foreach_add_(destination, torch._foreach_mul(source, 1 - keep))
+
+
+def nesterov_mix_(
+    slow: list[Tensor], live: list[Tensor], velocity: list[Tensor], keep: Tensor, moves: Tensor, momentum: float
+) -> None:
+    """`mix_` live weights into slow ones as a step of Nesterov momentum, in place.
+
+    With g = slow - live, velocities that start at zero and `moves` 1:
+    velocity <- momentum * velocity + g;  slow <- slow - (1 - keep) * (g + momentum * velocity).
+    That is torch.optim.SGD(nesterov=True) at the learning rate 1 - keep, and `mix_` where momentum is 0. With `moves` 0
+    it is `mix_`, and the velocities stay. Source of the idea: the outer optimizer of Douillard et al., "DiLoCo:
+    Distributed Low-Communication Training of Language Models" (2023).
+
+    Args:
+        slow: tensors of any one dtype.
+        live: as many, of the same shapes and dtype.
+        velocity: as many, of the same shapes and dtype.
+        keep: 0-d tensor in [0, 1].
+        moves: 0-d tensor, 0 or 1, of the dtype of `keep`.
+        momentum: in [0, 1).
+    """
+    gradients = torch._foreach_sub(slow, live)
+    torch._foreach_mul_(velocity, 1 - moves * (1 - momentum))
+    torch._foreach_add_(velocity, torch._foreach_mul(gradients, moves))
+    mix_(slow, live, keep)
+    torch._foreach_sub_(slow, torch._foreach_mul(velocity, moves * (1 - keep) * momentum))

@@ -1,4 +1,4 @@
-"""Kernels from files of the user's own, `my_file.py:KERNEL`: loaded, held to their references, and then used."""
+"""Kernels from the user's own files, `my_file.py:KERNEL`: loaded, compared with their references, and then used."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,13 +22,13 @@ def load_kernel(reference: str, operation: str | None = None) -> tuple[str, str]
 
     Args:
         reference: FILE:NAME of a `kernels.contract.Kernel`.
-        operation: what it has to compute; none: any operation that there is.
+        operation: required operation; None: any known operation.
 
     Returns:
-        The operation, and the provider: the name of the file, that of the kernel, and the SHA-256 of the file.
+        The operation, and the provider: the file's name, the kernel's name, and the SHA-256 of the file.
 
     Raises:
-        UserError: no such file or kernel, or one of another operation.
+        UserError: the file or kernel does not exist, or is for another operation.
     """
     module, name = module_of_file(reference, "kernel", FORM)
     kernel = getattr(module, name, None)
@@ -46,12 +46,12 @@ def load_kernel(reference: str, operation: str | None = None) -> tuple[str, str]
 
 
 def load_kernels(references: Mapping[str, str]) -> dict[str, str]:
-    """Providers of operations from the references of their kernels, see `load_kernel`."""
+    """Load kernels from their references and return their providers, by operation; see `load_kernel`."""
     return dict(load_kernel(reference, operation) for operation, reference in references.items())
 
 
 def kernel_references(options: Iterable[str]) -> dict[str, str]:
-    """References by operation, from texts OPERATION=my_file.py:KERNEL; UserError for any other text."""
+    """Parse texts OPERATION=my_file.py:KERNEL into references by operation; raise UserError for any other text."""
     found = {}
     for option in options:
         operation, equals, reference = option.partition("=")
@@ -64,10 +64,10 @@ def kernel_references(options: Iterable[str]) -> dict[str, str]:
 
 
 def check_outside_kernel(operations: Iterable[Operation], name: str, provider: str, device: torch.device) -> None:
-    """Hold a kernel to its reference for those of `operations` that are called `name`.
+    """Compare a kernel with its reference on all `operations` called `name`.
 
     Raises:
-        UserError: it differs, or takes none of them.
+        UserError: the kernel differs, or supports none of them.
     """
     own, kernel = [each for each in operations if each.name == name], kernel_called(name, provider)
     told = provider.partition("@")[0]
@@ -90,10 +90,10 @@ def with_outside_kernels(
     choice: KernelChoice, providers: Mapping[str, str], recipe: Recipe, images: Sequence[int], device: torch.device,
     dtype: torch.dtype, backend: str,
 ) -> KernelChoice:  # fmt: skip
-    """`choice` with kernels from outside, each held to its reference, in all places that they fit.
+    """Return `choice` with kernels from outside, each compared with its reference, in all places where they fit.
 
     Raises:
-        UserError: one that differs or is of no use, or a backend of PyTorch's operations only.
+        UserError: a kernel differs or is of no use, or the backend only runs PyTorch's own operations.
     """
     if not providers:
         return choice
@@ -102,7 +102,7 @@ def with_outside_kernels(
     operations = operations_of(recipe, images, dtype)
     for name, provider in providers.items():
         check_outside_kernel(operations, name, provider, device)
-    # Batches that the stem's kernel makes come from no other.
+    # The stem's kernel makes the batches itself, so an augment kernel from outside excludes it.
     apart = {"stem": REFERENCE} if "augment" in providers else {}
     made = KernelChoice(choice | apart | dict(providers))
     made.refused = frozenset(pair for pair in choice.refused if pair[1] not in providers)

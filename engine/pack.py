@@ -1,7 +1,7 @@
-"""What a data set is: uint8 images and labels of a train and a test split, in an order that their content decides.
+"""Data sets: uint8 images and labels of a train and a test split, in an order determined by their content.
 
-The images of a split stand in the order of their SHA-256, so one data set gives one pack and one checksum, whatever
-source and order it came from.
+The images of a split are sorted by SHA-256, so one data set gives one pack and one checksum, whatever its source and
+order.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .folder_layout import Labels
 from .image_files import Images
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""The four arrays of a pack under the names of DTYPES."""
+"""The four arrays of a pack, with the keys of DTYPES."""
 
 DTYPES = {
     "train_images": torch.uint8,
@@ -34,12 +34,12 @@ ROWS_PER_SUM = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
-    """What of a data set decides how a recipe is run on it."""
+    """Properties of a data set that determine how a recipe runs on it."""
 
     image_size: tuple[int, int]
     """Height and width in pixels."""
     channels: int
-    """Of an image: 3 for colour."""
+    """Channels of an image: 3 for colour."""
     classes: int
     train_images: int
     test_images: int
@@ -50,20 +50,20 @@ class DataFacts:
         return self.train_images, *self.image_size, self.channels
 
 
-# Equality of two packs is equality of their sha256; comparing tensors field by field would raise.
+# No generated equality: comparing tensors field by field would raise. Compare sha256 instead.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pack:
-    """A data set in host memory; `load_data` has an example.
+    """Data set in host memory; see `load_data` for an example.
 
     Attributes:
         train_images, test_images: torch.uint8 [N, H, W, C].
         train_labels, test_labels: torch.int64 [N], indices into class_names.
-        name: what the data set is called in output and records.
-        class_names: in the order of the labels.
-        sha256: hexadecimal checksum of images, labels and class names; not of the name.
-        mean, std: per channel, of the train images scaled to [0, 1]; std is the population's, and 0 where a
-            channel is constant.
-        skipped: how many files of an image folder were left out, by reason; a pack file does not keep it.
+        name: name of the data set in output and records.
+        class_names: names in the order of the labels.
+        sha256: hexadecimal checksum of images, labels and class names, but not of the name.
+        mean, std: per channel, of the train images scaled to [0, 1]; std is the population standard deviation, and 0
+            for a constant channel.
+        skipped: numbers of skipped files of an image folder, by reason; not stored in pack files.
 
     """
 
@@ -80,7 +80,7 @@ class Pack:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -95,7 +95,7 @@ class Pack:
 
     @property
     def facts(self) -> DataFacts:
-        """What a run is set up from."""
+        """Facts that a run is set up from."""
         return DataFacts(
             image_size=self.image_size,
             channels=self.channels,
@@ -118,7 +118,7 @@ def make_pack(
 
     Images are uint8 [N, H, W, C], labels integers [N]; `skipped` is that of the pack.
 
-    Raises UserError when they do not fit together.
+    Raises UserError if they do not fit together.
     """
     arrays: Arrays = {
         "train_images": np.asarray(train_images),
@@ -131,14 +131,14 @@ def make_pack(
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         order = _canonical_order(images, labels)
-        # A view with other strides, as torchvision's is, would keep them through the indexing.
+        # Indexing would preserve the strides of a view such as torchvision's.
         arrays[f"{split}_images"] = np.ascontiguousarray(images[order])
         arrays[f"{split}_labels"] = labels[order]
     return assemble(name, class_names, arrays, skipped)
 
 
 def find_fault(arrays: Arrays, class_names: Sequence[str]) -> str | None:
-    """In words, what keeps four arrays from being a data set; None when they are one."""
+    """Describe why four arrays are not a data set; None if they are."""
     if len(set(class_names)) != len(class_names) or not class_names:
         return "the class names are not distinct"
     if unprintable := next((name for name in class_names if not name.isprintable() or not name), None):
@@ -156,7 +156,7 @@ def find_fault(arrays: Arrays, class_names: Sequence[str]) -> str | None:
 
 
 def _canonical_order(images: Images, labels: Labels) -> list[int]:
-    """Indices that sort images by the SHA-256 of their pixels and label (as little-endian int64)."""
+    """Return indices that sort images by the SHA-256 of their pixels and label (as little-endian int64)."""
     suffixes = labels.astype("<i8")
     keys = [
         hashlib.sha256(image.tobytes() + suffix.tobytes()).digest()
@@ -168,7 +168,7 @@ def _canonical_order(images: Images, labels: Labels) -> list[int]:
 def assemble(
     name: str, class_names: Sequence[str], arrays: Arrays, skipped: Mapping[str, int] = MappingProxyType({})
 ) -> Pack:
-    """A pack of arrays that are already in canonical order and without fault."""
+    """Make a pack of valid arrays that are already in canonical order."""
     mean, std = _mean_and_std(arrays["train_images"])
     return Pack(
         **{key: torch.from_numpy(array) for key, array in arrays.items()},
@@ -190,12 +190,12 @@ def _checksum(class_names: Sequence[str], arrays: Arrays) -> str:
 
 
 def little_endian(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """`array`, contiguous and with its bytes in the order of pack files and checksums."""
+    """Return `array`, contiguous and in the byte order of pack files and checksums."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population std per channel of images / 255, from exact integer sums."""
+    """Return mean and population std per channel of images / 255, from exact integer sums."""
     rows, channels = images.reshape(len(images), -1), images.shape[-1]
     sums, squares = np.zeros((2, rows.shape[1]), dtype=np.uint64)
     for start in range(0, len(rows), ROWS_PER_SUM):
@@ -206,6 +206,6 @@ def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]
     totals = [int(total) for total in sums.reshape(-1, channels).sum(axis=0)]
     square_totals = [int(total) for total in squares.reshape(-1, channels).sum(axis=0)]
     mean = tuple(total / (255 * count) for total in totals)
-    # Python integers do not overflow and divide with one rounding, so every machine gets the same last digit.
+    # Python integers do not overflow and round once in division, so the last digit is the same on every machine.
     variances = [(count * s - t * t) / (255 * count) ** 2 for t, s in zip(totals, square_totals, strict=True)]
     return mean, tuple(math.sqrt(variance) for variance in variances)

@@ -1,4 +1,4 @@
-"""Data packs on disk: one safetensors file with images and labels, and as metadata what can be checked against them."""
+"""Data packs on disk: one safetensors file with images and labels, and metadata that can be verified against them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FORMAT = "speedyresnet.pack/1"
 def save_pack(pack: Pack, path: Path) -> None:
     """Write a pack as one safetensors file, atomically; the same pack gives the same bytes.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     save_tensors(path, {key: getattr(pack, key) for key in DTYPES}, _metadata(pack))
 
@@ -39,7 +39,7 @@ def _metadata(pack: Pack) -> dict[str, str]:
 def read_pack(path: Path) -> Pack:
     """Read a pack file and verify all of it: 60,000 CIFAR images take about half a second.
 
-    Raises UserError when the file is missing, damaged or not a pack.
+    Raises UserError if the file is missing, damaged or not a pack.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder where a data pack belongs; delete it, or give another name")
@@ -53,7 +53,7 @@ def read_pack(path: Path) -> Pack:
 
 
 def _checked_metadata(path: Path, header: Header) -> dict[str, str]:
-    """Metadata of a header that can be that of a pack."""
+    """Return the metadata of a header; raise UserError unless it can be that of a pack."""
     if header.metadata.get("format") != FORMAT:
         raise _refusal(path, f"is not a data pack of format {FORMAT}")
     found = {key: dtype for key, (dtype, _) in header.tensors.items()}
@@ -66,7 +66,7 @@ def _checked_metadata(path: Path, header: Header) -> dict[str, str]:
 
 
 def _verified(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pack:
-    """The pack of a file's tensors, with everything that can be derived derived anew and compared."""
+    """Return the pack of a file's tensors; recompute everything that can be derived and compare it."""
     try:
         class_names, mean, std = (json_value(metadata[key]) for key in ("class_names", "mean", "std"))
         name, sha256 = metadata["name"], metadata["sha256"]
@@ -76,7 +76,7 @@ def _verified(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) 
         raise _refusal(path, "has unreadable metadata (class_names is not a list of names)")
     if not name.isprintable():
         raise _refusal(path, "has unreadable metadata (its name is not printable)")
-    # Cloned, because the file's tensors may be a view of the file, which somebody could overwrite in place.
+    # Cloned, because the tensors may be views of the file, which another process could overwrite in place.
     arrays = {key: tensors[key].clone().numpy() for key in DTYPES}
     if fault := find_fault(arrays, class_names):
         raise _refusal(path, f"is damaged: {fault}")

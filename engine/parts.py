@@ -1,4 +1,4 @@
-"""Names for the parts of a training step, so that whoever listens (a profile) can say in words where time goes."""
+"""Names for the parts of a training step, so that a listener (a profile) can attribute time to them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 Listener = Callable[[str], AbstractContextManager[object]]
-"""Gets the name of a part and returns what is entered and left with it."""
+"""Map the name of a part to the context that is entered for it."""
 
 _listeners: list[Listener] = []
 
 
 def part(name: str) -> AbstractContextManager[object]:
-    """A context for the operations of the part `name`; it does nothing unless somebody listens, or when compiled."""
+    """Return a context for the operations of the part `name`; it does nothing without a listener or when compiled."""
     if torch.compiler.is_compiling() or not _listeners:
         return nullcontext()
     return _listeners[-1](name)
@@ -20,7 +20,7 @@ def part(name: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Let `listener` make the contexts of all parts entered within."""
+    """Let `listener` make the contexts of all parts entered inside."""
     _listeners.append(listener)
     try:
         yield

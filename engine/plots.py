@@ -1,4 +1,4 @@
-"""Learning rates as a plot, and how plots are made; they need matplotlib (extra `bench`), imported only to draw."""
+"""Learning rate plots, and helpers for plots; they need matplotlib (extra `bench`), imported only to draw."""
 
 import itertools
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from .recipe import Recipe
 from .schedules import plan
 
 COLORS = ("#3b82f6", "#e8690b", "#2f9e44", "#8b5cf6", "#db2777", "#0e9aa7", "#b08900", "#7c8794")
-"""Of series: middle tones, seen on white and on black."""
+"""Colors of series: middle tones, visible on white and on black."""
 PLOT_SUFFIXES = (".png", ".svg")
 _INCHES = 10, 5
 
 
 def matplotlib_pyplot() -> Any:
-    """The plotting module, drawing into files.
+    """Return pyplot, set up to draw into files.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -34,7 +34,7 @@ def matplotlib_pyplot() -> Any:
 
 
 def check_plot(path: Path) -> None:
-    """Raise UserError for a file that no plot can be written to, or where matplotlib is not installed."""
+    """Raise UserError if no plot can be written to `path` or matplotlib is not installed."""
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"cannot write {path} as a picture; give a name that ends in {' or '.join(PLOT_SUFFIXES)}")
     check_writable(path)
@@ -42,7 +42,7 @@ def check_plot(path: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib in the format that the name of the file tells, and close it."""
+    """Write a matplotlib figure in the format given by the suffix of `path`, and close it."""
     picture_format = path.suffix[1:].lower()
     write_atomically(path, lambda part: figure.savefig(part, dpi=120, format=picture_format))
     matplotlib_pyplot().close(figure)
@@ -50,27 +50,27 @@ def save_figure(figure: Any, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The learning rate at each step of a run."""
+    """Learning rate at each step of a run."""
 
     label: str
     color: str | None
-    """None: that of the text."""
+    """None uses the color of the text."""
     epochs: tuple[float, ...]
     rates: tuple[float, ...]
     dashed: bool = False
 
 
 def learning_rate_curves(recipes: Mapping[str, Recipe], images: int) -> list[Curve]:
-    """Of the convolutions of each recipe, and dashed where parameters have a schedule of their own.
+    """Return the curve of each recipe's convolutions, and dashed curves of parameters with their own schedule.
 
-    Those are scaled to the peak of the convolutions, and one curve stands for all recipes that have it.
+    The dashed ones are scaled to the peak of the convolutions; recipes with the same curve share it.
 
     Args:
-        recipes: by label.
-        images: in the training set.
+        recipes: recipes by label.
+        images: number of training images.
 
     Raises:
-        UserError: fewer images than a batch has.
+        UserError: there are fewer images than a batch has.
     """
     curves, own = [], dict[tuple[Any, ...], list[str]]()
     colors = dict(zip(recipes, itertools.cycle(COLORS), strict=False))
@@ -91,7 +91,7 @@ def learning_rate_curves(recipes: Mapping[str, Recipe], images: int) -> list[Cur
 
 
 def plot_learning_rates(axes: Any, curves: list[Curve]) -> None:
-    """Learning rates over epochs, without a legend."""
+    """Plot learning rates over epochs, without a legend."""
     text = axes.xaxis.label.get_color()
     for curve in curves:
         style = {"dashes": (3, 4), "linewidth": 1.2} if curve.dashed else {"linewidth": 1.8}
@@ -104,7 +104,7 @@ def plot_learning_rates(axes: Any, curves: list[Curve]) -> None:
 def save_learning_rates(title: str, recipes: Mapping[str, Recipe], images: int, path: Path) -> None:
     """Draw `learning_rate_curves` into the file `path`, with a legend."""
     pyplot = matplotlib_pyplot()
-    with pyplot.rc_context({"text.parse_math": False}):  # a dollar sign in a name is no formula
+    with pyplot.rc_context({"text.parse_math": False}):  # a dollar sign in a name does not start a formula
         figure, axes = pyplot.subplots(figsize=_INCHES, layout="constrained")
         plot_learning_rates(axes, learning_rate_curves(recipes, images))
         axes.set_title(title, fontsize=10)

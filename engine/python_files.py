@@ -1,4 +1,4 @@
-"""What a user's own Python file has, named as `my_file.py:function`."""
+"""Loading of objects from the user's own Python files, named as `my_file.py:function`."""
 
 import contextlib
 import importlib.util
@@ -14,20 +14,20 @@ from .errors import UserError, nearest_names
 
 
 def file_of(reference: str | None) -> str | None:
-    """The file in `my_file.py:function`; none where `reference` is no such thing."""
+    """Return the file in `my_file.py:function`; None if `reference` has another form."""
     return reference.rpartition(":")[0] if reference is not None and ".py:" in reference else None
 
 
 def module_of_file(reference: str, what: str, form: str = "my_file.py:function") -> tuple[ModuleType, str]:
-    """Run the file in FILE:NAME, and give the module that it makes and the name.
+    """Run the file in FILE:NAME; return its module and the name.
 
     Args:
-        reference: one that has a `file_of`.
-        what: it is of, such as a recipe: for messages.
-        form: how such a reference looks: for messages.
+        reference: FILE:NAME, see `file_of`.
+        what: kind of the named object, such as a recipe, for messages.
+        form: form of such a reference, for messages.
 
     Raises:
-        UserError: there is no such file, or it fails.
+        UserError: the file does not exist, or it fails.
     """
     file, _, name = reference.rpartition(":")
     if not os.path.isfile(file):
@@ -43,14 +43,14 @@ def module_of_file(reference: str, what: str, form: str = "my_file.py:function")
 
 
 def function_of(reference: str, what: str) -> Callable[..., Any]:
-    """The function or class that `my_file.py:function` names.
+    """Return the function or class that `my_file.py:function` names.
 
     Args:
-        reference: one that has a `file_of`.
-        what: it is of, such as a recipe: for messages.
+        reference: FILE:NAME, see `file_of`.
+        what: kind of the function, such as a recipe, for messages.
 
     Raises:
-        UserError: there is no such file or function, or the file fails.
+        UserError: the file or function does not exist, or the file fails.
     """
     module, name = module_of_file(reference, what)
     functions: dict[str, Callable[..., Any]] = dict(inspect.getmembers(module, callable))
@@ -61,7 +61,7 @@ def function_of(reference: str, what: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def failures_explained(what: str) -> Iterator[None]:
-    """Within, whatever the user's own code raises becomes a UserError that names `what`: it is the user's to mend."""
+    """Convert errors in the user's own code to a UserError that names `what`, because the user has to fix them."""
     try:
         yield
     except UserError:

@@ -170,6 +170,9 @@ class Optimizer:
     """The head (and squeeze-and-excite) learns that much faster, with the same decay a step."""
     whitening_bias_epochs: Annotated[float, Within(0, 1e6)] = 3.0
     """Epochs after which the whitening bias is frozen."""
+    first_group_frozen_epochs: Annotated[float, Within(0, 1e6)] = 0.0
+    """Group 1 and what is in front of it are frozen in the last so many epochs: the backward pass ends behind group 1,
+    weights and momentum stay. Running statistics and the average move on, and a lookahead writes them back."""
     master_weights: bool = False
     """Keep weights, gradients and momentum in float32 and cast the weights in each step, whatever `dtype` is."""
     muon: Muon = field(default_factory=Muon)
@@ -231,12 +234,16 @@ class Averaging:
     """Per step, so that the copy keeps decay ** every of itself at a move."""
     power: Annotated[float, Within(0, 100)] = 3.0
     """The decay grows with (step / steps) ** power; 0 keeps it constant."""
+    momentum: Annotated[float, Within(0, 0.9999)] = 0.0
+    """Nesterov momentum with which a `lookahead` moves its slow weights, see `optim.nesterov_mix_`."""
     epochs: Annotated[int | None, Within(1, 1_000_000)] = None
     """Averages only the last so many of the whole epochs; none starts from the initial weights."""
     tail: Annotated[float | None, Within(1e-6, 1e6)] = None
     """Averages only so many epochs at the end of the run, instead."""
     finish: bool = True
     """Ends with the slow copy written back."""
+    blend: Annotated[float, Within(0, 1)] = 1.0
+    """With `finish`, share of the slow copy in what the run ends with; the rest is the live weights and statistics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

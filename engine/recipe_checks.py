@@ -75,6 +75,11 @@ def _check_combinations(made: Recipe) -> None:
         raise UserError(f"schedule.kind={made.schedule.kind} needs a schedule.end above 0: it falls by factors")
     if made.evaluation.weights == "averaged" and made.averaging.kind == "none":
         raise UserError("evaluation.weights=averaged needs an averaging.kind other than none")
+    if made.averaging.momentum and made.averaging.kind != "lookahead":
+        raise UserError(
+            f"averaging.momentum={made.averaging.momentum:g} needs averaging.kind=lookahead: it is of the slow weights "
+            f"that are written back"
+        )
 
 
 def _check_pre_activation(net: Net) -> None:

@@ -1,4 +1,4 @@
-"""What the record of a run says: before the run begins, and then epoch by epoch, read from the device's logs."""
+"""Contents of a run's record: its initial state, and its epochs as read from the device's logs."""
 
 import math
 
@@ -17,15 +17,15 @@ from .step import TrainingState, training_window
 def new_record(
     setup: Setup, pack: Pack, net: SpeedyResNet, *, seed: int, backend: str, build_seconds: float
 ) -> RunRecord:
-    """The record of a run that has not begun.
+    """Return the record of a run that has not begun.
 
     Args:
-        setup: of the run.
+        setup: setup of the run.
         pack: the data set.
-        net: the net that is trained.
-        seed: of the run.
-        backend: what executes the steps.
-        build_seconds: of the clock `build`.
+        net: the net to train.
+        seed: seed of the run.
+        backend: backend that runs the steps.
+        build_seconds: clock `build`.
     """
     return RunRecord(
         status="interrupted",
@@ -52,7 +52,7 @@ def new_record(
 
 
 def model_facts(setup: Setup, net: SpeedyResNet) -> dict[str, int]:
-    """What a record says of the net; its FLOPs are those of a training image, two per multiply-add."""
+    """Return the record's facts about the net; FLOPs are those of one training image, two per multiply-add."""
     height, width = training_window(setup.recipe, *setup.data.image_size)
     parameters, trainable = parameter_counts(net)
     flops = forward_flops_per_image(
@@ -62,13 +62,13 @@ def model_facts(setup: Setup, net: SpeedyResNet) -> dict[str, int]:
 
 
 def epoch_row(state: TrainingState, epoch: int, last: int, seconds: float) -> HistoryRow | None:
-    """The row of an epoch without validation; None where no step of it was done. Waits for the device.
+    """Return the row of an epoch without validation; None if none of its steps was done. Synchronises.
 
     Args:
-        state: whose logs tell.
-        epoch: counted from 0.
+        state: state whose logs are read.
+        epoch: number of the epoch, from 0.
         last: number of steps done at its end.
-        seconds: of the train clock at its end.
+        seconds: train clock at its end.
     """
     first = epoch * state.plan.steps_per_epoch
     if last <= first:
@@ -78,12 +78,12 @@ def epoch_row(state: TrainingState, epoch: int, last: int, seconds: float) -> Hi
 
 
 def read_history(state: TrainingState, steps: int, marks: Marks) -> list[HistoryRow]:
-    """The rows of a run that nobody watched.
+    """Return the rows of an unwatched run (no display, validation or checkpoints), read after its end.
 
     Args:
-        state: of the run.
-        steps: how many were done.
-        marks: the start and the end of each epoch.
+        state: state of the run.
+        steps: number of steps done.
+        marks: start and end of each epoch.
     """
     losses, correct = (log[:steps].double().cpu() for log in (state.loss_log, state.correct_log))
     rows = []
@@ -95,7 +95,7 @@ def read_history(state: TrainingState, steps: int, marks: Marks) -> list[History
 
 
 def _row(state: TrainingState, epoch: int, last: int, losses: Tensor, correct: Tensor, seconds: float) -> HistoryRow:
-    """See `epoch_row`; losses and numbers of correct images are those of its steps, in double precision."""
+    """Make a row, see `epoch_row`; losses and numbers of correct images are those of its steps, in double precision."""
     return HistoryRow(
         epoch=epoch + 1,
         step=last,
@@ -107,7 +107,7 @@ def _row(state: TrainingState, epoch: int, last: int, losses: Tensor, correct: T
 
 
 def note_divergence(record: RunRecord, state: TrainingState) -> bool:
-    """Whether a mean loss of the history is not finite; then `record` says from which step on, counted from 1."""
+    """Return whether a mean loss of the history is not finite; if so, record the first such step, counted from 1."""
     if all(math.isfinite(row.loss) for row in record.history):
         return False
     bad = ~torch.isfinite(state.loss_log)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UserError
-from .recipe import Averaging, Muon, Recipe, Schedule
+from .recipe import Averaging, Muon, Optimizer, Recipe, Schedule
 
 MAX_STEPS = 1_000_000
 """Of a run, and of every curve in it: the tables of a longer one would fill the memory."""
@@ -165,7 +165,7 @@ def renormalisation_table(muon: Muon, curve_steps: int, steps: int) -> list[floa
 
 
 def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple[list[float], list[float]]:
-    """Per step: what the slow copy keeps of itself (1: it stays), and how much of it is written back (0 or 1).
+    """Per step: what the slow copy keeps of itself (1: it stays), and how much of it is written back, 0 to 1.
 
     With k = step + 1 the copy moves at every k divisible by `averaging.every`, from `first_step` on. Where the
     average covers only the end of a run, its first move is a plain copy of the live weights.
@@ -180,7 +180,7 @@ def averaging_tables(averaging: Averaging, first_step: int, steps: int) -> tuple
     if (averaging.epochs is not None or averaging.tail is not None) and moves:
         keep[moves[0] - 1], write_back[moves[0] - 1] = 0.0, 0.0
     if averaging.finish:
-        write_back[-1] = 1.0
+        write_back[-1] = averaging.blend
     return keep, write_back
 
 
@@ -192,6 +192,15 @@ def _first_averaging_step(recipe: Recipe, steps_per_epoch: int, steps: int) -> i
     if averaging.tail is not None:
         return max(steps - math.ceil(averaging.tail * steps_per_epoch), 0)
     return steps_per_epoch * max(math.floor(recipe.epochs) - averaging.epochs, 0) if averaging.epochs else 0
+
+
+def _trained_steps(optimizer: Optimizer, steps_per_epoch: int, steps: int) -> tuple[int, int | None]:
+    """`Plan.whitening_bias_steps` and `Plan.first_group_steps`."""
+    whitening_bias = math.ceil(optimizer.whitening_bias_epochs * steps_per_epoch)
+    if not optimizer.first_group_frozen_epochs:
+        return whitening_bias, None
+    first_group = max(steps - math.ceil(optimizer.first_group_frozen_epochs * steps_per_epoch), 0)
+    return min(whitening_bias, first_group), first_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +222,8 @@ class Plan:
     first_cutmix_epoch: int | None
     """First epoch (0-based) with cutmix; none: never."""
     whitening_bias_steps: int
+    first_group_steps: int | None
+    """Steps after which group 1 is frozen, and the whitening bias at the latest; none: never."""
 
     @property
     def first_averaging_epoch(self) -> int | None:
@@ -258,7 +269,7 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
     cutmix = augmentation.cutmix > 0 and augmentation.cutmix_epochs > 0
     curve_steps = steps if schedule.epochs is None else math.ceil(steps_per_epoch * schedule.epochs)
     learning_rate = learning_rate_table(schedule, curve_steps, steps)
-    whitening_bias_steps = math.ceil(recipe.optimizer.whitening_bias_epochs * steps_per_epoch)
+    whitening_bias_steps, first_group_steps = _trained_steps(recipe.optimizer, steps_per_epoch, steps)
     own_tables = {"whitening_bias": whitening_bias_table(learning_rate, schedule.whitening_bias, whitening_bias_steps)}
     if schedule.batch_norm_biases == "one_cycle":
         own_tables["batch_norm_biases"] = batch_norm_bias_table(schedule, curve_steps, steps)
@@ -273,4 +284,5 @@ def plan(recipe: Recipe, train_images: int) -> Plan:
         first_averaging_step=first_averaging_step,
         first_cutmix_epoch=max(math.ceil(recipe.epochs - augmentation.cutmix_epochs), 0) if cutmix else None,
         whitening_bias_steps=whitening_bias_steps,
+        first_group_steps=first_group_steps,
     )

@@ -1,4 +1,4 @@
-"""Settings, `part.key=value`, by which `--set` changes a recipe."""
+"""Settings, `part.key=value`, with which `--set` changes a recipe."""
 
 import dataclasses
 import typing
@@ -12,10 +12,10 @@ from .typed_values import parsed_text
 
 
 def with_settings(base: Recipe, settings: Iterable[str]) -> Recipe:
-    """`base` with each `key=value` or `part.key=value` of `settings` replaced.
+    """Return `base` with each `key=value` or `part.key=value` of `settings` replaced.
 
     Raises:
-        UserError: unknown key (names its neighbours), a value of the wrong type or out of range.
+        UserError: a key is unknown (names the nearest ones), or a value has the wrong type or is out of range.
     """
     base = checked_recipe(base)
     known = setting_names(Recipe)
@@ -38,7 +38,7 @@ def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
 
 
 def setting_names(kind: type, prefix: str = "") -> list[str]:
-    """All keys that `--set` takes, dotted."""
+    """Return all keys that `--set` accepts, dotted."""
     names = []
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):

@@ -1,7 +1,7 @@
-"""What a run is set up from: a recipe, a device and a data set, brought together once.
+"""Setup of a run: a recipe, a device and a data set, combined once.
 
-Whatever is wrong with what a user asked for is found here, before any work: `chosen_recipe` or `place_recipe` know the
-faults that need no data, `PlacedRecipe.with_data` those of a recipe that does not fit its images.
+All errors in a user's request are found here, before any work: `chosen_recipe` or `place_recipe` find those that need
+no data, `PlacedRecipe.with_data` those of a recipe that does not fit its images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,28 +22,28 @@ from .schedules import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedRecipe:
-    """A recipe on a device: what is known of a run before its data is."""
+    """Recipe on a device: the part of a run's setup that needs no data."""
 
     recipe: Recipe
     device: torch.device
     backend: str
-    """As it was asked for; see `backends`."""
+    """Backend as requested; see `backends`."""
     dtype: torch.dtype
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
     outside_kernels: Mapping[str, str] = field(default_factory=dict)
-    """Providers from outside of the package by operation, see `outside_kernels.load_kernels`."""
+    """Providers from outside the package by operation, see `outside_kernels.load_kernels`."""
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """What is tried, one after the other, until one does not fail."""
+        """Backends that are tried in order until one does not fail."""
         return default_backends(self.device) if self.backend == AUTO else (self.backend,)
 
     def with_data(self, data: DataFacts) -> "Setup":
-        """The setup of runs on `data`.
+        """Return the setup of runs on `data`.
 
         Raises:
-            UserError: the net, the augmentation or the batches do not fit the images, or a kernel from outside
-                differs from its reference.
+            UserError: net, augmentation or batches do not fit the images, or a kernel from outside differs from its
+                reference.
         """
         recipe, device, backend, dtype = self.recipe, self.device, self.backend, self.dtype
         fitting, images = fitting_plan(recipe, data), data.train_shape
@@ -62,36 +62,36 @@ class PlacedRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup(PlacedRecipe):
-    """All that decides how runs of a recipe are done on a data set and a device."""
+    """Everything that determines how runs of a recipe are done on a data set and a device."""
 
     data: DataFacts
     plan: Plan
-    """Steps and tables of the recipe on so many images."""
+    """Steps and tables of the recipe for this number of images."""
     kernels: dict[str, str]
-    """The provider of each operation."""
+    """Provider of each operation."""
 
     @property
     def requested(self) -> dict[str, str]:
-        """The backend and the kernels as they were asked for, such as `auto`."""
+        """Backend and kernels as requested, such as `auto`."""
         return {"backend": self.backend, "kernels": self.recipe.kernels}
 
 
 def default_recipe(device: torch.device) -> str:
-    """Name of the recipe that suits `device`."""
+    """Return the name of the default recipe for `device`."""
     return "airbench94" if device.type == "cuda" else "pocket"
 
 
 def chosen_recipe(name: str | None, settings: Iterable[str] | None, device: str, backend: str = AUTO) -> PlacedRecipe:
-    """What the options `--recipe`, `--set`, `--device` and `--backend` ask for.
+    """Return the recipe requested by the options `--recipe`, `--set`, `--device` and `--backend`.
 
     Args:
-        name: of a recipe, or `my_file.py:function`; none: the one that suits the device.
-        settings: `key=value`; none: no changes.
+        name: name of a recipe, or `my_file.py:function`; None uses the device's default.
+        settings: `key=value` texts; None for no changes.
         device: auto, cpu, cuda or cuda:0.
         backend: one of `backends.BACKENDS`, or auto.
 
     Raises:
-        UserError: any of them is wrong, or this machine cannot do it.
+        UserError: an option is invalid or not supported on this machine.
     """
     place = pick_device(device)
     return place_recipe(recipe_called(name or default_recipe(place), settings or ()), place, backend)
@@ -100,10 +100,10 @@ def chosen_recipe(name: str | None, settings: Iterable[str] | None, device: str,
 def place_recipe(
     recipe: Recipe, device: torch.device, backend: str = AUTO, outside_kernels: Mapping[str, str] | None = None
 ) -> PlacedRecipe:
-    """`recipe` on `device`, which `pick_device` gave, with `outside_kernels` as `load_kernels` gave them.
+    """Return `recipe` on `device`, with results of `pick_device` and `load_kernels` as arguments.
 
     Raises:
-        UserError: a backend or kernels that this machine cannot run.
+        UserError: the backend or the kernels are not supported on this machine.
     """
     check_backend(backend, device)
     dtype = pick_dtype(recipe, device)
@@ -114,5 +114,5 @@ def place_recipe(
 
 
 def set_up(recipe: Recipe, data: DataFacts, device: torch.device, backend: str = AUTO) -> Setup:
-    """`place_recipe` and its `with_data` in one."""
+    """Call `place_recipe` and its `with_data`."""
     return place_recipe(recipe, device, backend).with_data(data)

@@ -1,7 +1,7 @@
-"""Requests to stop: Ctrl-C (SIGINT) and SIGTERM, by which schedulers ask a process to end, are one and the same.
+"""Stop requests: Ctrl-C (SIGINT) and SIGTERM, which schedulers send to end a process, are handled alike.
 
-Both end what runs with a KeyboardInterrupt, so that temporary files and child processes go with it; the training loop
-finishes its step first. Only the exit code tells them apart: 130 after Ctrl-C, 143 after SIGTERM.
+Both raise KeyboardInterrupt, so that temporary files and child processes are cleaned up; the training loop finishes its
+step first. Only the exit code differs: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _last_signal: int = signal.SIGINT
 
 
 def stop_code() -> int:
-    """Exit code of a process that ends because it was asked to stop: 128 and the number of the last signal."""
+    """Return the exit code of a stopped process: 128 plus the number of the last signal."""
     return 128 + _last_signal
 
 
@@ -28,8 +28,8 @@ def stop_at_once(signum: int, frame: FrameType | None) -> None:
 
 
 def handle_stopping() -> None:
-    """From now on both signals raise KeyboardInterrupt, also in a background job of a shell, which ignores Ctrl-C."""
-    _remember(signal.SIGINT)  # a KeyboardInterrupt that no signal raised is Ctrl-C
+    """Make both signals raise KeyboardInterrupt, even in a background job of a shell, which ignores Ctrl-C."""
+    _remember(signal.SIGINT)  # a KeyboardInterrupt without a signal counts as Ctrl-C
     for each in STOPPING:
         signal.signal(each, stop_at_once)
 
@@ -41,7 +41,7 @@ def _remember(signum: int) -> None:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *signals: int) -> Iterator[None]:
-    """Within, let `handler` handle `signals`; outside the main thread, where Python delivers none, nothing changes."""
+    """Let `handler` handle `signals` inside; outside the main thread, where Python delivers none, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +55,7 @@ def handled(handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *
 
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a step is never cut in half; a second one stops at once.
+    """Provide an event that Ctrl-C or SIGTERM sets, so that no step is cut short; a second one stops at once.
 
     Outside the main thread, where Python delivers no signals, the event is never set.
     """

@@ -5,8 +5,12 @@
 Which images, which random draws, which learning rate: all of it is read at the device's own step counter. A step
 takes nothing from the host and tells it nothing; losses go to a log on the device that is read when an epoch ends.
 So the same step runs eagerly, compiles as one graph, and runs on the `meta` device.
+
+With a second stream (`TrainingState.second_stream`) the optimizer updates what is behind group 1 of the net while the
+backward pass goes on through group 1.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.augment import Batch, Transforms, normalisation
 from ..kernels.contract import REFERENCE, kernel_called, registered
 from .nets import BatchNorm, KernelPlace, Linear, SpeedyResNet, net_operations
-from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
+from .optim import ParameterGroup, mix_, muon_, nesterov_mix_, nesterov_sgd_
 from .parts import part
 from .recipe import Recipe
 from .schedules import Plan
+from .streams import SecondStream
 
 REFERENCE_KERNELS = dict.fromkeys(registered(), REFERENCE)
 """Every operation that has a kernel, by the plain PyTorch that is its reference."""
@@ -88,12 +93,34 @@ class TrainingState:
 
         Weights of squeeze-and-excite are with the head, its biases and the head's with those of batch norm.
         """
+        front = {id(p) for module in (net.stem, net.groups[0]) for p in module.parameters()}
+        self.front_groups = _only(self.groups, lambda parameter: id(parameter) in front)
+        """What of `groups` is in group 1 of the net, or in front of it."""
+        self.back_groups = _only(self.groups, lambda parameter: id(parameter) not in front)
+        """The rest of `groups`."""
+        self.second_stream: SecondStream | None = None
+        """Where a step updates `back_groups` while its backward pass goes on; none: after it, with all the others."""
         self.averages = recipe.averaging.kind != "none"
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
         live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
-        # One list a dtype: a foreach operation takes its fast path only then.
-        self.live = [[v for v in live if v.dtype == kind] for kind in dict.fromkeys(v.dtype for v in live)]
+        # One list a dtype: a foreach operation takes its fast path only then. Statistics have no momentum, which could
+        # carry a running variance below zero.
+        momentum = recipe.averaging.momentum > 0
+        kinds = [(v.dtype, momentum and isinstance(v, nn.Parameter)) for v in live]
+        self.live = [
+            [v for v, other in zip(live, kinds, strict=True) if other == kind] for kind in dict.fromkeys(kinds)
+        ]
         self.average = [[torch.empty_like(v, requires_grad=False) for v in part] for part in self.live]
+        self.velocity = [
+            [torch.zeros_like(v, requires_grad=False) for v in part] if moved else []
+            for part, (_, moved) in zip(self.live, dict.fromkeys(kinds), strict=True)
+        ]
+        """Of the averages, list by list; empty where they move without momentum."""
+
+    @property
+    def whitens_batches(self) -> bool:
+        """A kernel picks, augments and whitens the images of a step at once."""
+        return self.kernels["stem"] != REFERENCE
 
     @property
     def window(self) -> tuple[int, int]:
@@ -156,6 +183,11 @@ class TrainingState:
         whitening_bias = net.stem.whitening.bias
         return groups if whitening_bias is None else groups | {"whitening_bias": sgd([whitening_bias])}
 
+    def trained_groups(self, *, whitening_bias: bool, first_group: bool = True) -> dict[str, ParameterGroup]:
+        """What a step trains; see `training_step`."""
+        groups = self.groups if first_group else self.back_groups
+        return groups if whitening_bias else without_whitening_bias(groups)
+
     @torch.no_grad()
     def restart(self, seed: int) -> None:
         """Start a run with `seed` from the weights the net now has: counter, momentum, average and logs anew."""
@@ -165,8 +197,10 @@ class TrainingState:
         self.correct_log.zero_()
         for group in self.groups.values():
             torch._foreach_zero_(group.momentum_buffers)
-        for average, live in zip(self.average, self.live, strict=True):
+        for average, live, velocity in zip(self.average, self.live, self.velocity, strict=True):
             torch._foreach_copy_(average, live)
+            if velocity:
+                torch._foreach_zero_(velocity)
 
     def now(self, table: Tensor) -> Tensor:
         """The entry of a table [steps] at the step counter, 0-d."""
@@ -179,9 +213,14 @@ class TrainingState:
             for name, group in self.groups.items()
             for index, buffer in enumerate(group.momentum_buffers)
         }
-        average = {f"average.{i}.{j}": each for i, part in enumerate(self.average) for j, each in enumerate(part)}
+        slow = {
+            f"{name}.{i}.{j}": each
+            for name, parts in (("average", self.average), ("velocity", self.velocity))
+            for i, part in enumerate(parts)
+            for j, each in enumerate(part)
+        }
         own = {"counter": self.counter, "loss_log": self.loss_log, "correct_log": self.correct_log}
-        return {**self.net.state_dict(), **momentum, **average, **own}
+        return {**self.net.state_dict(), **momentum, **slow, **own}
 
     def all_tensors(self) -> dict[str, Tensor]:
         """Everything that a step reads or changes, by name."""
@@ -200,6 +239,22 @@ class TrainingState:
             for live, average in zip(*part, strict=True)
         }
         return {name: slow.get(id(value), value) for name, value in self.net.state_dict(keep_vars=True).items()}
+
+
+def _only(groups: Mapping[str, ParameterGroup], wanted: Callable[[Tensor], bool]) -> dict[str, ParameterGroup]:
+    """The wanted parameters of each group that has any."""
+    found = {name: group.only(wanted) for name, group in groups.items()}
+    return {name: group for name, group in found.items() if group.parameters}
+
+
+def without_whitening_bias(groups: Mapping[str, ParameterGroup]) -> dict[str, ParameterGroup]:
+    """All groups but that of the whitening bias, which is the last one where there is one."""
+    return {name: group for name, group in groups.items() if name != "whitening_bias"}
+
+
+def parameters_of(groups: Mapping[str, ParameterGroup]) -> list[Tensor]:
+    """The parameters of all groups, one group after the other."""
+    return [parameter for group in groups.values() for parameter in group.parameters]
 
 
 def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -268,6 +323,14 @@ def whitened_batch(state: TrainingState, *, cutmix: bool, size: int = 0) -> Batc
     return batch
 
 
+def step_batch(state: TrainingState, *, whitening_bias: bool, cutmix: bool, size: int) -> Batch:
+    """The batch of this step, behind the whitening where a kernel does both; see `training_step`."""
+    with part("augment+stem" if state.whitens_batches else "augment"):
+        batch = (whitened_batch if state.whitens_batches else training_batch)(state, cutmix=cutmix, size=size)
+    # A kernel's backward pass could not see that nobody asks for this gradient.
+    return batch if whitening_bias else batch._replace(images=batch.images.detach())
+
+
 Forward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """Images [B, C, H, W], labels and pasted labels [B] -> losses [B] and logits [B, classes]."""
 
@@ -290,11 +353,23 @@ HeadLosses = Callable[[TrainingState, Tensor, Tensor, Tensor | None], tuple[Tens
 """See `head_losses`."""
 
 
+def first_map_of(state: TrainingState, images: Tensor, *, first_group: bool) -> Tensor:
+    """The map behind group 1, [B, C, H, W], where the backward pass ends unless group 1 is trained.
+
+    Args:
+        state: of the run.
+        images: of `step_batch`, [B, C, H, W].
+        first_group: group 1 is trained.
+    """
+    first_map = state.net.first_map(images, state.whitens_batches)
+    return first_map if first_group else first_map.detach()
+
+
 def losses_and_logits(
-    state: TrainingState, batch: Batch, *, whitened: bool, head: HeadLosses = head_losses
+    state: TrainingState, first_map: Tensor, batch: Batch, head: HeadLosses = head_losses
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each image, [B], and logits, [B, classes]; `whitened` images have passed the whitening."""
-    features = state.net(batch.images, whitened, headless=True)
+    """Loss of each image, [B], and logits, [B, classes], from what `first_map_of` makes of the images of a batch."""
+    features = state.net.features_behind(first_map)
     with part("head+loss"):
         return head(state, features, batch.labels, batch.pasted_labels)
 
@@ -311,11 +386,18 @@ def batch_losses(
     return (1 - pasted_share) * losses + pasted_share * others
 
 
-def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[str]) -> None:
-    """The optimizer's update of this step; the gradients are those of the groups `trained`, one after the other."""
+def log_(state: TrainingState, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Note the mean of the losses and the number of right answers at the counter."""
+    with part("head+loss"):
+        correct = (logits.argmax(1) == labels).sum()
+        state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+        state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+
+
+def optimize_(state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor]) -> None:
+    """The optimizer's update of `groups` in this step, by gradients in the order of `parameters_of`."""
     settings, left = state.recipe.optimizer, iter(gradients)
-    for name in trained:
-        group = state.groups[name]
+    for name, group in groups.items():
         own = list(itertools.islice(left, len(group.parameters)))
         rate = state.now(state.own_learning_rates.get(name, state.learning_rate)) * group.learning_rate
         if name == "convolutions" and settings.kind == "muon":
@@ -327,8 +409,12 @@ def optimize_(state: TrainingState, gradients: list[Tensor], trained: Sequence[s
 def average_(state: TrainingState) -> None:
     """Averaging and lookahead of this step."""
     keep, write_back = state.now(state.averaging_keep), state.now(state.averaging_write_back)
-    for average, live in zip(state.average, state.live, strict=True):
-        mix_(average, live, keep)
+    for average, live, velocity in zip(state.average, state.live, state.velocity, strict=True):
+        if velocity:
+            moves = ((keep < 1) & (write_back > 0)).to(keep.dtype)  # the copy that begins a late average is none
+            nesterov_mix_(average, live, velocity, keep, moves, state.recipe.averaging.momentum)
+        else:
+            mix_(average, live, keep)
         mix_(live, average, 1 - write_back)
 
 
@@ -339,18 +425,60 @@ class Regions(NamedTuple):
     """
 
     head_losses: HeadLosses = head_losses
-    optimize_: Callable[[TrainingState, list[Tensor], Sequence[str]], None] = optimize_
+    optimize_: Callable[[TrainingState, Mapping[str, ParameterGroup], list[Tensor]], None] = optimize_
     average_: Callable[[TrainingState], None] = average_
 
 
 def _optimize_in_regions_(
-    state: TrainingState, gradients: list[Tensor], trained: Sequence[str], regions: Regions
+    state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor], regions: Regions
 ) -> None:
-    """`optimize_` by `regions` for the groups that every step trains, so that it compiles once; the rest as it is."""
-    always = [name for name in trained if name != "whitening_bias"]
-    count = sum(len(state.groups[name].parameters) for name in always)
-    regions.optimize_(state, gradients[:count], always)
-    optimize_(state, gradients[count:], trained[len(always) :])
+    """`optimize_` by `regions`, and as it is for the whitening bias, so that it compiles once."""
+    always = without_whitening_bias(groups)
+    count = len(parameters_of(always))
+    regions.optimize_(state, always, gradients[:count])
+    optimize_(state, {name: group for name, group in groups.items() if name not in always}, gradients[count:])
+
+
+def _train_(
+    state: TrainingState,
+    loss: Tensor,
+    groups: Mapping[str, ParameterGroup],
+    regions: Regions,
+    log: Callable[[], None],
+) -> None:
+    """Take the gradients of `groups` and update them; `log` is called in between."""
+    gradients = torch.autograd.grad(loss, parameters_of(groups))
+    with torch.no_grad():
+        log()
+        with part("optimizer"):
+            _optimize_in_regions_(state, groups, list(gradients), regions)
+
+
+def _train_on_two_streams_(
+    state: TrainingState,
+    loss: Tensor,
+    first_map: Tensor,
+    groups: Mapping[str, ParameterGroup],
+    regions: Regions,
+    log: Callable[[], None],
+) -> None:
+    """`_train_`, but what is behind group 1 is updated while the backward pass goes on through group 1.
+
+    That pass reads no weight from behind group 1: all it needs from there is the gradient of the map between the two.
+    """
+    second = state.second_stream
+    assert second is not None
+    *early, map_gradient = torch.autograd.grad(loss, [*parameters_of(state.back_groups), first_map])
+    with torch.no_grad(), second.begin(), part("optimizer"):
+        _optimize_in_regions_(state, state.back_groups, early, regions)
+    front = {name: group for name, group in state.front_groups.items() if name in groups}
+    late = torch.autograd.grad(first_map, parameters_of(front), map_gradient)
+    with torch.no_grad():
+        log()
+        with part("optimizer"):
+            _optimize_in_regions_(state, front, list(late), regions)
+        second.end()
+    del early  # only now: the second stream has read these gradients until here
 
 
 def training_step(
@@ -360,6 +488,7 @@ def training_step(
     cutmix: bool,
     size: int = 0,
     averaging: bool = True,
+    first_group: bool = True,
     forward: Forward | None = None,
     regions: Regions = Regions(),  # noqa: B008 - immutable
 ) -> None:
@@ -372,30 +501,26 @@ def training_step(
         cutmix: paste squares from other images.
         size: side that images are scaled down to; 0: not at all.
         averaging: move the average, where the recipe has one; before its first move that would change nothing.
+        first_group: still train group 1; once frozen, the backward pass ends behind it.
         forward: computes losses and logits in another way.
         regions: functions that do parts of the step in another way.
     """
-    whitened = state.kernels["stem"] != REFERENCE
-    with part("augment+stem" if whitened else "augment"):
-        batch = (whitened_batch if whitened else training_batch)(state, cutmix=cutmix, size=size)
-    if not whitening_bias:  # a kernel's backward pass could not see that nobody asks for this gradient
-        batch = batch._replace(images=batch.images.detach())
+    batch = step_batch(state, whitening_bias=whitening_bias, cutmix=cutmix, size=size)
+    first_map = None
     if forward:
         losses, logits = forward(*batch)
     else:
-        losses, logits = losses_and_logits(state, batch, whitened=whitened, head=regions.head_losses)
+        first_map = first_map_of(state, batch.images, first_group=first_group)
+        losses, logits = losses_and_logits(state, first_map, batch, regions.head_losses)
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale
-
-    trained = [name for name in state.groups if whitening_bias or name != "whitening_bias"]
-    gradients = torch.autograd.grad(loss, [p for name in trained for p in state.groups[name].parameters])
+    groups = state.trained_groups(whitening_bias=whitening_bias, first_group=first_group)
+    log = functools.partial(log_, state, losses, logits, batch.labels)
+    if state.second_stream and first_map is not None and first_group:
+        _train_on_two_streams_(state, loss, first_map, groups, regions, log)
+    else:
+        _train_(state, loss, groups, regions, log)
     with torch.no_grad():
-        with part("head+loss"):
-            correct = (logits.argmax(1) == batch.labels).sum()
-            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
-            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
-        with part("optimizer"):
-            _optimize_in_regions_(state, list(gradients), trained, regions)
         if averaging and state.averages:
             with part("averaging"):
                 regions.average_(state)

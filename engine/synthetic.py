@@ -1,11 +1,11 @@
-"""The synthetic data set: ten classes of shapes, drawn from a seed, for where no real images can be had.
+"""Synthetic data set: ten classes of shapes, drawn from a seed, for machines without access to real images.
 
-Each image shows one shape of a random colour, place, size and tilt on a background with a smooth gradient, a
-few blobs and noise. The shape may be lighter or darker than its background, so that single pixels say little
-about the class. Every class is its own mirror image in distribution, because training flips images.
+Each image shows one shape of random colour, place, size and tilt on a background with a smooth gradient, a few blobs
+and noise. The shape may be lighter or darker than its background, so single pixels reveal little about the class. The
+distribution of every class is its own mirror image, because training flips images.
 
-Only exactly rounded operations are used (no sine, exponential or matrix product), so one seed gives the same
-bytes on every machine.
+Only exactly rounded operations are used (no sine, exponential or matrix product), so a seed gives the same bytes on
+every machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Shape = Callable[[Floats, Floats], Floats]
 
 SYNTHETIC = "synthetic"
-"""What the data set is called."""
+"""Name of the data set."""
 PIXELS_PER_CHUNK = 1 << 18
 BLOBS = 2
 
@@ -93,7 +93,7 @@ SHAPES: dict[str, Shape] = {
 
 
 class _Draws:
-    """The random numbers of `count` images: named columns of uniform draws [count, width] in [low, high)."""
+    """Random numbers of `count` images: named columns of uniform draws [count, width] in [low, high)."""
 
     def __init__(self, generator: np.random.Generator, count: int) -> None:
         self.generator = generator
@@ -109,7 +109,7 @@ class _Draws:
 
 
 def _draw_parameters(generator: np.random.Generator, count: int) -> _Draws:
-    """Places and radii in units of the image side, colours in [0, 1]."""
+    """Draw places and radii in units of the image side, and colours in [0, 1]."""
     draws = _Draws(generator, count)
     draws.add("centre", 2, -0.16, 0.16)
     draws.add("radius", 1, 0.18, 0.36)
@@ -127,20 +127,20 @@ def _draw_parameters(generator: np.random.Generator, count: int) -> _Draws:
 
 
 def _coverage(distance: Floats, size: int) -> Floats:
-    """Share of each pixel that lies inside an outline, from its distance in units of the image side."""
+    """Return the share of each pixel inside an outline, from its distance in units of the image side."""
     coverage: Floats = np.clip(0.5 - distance * size, 0.0, 1.0)
     return coverage
 
 
 def _per_image(values: Floats) -> Floats:
-    """[n, k] -> [n, 1, 1, k], to go with images [n, H, W, k]."""
+    """Reshape [n, k] to [n, 1, 1, k], to broadcast with images [n, H, W, k]."""
     return values[:, None, None, :]
 
 
 def _shape_coverage(shape: Shape, x: Floats, y: Floats, rows: dict[str, Floats], size: int) -> Floats:
-    """Coverage [n, H, W] of the class's shape, moved, tilted and scaled as the rows say."""
+    """Return the coverage [n, H, W] of the class's shape, moved, tilted and scaled according to the rows."""
     centre, radius, half = rows["centre"], rows["radius"][..., None], rows["half_tilt"][..., None]
-    # Cosine and sine from the tangent of half the angle: division rounds alike everywhere, sine does not.
+    # Cosine and sine from the tangent of half the angle: division rounds the same everywhere, sine does not.
     cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
     dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
     u, v = (dx * cosine + dy * sine) / radius, (dy * cosine - dx * sine) / radius
@@ -148,7 +148,7 @@ def _shape_coverage(shape: Shape, x: Floats, y: Floats, rows: dict[str, Floats],
 
 
 def _backgrounds(x: Floats, y: Floats, rows: dict[str, Floats], size: int) -> Floats:
-    """Colour gradients with blobs, [n, H, W, 3]."""
+    """Return colour gradients with blobs, [n, H, W, 3]."""
     gradient = rows["gradient"]
     images = _per_image(rows["background"]) + x[..., None] * _per_image(gradient[:, :3])
     images = images + y[..., None] * _per_image(gradient[:, 3:])
@@ -162,7 +162,7 @@ def _backgrounds(x: Floats, y: Floats, rows: dict[str, Floats], size: int) -> Fl
 
 
 def _draw_images(shape: Shape, rows: dict[str, Floats], size: int, noise: Floats) -> npt.NDArray[np.uint8]:
-    """Images [n, size, size, 3] of one shape; `noise` [n, size, size, 3] is uniform in [0, 1)."""
+    """Return images [n, size, size, 3] of one shape; `noise` [n, size, size, 3] is uniform in [0, 1)."""
     axis: Floats = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     x, y = axis[None, None, :], axis[None, :, None]
     coverage = _shape_coverage(shape, x, y, rows, size)[..., None]
@@ -174,7 +174,7 @@ def _draw_images(shape: Shape, rows: dict[str, Floats], size: int, noise: Floats
 
 
 def _chunks(count: int, chunk_size: int) -> Iterator[tuple[Shape, npt.NDArray[np.int64]]]:
-    """Class by class, the indices of its images in pieces; image i has class i modulo 10."""
+    """Yield chunks of image indices class by class; image i has class i modulo 10."""
     for label, shape in enumerate(SHAPES.values()):
         indices = np.arange(label, count, len(SHAPES))
         for start in range(0, len(indices), chunk_size):
@@ -184,7 +184,7 @@ def _chunks(count: int, chunk_size: int) -> Iterator[tuple[Shape, npt.NDArray[np
 def _draw_split(
     count: int, size: int, seed: tuple[int, int], report: Callable[[int], None]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Images [count, size, size, 3] and labels [count]; `report` is told how many were just drawn."""
+    """Return images [count, size, size, 3] and labels [count]; `report` receives the number of images just drawn."""
     draws = _draw_parameters(np.random.default_rng((*seed, 0)), count)
     noise = np.random.default_rng((*seed, 1))
     images = np.empty((count, size, size, 3), dtype=np.uint8)
@@ -202,7 +202,7 @@ def make_synthetic(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pack:
-    """Draw the synthetic data set: colour images of `size` x `size`, the classes in equal shares.
+    """Draw the synthetic data set: colour images of `size` x `size`, with equal shares of all classes.
 
     The same arguments give the same bytes. `seed` is not negative.
     """

@@ -1,8 +1,8 @@
-"""Safetensors files: writing the same bytes for the same content, and reading those that anybody may have made.
+"""Safetensors files: reproducible writing, and safe reading of untrusted files.
 
-Names, dtypes and shapes are judged before a tensor is made. safetensors itself refuses a header that does not fit into
-the file, is no JSON, or whose tensors overlap, leave gaps, end elsewhere than the file or have other sizes than their
-shapes say. So what is read is never larger than the file.
+Names, dtypes and shapes are checked before any tensor is created. safetensors itself rejects headers that exceed the
+file, are not JSON, or whose tensors overlap, leave gaps, do not end with the file or differ in size from their shapes.
+Thus nothing larger than the file is read.
 """
 
 import json
@@ -25,28 +25,28 @@ DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
-"""What safetensors calls the dtypes that our files hold."""
+"""Names in safetensors of the supported dtypes."""
 
 Judged = TypeVar("Judged")
 
 
 class Header(NamedTuple):
-    """What a safetensors file says it holds."""
+    """Header of a safetensors file."""
 
     metadata: dict[str, str]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
-    """Name of the dtype and shape by name of the tensor."""
+    """Dtype name and shape by tensor name."""
 
 
 def read_tensors(path: Path, judge: Callable[[Header], Judged]) -> tuple[Judged, dict[str, Tensor]]:
-    """What `judge` makes of the header of `path`, and then the tensors by name, on the CPU.
+    """Return the result of `judge` on the header of `path`, and the tensors by name, on the CPU.
 
-    A `judge` that raises keeps the tensors from being read. The tensors may be views of the file.
+    If `judge` raises, no tensors are read. The tensors may be views of the file.
 
     Raises:
-        OSError, safetensors.SafetensorError: a file that cannot be read, or is no whole safetensors file.
+        OSError, safetensors.SafetensorError: the file cannot be read or is not a complete safetensors file.
     """
-    # By its descriptor, because safetensors opens the name twice, and another process may put a new file there between.
+    # By descriptor, because safetensors opens the name twice, and another process may replace the file in between.
     with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
@@ -55,20 +55,20 @@ def read_tensors(path: Path, judge: Callable[[Header], Judged]) -> tuple[Judged,
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all; the same content gives the same bytes.
+    """Write a safetensors file atomically; the same content gives the same bytes.
 
-    safetensors' own writer puts metadata in another order each time.
+    safetensors' own writer orders metadata differently each time.
 
     Args:
-        path: of the file.
-        tensors: by name, of any device and the dtypes in DTYPE_NAMES; those of wider dtypes come first in the file, so
-            that each begins at a multiple of its own width, else they stand in the order given.
-        metadata: in the order given.
+        path: the file.
+        tensors: by name, on any device, with the dtypes in DTYPE_NAMES; stored with wider dtypes first, so that each
+            begins at a multiple of its own width, and otherwise in the order given.
+        metadata: stored in the order given.
 
     Raises:
         UserError: the operating system refuses.
     """
-    # On another device or not contiguous a tensor is copied when its turn comes, not all of them at once.
+    # Tensors on another device or not contiguous are copied one at a time as they are written.
     ordered = sorted(tensors.items(), key=lambda each: -each[1].element_size())
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -89,7 +89,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _little_endian_bytes(tensor: Tensor) -> memoryview:
-    """The values of a tensor one after the other, as safetensors wants them."""
+    """Return the values of a tensor in sequence, as safetensors requires."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     if sys.byteorder == "big":
         values = values.reshape(-1, tensor.element_size())[:, ::-1].copy()

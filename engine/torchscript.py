@@ -3,6 +3,7 @@
 As a backend it trains net and loss traced, as plain PyTorch operations; `export.py` writes traced nets.
 """
 
+import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .step import TrainingState, batch_losses, pasted_share
+from .step import TrainingState, batch_losses, first_map_of, pasted_share
 
 
 def torchscript_obstacle() -> str | None:
@@ -48,15 +49,16 @@ def saved(traced: Any, documents: dict[str, str]) -> bytes:
 class _NetAndLoss(nn.Module):
     """[B, C, H, W], int64 [B], int64 [B] -> losses [B] and logits [B, classes]."""
 
-    def __init__(self, state: TrainingState, cutmix: bool) -> None:
+    def __init__(self, state: TrainingState, *, cutmix: bool, first_group: bool) -> None:
         super().__init__()
-        self.net = state.net
+        self.net, self._first_map = state.net, functools.partial(first_map_of, state, first_group=first_group)
         self._recipe, self._precision = state.recipe, state.scale.dtype
         self._share = pasted_share(state) if cutmix else 0.0
 
     def forward(self, images: Tensor, labels: Tensor, pasted_labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each image, and the logits."""
-        logits = self.net(images)
+        first_map = self._first_map(images)
+        logits = self.net.logits_of(self.net.features_behind(first_map))
         others = pasted_labels if self._share else None
         return batch_losses(self._recipe, logits.to(self._precision), labels, others, self._share), logits
 
@@ -67,8 +69,8 @@ class TracedForward:
     TorchScript knows nothing of our kernels: `state` has to use the reference for what is in the net.
     """
 
-    def __init__(self, state: TrainingState, *, cutmix: bool) -> None:
-        self._state, self._cutmix = state, cutmix
+    def __init__(self, state: TrainingState, *, cutmix: bool, first_group: bool = True) -> None:
+        self._state, self._kind = state, {"cutmix": cutmix, "first_group": first_group}
         self._traced: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, pasted_labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -81,7 +83,7 @@ class TracedForward:
     def _trace(self, inputs: tuple[Tensor, ...]) -> Any:
         """Tracing runs the net once, which would move its statistics: they are put back."""
         statistics = {name: value.clone() for name, value in self._state.net.named_buffers()}
-        traced = trace(_NetAndLoss(self._state, self._cutmix), inputs)
+        traced = trace(_NetAndLoss(self._state, **self._kind), inputs)
         with torch.no_grad():
             for name, value in self._state.net.named_buffers():
                 value.copy_(statistics[name])

@@ -36,6 +36,7 @@ from .run_records import epoch_row, new_record, note_divergence, read_history
 from .setup import Setup
 from .signals import interrupt_flag
 from .step import TrainingState
+from .streams import SecondStream
 from .watching import Display, Silent
 
 
@@ -45,17 +46,20 @@ class Trainer:
     Args:
         setup: what to do, where and how.
         pack: the data set that it was made for.
+        overlap: give the steps a second stream, see `step.TrainingState`.
 
     Raises:
         BackendError: the backend that was asked for fails, or all that `auto` tries.
     """
 
-    def __init__(self, setup: Setup, pack: Pack) -> None:
+    def __init__(self, setup: Setup, pack: Pack, *, overlap: bool = False) -> None:
         started = time.perf_counter()
         self.setup, self.pack = setup, pack
         self.recipe, self.plan, self.device = setup.recipe, setup.plan, setup.device
         self.dtype, self.kernels, self.requested = setup.dtype, setup.kernels, setup.requested
         self.state = self._new_state()
+        if overlap:
+            self.state.second_stream = SecondStream(self.device)
         self._test = LabelledImages(
             images=torch.randint(0, 256, pack.test_images.shape, dtype=torch.uint8, device=self.device),
             labels=torch.zeros(len(pack.test_labels), dtype=torch.int64, device=self.device),

@@ -1,4 +1,4 @@
-"""Values of the types that fields of dataclasses have: out of parsed JSON, Python or the text of a setting."""
+"""Conversion to the types of dataclass fields: from parsed JSON, Python or the text of a setting."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from .errors import UserError
 
 
 def typed_value(value: Any, hint: Any, key: str) -> Any:
-    """`value`, from Python or from parsed JSON, as the type `hint`; `key` is its dotted name, empty for a recipe."""
+    """Convert `value`, from Python or parsed JSON, to the type `hint`; `key` is its dotted name, empty for a recipe."""
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return None if value is None else typed_value(value, _without_none(kinds), key)
@@ -21,7 +21,7 @@ def typed_value(value: Any, hint: Any, key: str) -> Any:
         return _typed_parts(value, hint, key)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(typed_value(item, kinds[0], key) for item in value)
-    # Compared, because a whole number can be too large to become a float; NaN passes no comparison.
+    # Compared, because an integer can be too large for a float; NaN fails every comparison.
     if hint is float and isinstance(value, float | int) and type(value) is not bool and abs(value) < 1e300:
         return float(value)
     fits = isinstance(value, str) and value in kinds if typing.get_origin(hint) is Literal else type(value) is hint
@@ -43,7 +43,7 @@ def _typed_parts(value: Any, hint: Any, key: str) -> Any:
 
 
 def parsed_text(text: str, hint: Any, key: str) -> Any:
-    """The value that `text` stands for under the type `hint`."""
+    """Parse `text` as the type `hint`."""
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return None if text.lower() == "none" else parsed_text(text, _without_none(kinds), key)
@@ -54,7 +54,7 @@ def parsed_text(text: str, hint: Any, key: str) -> Any:
         return text
     if hint is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    # Python would also take 1_000 and the digits of other scripts.
+    # Python would also accept 1_000 and the digits of other scripts.
     if hint in (int, float) and re.fullmatch(r"[-+.0-9a-zA-Z]+", text):
         with contextlib.suppress(ValueError):
             return hint(text)
@@ -66,7 +66,7 @@ def _without_none(kinds: Iterable[Any]) -> Any:
 
 
 def _in_words(hint: Any) -> str:
-    """What a value of the type `hint` is called."""
+    """Describe a value of the type `hint`."""
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(typing.get_args(hint))}"
     if typing.get_origin(hint) is tuple:

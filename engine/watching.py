@@ -1,4 +1,4 @@
-"""Whoever watches a run: what the training loop tells, and to whom. `display.py` has those that show it to a person."""
+"""Interface between the training loop and displays; `display.py` implements it for people."""
 
 from typing import Protocol
 
@@ -6,32 +6,32 @@ from .record import HistoryRow
 
 
 class Display(Protocol):
-    """Who wants to know how a run goes. Called from the training loop: `step` has to be quick."""
+    """Receiver of a run's progress. Called from the training loop, so `step` must be fast."""
 
     def start(self, steps: int) -> None:
-        """Training begins."""
+        """Handle the start of training."""
 
     def step(self, step: int) -> None:
-        """So many steps are issued."""
+        """Handle progress; `step` steps have been issued."""
 
     def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
+        """Handle the end of an epoch."""
 
     def note(self, text: str) -> None:
-        """Something else is going on."""
+        """Handle any other message."""
 
 
 class Silent:
-    """A display that shows nothing."""
+    """Display that shows nothing."""
 
     def start(self, steps: int) -> None:
-        """Training begins."""
+        """Ignore the start of training."""
 
     def step(self, step: int) -> None:
-        """So many steps are issued."""
+        """Ignore progress."""
 
     def epoch(self, row: HistoryRow) -> None:
-        """An epoch ended."""
+        """Ignore the end of an epoch."""
 
     def note(self, text: str) -> None:
-        """Something else is going on."""
+        """Ignore the message."""

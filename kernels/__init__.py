@@ -1,1 +1,1 @@
-"""Operations of fast image-classifier training, usable on their own in any network."""
+"""Operations for fast training of image classifiers, usable on their own in any network."""

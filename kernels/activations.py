@@ -1,4 +1,4 @@
-"""Element-wise activations by name: in PyTorch on tensors of any shape and floating dtype, and as device functions."""
+"""Element-wise activations by name: as PyTorch functions for any shape and floating dtype, and as device functions."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .language import tl, triton
 
 CELU_ALPHA = 0.3
-"""Of cifar10-fast's bag of tricks."""
+"""Alpha of CELU in cifar10-fast's bag of tricks."""
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -47,7 +47,7 @@ def _normal_share_device(x):
 
 @triton.jit
 def activated_device(x, KIND: tl.constexpr, ALPHA: tl.constexpr):
-    """The activation KIND of float32 values; `none` leaves them as they are. ALPHA is CELU's."""
+    """Return the activation KIND of float32 values; `none` leaves them unchanged. ALPHA is CELU's."""
     if KIND == "gelu":
         x *= _normal_share_device(x)
     if KIND == "gelu_tanh":
@@ -63,7 +63,7 @@ def activated_device(x, KIND: tl.constexpr, ALPHA: tl.constexpr):
 
 @triton.jit
 def activation_slope_device(x, KIND: tl.constexpr, ALPHA: tl.constexpr):
-    """Derivative of `activated_device` at x; of ReLU at 0 it is 0, as PyTorch's."""
+    """Return the derivative of `activated_device` at x; that of ReLU at 0 is 0, as in PyTorch."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if KIND == "gelu":
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)

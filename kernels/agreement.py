@@ -1,4 +1,4 @@
-"""Does a kernel give what its reference gives? The measure that tests and commands hold kernels to."""
+"""Agreement of a kernel with its reference, as measured by tests and commands."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,45 +10,45 @@ from torch.utils._pytree import tree_leaves
 from .contract import Kernel, Operation, RandomTensors
 
 _TIMES = 4
-"""A kernel may lose so many times what PyTorch's own arithmetic loses in the same dtype."""
+"""Factor by which a kernel's error may exceed that of PyTorch's own arithmetic in the same dtype."""
 _LEAST = 5e-7
-"""What sums in float32 lose, whatever their order."""
+"""Error of float32 sums in any order."""
 
 
 class Agreement(NamedTuple):
-    """How far one tensor is from the reference in float64, and how far it may be."""
+    """Error of one tensor against the float64 reference, and its tolerance."""
 
     tensor: str
-    """result, gradient of x, running_mean afterwards, ..."""
+    """Such as result, gradient of x, or running_mean afterwards."""
     error: float
     allowed: float
 
     @property
     def holds(self) -> bool:
-        """Whether the error is allowed; NaN is not."""
+        """Whether the error is within the tolerance; NaN is not."""
         return self.error <= self.allowed
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of the expected values."""
+    """Return the root mean square of the difference, relative to that of the expected values."""
     difference = found.detach().double() - expected.detach().double()
     return float(difference.square().mean().sqrt() / expected.detach().double().square().mean().sqrt().clamp_min(1e-30))
 
 
 def _worst(found: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value, where a fault of few values shows."""
+    """Return the largest difference relative to the largest expected value; it reveals errors in a few values."""
     difference = found.detach().double() - expected.detach().double()
     return float(difference.abs().max() / expected.detach().double().abs().max().clamp_min(1e-30))
 
 
 def agreements(kernel: Kernel, operation: Operation, device: torch.device, seed: int = 0) -> list[Agreement]:
-    """Compare a kernel with its reference in float64: results, gradients, and what inputs hold afterwards.
+    """Compare a kernel with its reference in float64: results, gradients, and the inputs after the call.
 
-    Each tensor is compared by the root mean square of its differences and by the largest of them. Allowed is a multiple
-    of what the reference loses in the dtype of the operation, and never less than the rounding of that dtype.
+    Each tensor is compared by the root mean square of its differences and by the largest of them. The tolerance is a
+    multiple of the reference's error in the dtype of the operation, and never less than the rounding of that dtype.
 
     Raises:
-        ValueError: the two do not give the same tensors, or gradients that one of them lacks.
+        ValueError: the two return different tensors, or one of them lacks a gradient.
     """
     inputs = kernel.inputs(operation, device, seed)
     expected = _everything(kernel.reference, _in_float64(inputs), seed)
@@ -78,7 +78,7 @@ def _in_float64(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _everything(function: Callable[..., Any], inputs: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    """What a training step sees of a call: results, gradients of what wants them, other inputs afterwards."""
+    """Return what a training step sees of a call: results, requested gradients, and other inputs after the call."""
     given = {name: _copied(value) for name, value in inputs.items()}
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     trained = {name: value for name, value in tensors.items() if value.requires_grad}
@@ -106,7 +106,7 @@ def _copied(value: Any) -> Any:
 
 
 def worst(found: list[Agreement]) -> Agreement:
-    """The one whose error is largest beside what is allowed."""
+    """Return the agreement with the largest error relative to its tolerance."""
     return max(found, key=_excess)
 
 

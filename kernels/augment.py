@@ -1,4 +1,4 @@
-"""GPU-side augmentation in one pass: gather uint8 images, crop, mirror, jitter, cut out, mix, scale and normalise them.
+"""GPU augmentation in one pass: gather uint8 images, crop, mirror, jitter, cut out, mix, scale and normalise them.
 
 Legend: N images in the data set, B in the batch, H x W pixels, C channels, h x w pixels of the window.
 
@@ -6,20 +6,20 @@ Legend: N images in the data set, B in the batch, H x W pixels, C channels, h x 
                                                                    c likewise from j, or from w - 1 - j if mirrored
     id[b] = shuffle of 0..N-1 at position (step of the epoch) * B + b
 
-then, each where it is on: zero padding, (window + brightness[b]) * contrast[b], a hole of zeros (cutout), a square of
-another image's window (cutmix), bilinear down-scaling of the whole.
+then, if enabled: zero padding, (window + brightness[b]) * contrast[b], a hole of zeros (cutout), a square of another
+image's window (cutmix), bilinear down-scaling of the whole.
 
-Layout: images uint8 [N, H, W, C], batch [B, C, h, w] in channels_last, so both are rows of w * C values.
+Layout: images uint8 [N, H, W, C], batch [B, C, h, w] in channels_last, so both consist of rows of w * C values.
 
-The Triton kernel makes one pass in one launch: it reads B*h*w*C bytes and writes B*h*w*C values, 9.2 kB an image of
-CIFAR-10 in float16. One program draws and writes one image. Where nothing is fused, PyTorch gathers, converts,
-multiplies, adds and masks in passes of their own, and the integer arithmetic of the draws is hundreds of small kernels.
-Seed and step counter are read from device memory: a replayed CUDA graph draws anew.
+The Triton kernel makes one pass in one launch: it reads B*h*w*C bytes and writes B*h*w*C values, 9.2 kB per CIFAR-10
+image in float16. One program draws and writes one image. Without fusion, PyTorch gathers, converts, multiplies, adds
+and masks in separate passes, and the integer arithmetic of the draws takes hundreds of small kernels. Seed and step
+counter are read from device memory, so a replayed CUDA graph draws anew.
 
-What the interpreter cannot show. Draws and addresses are integers of a fixed width, the same on a device. A pixel times
-scale plus shift is fused there, so a value that the shift cancels is the rounding of the product instead of 0; padding
-and holes are selected and exactly 0. Addresses that a mask leaves out are not read. Offsets of images are int64. No two
-programs write one address, and nothing is summed across threads.
+What the interpreter cannot show. Draws and addresses are integers of a fixed width, the same on a device. A device
+fuses pixel times scale plus shift, so a value that the shift cancels becomes the rounding error of the product instead
+of 0; padding and holes are selected and exactly 0. Masked addresses are not read. Offsets of images are int64. No two
+programs write to the same address, and nothing is summed across threads.
 """
 
 import dataclasses
@@ -56,23 +56,23 @@ from .random import (
     shuffle_rectangle,
 )
 
-# The independent random draws of an image; a new draw takes a new number, so that old runs keep theirs.
+# Independent random draws of an image; a new draw gets a new number, so that existing ones do not change.
 _WINDOW_STREAM, _COIN_STREAM, _SQUARE_STREAM, _PARTNER_STREAM, _JITTER_STREAM = 0, 1, 2, 3, 4
-_SHUFFLE_STREAM = 0  # of shuffles, which are drawn in another way than words
+_SHUFFLE_STREAM = 0  # stream of shuffles, which are drawn differently from words
 
 
 PaddingMode = Literal["reflect", "zero"]
 Flip = Literal["none", "random", "alternating"]
-# Here, because torch.compile does not look into typing.
+# Evaluated here, because torch.compile does not trace typing.
 _PADDING_MODES, _FLIPS = get_args(PaddingMode), get_args(Flip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transforms:
-    """Which transforms are on; all sizes in pixels, 0 is off. ValueError for a value that there is not."""
+    """Settings of the transforms; all sizes in pixels, 0 disables. Raises ValueError for an invalid value."""
 
     crop: int = 0
-    """Side of the window; 0: the image's own height and width."""
+    """Side of the window; 0 uses the image's own height and width."""
     padding: int = 0
     padding_mode: PaddingMode = "reflect"
     flip: Flip = "none"
@@ -81,9 +81,9 @@ class Transforms:
     brightness: float = 0.0
     """A number drawn from [-brightness, brightness) is added to an image, in normalised units."""
     contrast: float = 0.0
-    """Then it is multiplied with one from [1 - contrast, 1 + contrast)."""
+    """The image is then multiplied by a number drawn from [1 - contrast, 1 + contrast)."""
     size: int = 0
-    """The whole window is scaled down to this side, bilinearly and without antialiasing; 0: not at all."""
+    """Side that the whole window is scaled down to, bilinearly and without antialiasing; 0 disables scaling."""
 
     def __post_init__(self) -> None:
         check_choice("padding_mode", self.padding_mode, _PADDING_MODES)
@@ -94,11 +94,11 @@ class Transforms:
             check_number(name, getattr(self, name))
 
     def window(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what is cut out of images of `height` x `width` pixels."""
+        """Return height and width of the window cut out of images of `height` x `width` pixels."""
         return (self.crop, self.crop) if self.crop else (height, width)
 
     def result(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what comes out of images of `height` x `width` pixels."""
+        """Return height and width of the result for images of `height` x `width` pixels."""
         return (self.size, self.size) if self.size else self.window(height, width)
 
 
@@ -107,33 +107,33 @@ TRANSFORM_SCHEMA = (
     "int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
     "float brightness, float contrast, int size"
 )
-"""Of the same, as arguments of an operator."""
+"""The same names with their types, as arguments of an operator."""
 
 
 def transforms_from(settings: Sequence[Any]) -> Transforms:
-    """Transforms from the values of TRANSFORM_NAMES, as operators get them."""
+    """Return Transforms from the values of TRANSFORM_NAMES, as passed to operators."""
     return Transforms(**dict(zip(TRANSFORM_NAMES, settings, strict=True)))
 
 
 class Batch(NamedTuple):
-    """A batch as a training step takes it."""
+    """Batch for a training step."""
 
     images: Tensor
     """[B, C, h, w] in channels_last."""
     labels: Tensor
     """int64 [B]."""
     pasted_labels: Tensor | None
-    """int64 [B], of the squares that cutmix pasted in; none without cutmix."""
+    """int64 [B], labels of the squares pasted by cutmix; None without cutmix."""
 
 
 class Draws(NamedTuple):
-    """What chance decided for each image of a batch; int64 [B] unless said otherwise."""
+    """Random draws for each image of a batch; int64 [B] unless stated otherwise."""
 
     row: Tensor
     """First row of the window in the padded image, in [0, H + 2 * padding - h]."""
     column: Tensor
     mirror: Tensor
-    """bool [B]: columns of the window run backwards."""
+    """bool [B]: columns of the window are reversed."""
     cutout_row: Tensor
     cutout_column: Tensor
     cutmix_row: Tensor
@@ -141,12 +141,12 @@ class Draws(NamedTuple):
     brightness: Tensor
     """float32 [B], added to the normalised image."""
     contrast: Tensor
-    """float32 [B], what it is then multiplied with."""
+    """float32 [B], factor applied after the brightness."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConstants:
-    """What the device code is compiled for: `Transforms` and sizes, all of them known."""
+    """Compile-time constants of the device code: `Transforms` and sizes."""
 
     count: int
     shuffle_rows: int
@@ -172,7 +172,7 @@ class AugmentConstants:
 
 @triton.jit
 def _draws_device(image, seed, epoch, S: tl.constexpr):
-    """What `Draws` has, of one image."""
+    """Compute `Draws` of one image."""
     words = random_words_device(seed, epoch, image, 0)  # _WINDOW_STREAM
     row = below_device(words[0], S.height + 2 * S.padding - S.window_height + 1).to(tl.int32)
     column = below_device(words[1], S.width + 2 * S.padding - S.window_width + 1).to(tl.int32)
@@ -193,7 +193,7 @@ def _draws_device(image, seed, epoch, S: tl.constexpr):
 
 @triton.jit
 def drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, batch_size, S: tl.constexpr):
-    """The image at a place of the batch, its draws, the image that is pasted into it, and that one's draws."""
+    """Return the image at a place of the batch, its draws, the image pasted into it, and that image's draws."""
     seed, counter = tl.load(seed_ptr), tl.load(counter_ptr)
     epoch = (counter // steps_per_epoch).to(tl.uint32)
     position = (counter % steps_per_epoch * batch_size + in_batch).to(tl.uint32)
@@ -214,13 +214,13 @@ def _reflected_device(index, SIZE: tl.constexpr):
 
 @triton.jit
 def _in_square_device(rows, columns, row, column, SIDE: tl.constexpr):
-    """Which rows and columns lie in the square whose first corner is (row, column)."""
+    """Return the mask of rows and columns in the square whose first corner is (row, column)."""
     return ((rows >= row) & (rows < row + SIDE)) & ((columns >= column) & (columns < column + SIDE))
 
 
 @triton.jit
 def _image_values_device(images_ptr, image, draws, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
-    """`_window_values_device` of one image, nothing pasted in."""
+    """Compute `_window_values_device` of one image, without pasting."""
     place_row = rows + (draws[0] - S.padding)
     place_column = tl.where(draws[2] != 0, S.window_width - 1 - columns, columns) + (draws[1] - S.padding)
     row, column = _reflected_device(place_row, S.height), _reflected_device(place_column, S.width)
@@ -238,7 +238,7 @@ def _image_values_device(images_ptr, image, draws, rows, columns, channels, scal
 
 @triton.jit
 def _window_values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
-    """`values_device` before scaling: (rows, columns) are of the window."""
+    """Compute `values_device` before scaling: (rows, columns) refer to the window."""
     image, draws, partner, partner_draws = drawn
     if S.cutmix > 0:
         pasted = _in_square_device(rows, columns, draws[5], draws[6], S.cutmix)
@@ -255,7 +255,7 @@ def _window_values_device(images_ptr, drawn, rows, columns, channels, scale, shi
 
 @triton.jit
 def _taps_device(index, SIZE: tl.constexpr, OUT_SIZE: tl.constexpr):
-    """The two places that a scaled place lies between, and the weight of the second."""
+    """Return the two source positions around a scaled position, and the weight of the second."""
     place = (index.to(tl.float32) + 0.5) * (SIZE / OUT_SIZE) - 0.5
     first = place.to(tl.int32)
     return first, tl.minimum(first + 1, SIZE - 1), place - first.to(tl.float32)
@@ -263,9 +263,10 @@ def _taps_device(index, SIZE: tl.constexpr, OUT_SIZE: tl.constexpr):
 
 @triton.jit
 def values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S: tl.constexpr):
-    """Augmented and normalised float32 values of what `drawn_device` gives, at (rows, columns, channels) of the result.
+    """Return augmented and normalised float32 values of an image from `drawn_device` at (rows, columns, channels).
 
-    Rows, columns, channels, scale and shift may have any shapes that broadcast to that of the mask.
+    Positions refer to the result. Rows, columns, channels, scale and shift may have any shapes that broadcast to that
+    of the mask.
     """
     if S.out_height == S.window_height and S.out_width == S.window_width:
         values = _window_values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask, S)
@@ -283,7 +284,7 @@ def values_device(images_ptr, drawn, rows, columns, channels, scale, shift, mask
 
 @triton.jit
 def store_labels_device(labels_ptr, batch_labels_ptr, pasted_labels_ptr, drawn, in_batch, S: tl.constexpr):
-    """Write the label of an image and of what is pasted into it."""
+    """Write the label of an image and that of the image pasted into it."""
     tl.store(batch_labels_ptr + in_batch, tl.load(labels_ptr + drawn[0]))
     if S.cutmix > 0:
         tl.store(pasted_labels_ptr + in_batch, tl.load(labels_ptr + drawn[2]))
@@ -305,7 +306,7 @@ def augment_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
-    """One program draws and writes one image, or where its rows are long, one block of their values."""
+    """Draw and write one image per program, or one block of values of its rows if they are long."""
     in_batch = tl.program_id(0)
     drawn = drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, tl.num_programs(0), S)
     if tl.program_id(1) == 0:
@@ -331,7 +332,7 @@ def check_augment(
     images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
     transforms: Transforms, batch_size: int, steps_per_epoch: int, dtype: torch.dtype, provider: str = "triton",
 ) -> None:  # fmt: skip
-    """Raise ValueError for what `augmented_batch` does not take; its reference takes float64 too."""
+    """Raise ValueError for arguments that `augmented_batch` does not support; its reference also supports float64."""
     check_choice("provider", provider, ("triton", "reference"))
     wide = (torch.float64,) if provider == "reference" else ()
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
@@ -359,13 +360,13 @@ def check_augment(
 
 
 def check_batches(count: int, batch_size: int, steps_per_epoch: int = 1) -> None:
-    """Raise ValueError where `count` images do not make so many batches of that size."""
+    """Raise ValueError if `count` images do not make this number of batches of this size."""
     check_integer("batch_size", batch_size, 1, count)
     check_integer("steps_per_epoch", steps_per_epoch, 1, count // batch_size)
 
 
 def check_transforms(height: int, width: int, transforms: Transforms) -> None:
-    """Raise ValueError for transforms that images of `height` x `width` pixels do not take."""
+    """Raise ValueError for transforms that do not fit images of `height` x `width` pixels."""
     if transforms.padding_mode == "reflect" and transforms.padding >= min(height, width):
         raise ValueError(f"padding {transforms.padding} cannot be reflected from images of {height} x {width}")
     window, room = transforms.window(height, width), 2 * transforms.padding
@@ -389,7 +390,7 @@ def augmented_batch_triton(
     steps_per_epoch: int,
     dtype: torch.dtype,
 ) -> Batch:
-    """`augmented_batch` as one launch of the kernel."""
+    """Compute `augmented_batch` in one launch of the kernel."""
     count, height, width, channels = images.shape
     out_height, out_width = transforms.result(height, width)
     batch = torch.empty((batch_size, out_height, out_width, channels), dtype=dtype, device=images.device)
@@ -407,11 +408,11 @@ def augmented_batch_triton(
 
 
 AUGMENT_WARPS = 1
-"""The draws of an image are the same work for every warp of its program."""
+"""Every additional warp of a program would repeat the draws of its image."""
 
 
 def augment_constants(count: int, height: int, width: int, channels: int, transforms: Transforms) -> AugmentConstants:
-    """What device code is compiled for with such images and transforms."""
+    """Return the compile-time constants for these images and transforms."""
     window_height, window_width = transforms.window(height, width)
     out_height, out_width = transforms.result(height, width)
     rows, columns = shuffle_rectangle(count)
@@ -437,14 +438,14 @@ def augment_constants(count: int, height: int, width: int, channels: int, transf
 
 
 def _blocks(row_values: int) -> dict[str, int]:
-    """Sizes of a tile for rows of so many values."""
+    """Return tile sizes for rows of so many values."""
     block_values = min(next_power_of_two(row_values), 256)
-    # With twice as many values a tile, cutmix spills in Triton 3.6.
+    # With twice as many values per tile, cutmix spills registers in Triton 3.6.
     return {"BLOCK_ROWS": max(512 // block_values, 1), "BLOCK_VALUES": block_values}
 
 
 def transforms_in_words(transforms: Transforms) -> str:
-    """Those that are on."""
+    """Describe the enabled transforms."""
     written = dataclasses.asdict(transforms).items()
     return ", ".join(f"{name} {value}" for name, value in written if value not in (0, "none"))
 
@@ -455,7 +456,7 @@ def transforms_in_words(transforms: Transforms) -> str:
 def augmentation_draws(
     seed: Tensor, epoch: Tensor, ids: Tensor, transforms: Transforms, height: int, width: int
 ) -> Draws:
-    """The draws of images `ids` (int64 [B]) in `epoch` (int64 [1]) of the run `seed` (int64 [1])."""
+    """Return the draws of images `ids` (int64 [B]) in `epoch` (int64 [1]) of the run `seed` (int64 [1])."""
     window_height, window_width = transforms.window(height, width)
     words = random_words(seed, epoch, ids, _WINDOW_STREAM)
     none = [torch.zeros_like(ids)] * 4
@@ -477,23 +478,23 @@ def augmentation_draws(
 
 
 def _mirrored(seed: Tensor, epoch: Tensor, ids: Tensor, words: Tensor, flip: str) -> Tensor:
-    """Which images are mirrored, bool [B]; `words` are 32 random bits an image, drawn anew each epoch."""
+    """Return which images are mirrored, bool [B]; `words` are 32 random bits per image, drawn anew each epoch."""
     if flip == "none":
         return torch.zeros_like(ids, dtype=torch.bool)
     if flip == "random":
         return words & 1 == 1
-    # The coin of alternating flips is tossed once a run, in epoch 0; later epochs turn it over.
+    # The coin of alternating flips is tossed once per run, in epoch 0; each later epoch turns it over.
     coin = random_words(seed, torch.zeros_like(epoch), ids, _COIN_STREAM)[0] & 1
     return coin ^ (epoch & 1) == 1
 
 
 def cutmix_partners(seed: Tensor, epoch: Tensor, ids: Tensor, count: int) -> Tensor:
-    """The image that is pasted into each image of `ids`: a shuffle of all `count` images; int64 [B]."""
+    """Return the image pasted into each image of `ids`, int64 [B]: a shuffle of all `count` images."""
     return permuted(ids, count, seed, epoch, _PARTNER_STREAM)
 
 
 def _square(row: Tensor, column: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Bool [B, H, W, 1]: true inside the side x side square whose first corner is (row, column)."""
+    """Return bool [B, H, W, 1]: true inside the side x side square whose first corner is (row, column)."""
     rows = torch.arange(height, device=row.device) - row[:, None]
     columns = torch.arange(width, device=row.device) - column[:, None]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
@@ -501,7 +502,7 @@ def _square(row: Tensor, column: Tensor, side: int, height: int, width: int) -> 
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
-    """Indices outside [0, size) mirrored at the first and the last pixel, which are not repeated."""
+    """Reflect indices outside [0, size) at the first and the last pixel, which are not repeated."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
@@ -509,16 +510,16 @@ def _reflected(index: Tensor, size: int) -> Tensor:
 def normalisation(
     mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift, [C] each, that turn pixel values 0..255 into (value / 255 - mean) / std.
+    """Return scale and shift, [C] each, that map pixel values 0..255 to (value / 255 - mean) / std.
 
     Args:
-        mean: of the pixels scaled to [0, 1], one a channel.
-        std: likewise; a channel that is constant over the whole data set has 0 and becomes 0.
+        mean: mean of the pixels scaled to [0, 1], one value per channel.
+        std: standard deviation of the same; 0 for a channel that is constant over the whole data set, which becomes 0.
         dtype: float32 or float64; computed in float64.
-        device: of the result.
+        device: device of the result.
 
     Raises:
-        ValueError: not as many numbers of both, or one that is not finite, or a negative `std`.
+        ValueError: the lengths differ, a value is not finite, or `std` is negative.
     """
     if len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(0 <= each < math.inf for each in std):
         raise ValueError(f"mean {mean} and std {std} have to be finite, one of each a channel, std 0 or more")
@@ -529,15 +530,15 @@ def normalisation(
 
 
 def augment(images: Tensor, ids: Tensor, draws: Draws, scale: Tensor, shift: Tensor, transforms: Transforms) -> Tensor:
-    """The augmented and normalised windows of the images `ids`, without cutmix (see `pasted`) and down-scaling.
+    """Return the augmented and normalised windows of the images `ids`, without cutmix (see `pasted`) and down-scaling.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
         ids: int64 [B].
-        draws: of the same B images.
-        scale: [C], what a pixel value 0..255 is multiplied with, in float32 or float64.
-        shift: [C], what is then added.
-        transforms: which transforms are on.
+        draws: draws of the same B images.
+        scale: [C], factor of the pixel values 0..255; float32 or float64.
+        shift: [C], added after scaling.
+        transforms: settings of the transforms.
 
     Returns:
         [B, C, h, w] in channels_last, in the dtype of `scale`.
@@ -560,12 +561,12 @@ def augment(images: Tensor, ids: Tensor, draws: Draws, scale: Tensor, shift: Ten
     if transforms.cutout > 0:
         square = _square(draws.cutout_row, draws.cutout_column, transforms.cutout, window_height, window_width)
         batch = batch.masked_fill(square, 0.0)
-    # A tensor of shape [B, H, W, C] seen as [B, C, H, W] is in channels_last already.
+    # A contiguous [B, H, W, C] tensor viewed as [B, C, H, W] is in channels_last.
     return batch.permute(0, 3, 1, 2)
 
 
 def pasted(batch: Tensor, partners: Tensor, draws: Draws, side: int) -> Tensor:
-    """`batch` with a side x side square taken from `partners` in each image; all [B, C, H, W] in channels_last."""
+    """Return `batch` with a side x side square of `partners` in each image; all [B, C, H, W] in channels_last."""
     square = _square(draws.cutmix_row, draws.cutmix_column, side, *batch.shape[2:])
     mixed = torch.where(square, partners.permute(0, 2, 3, 1), batch.permute(0, 2, 3, 1))
     return mixed.permute(0, 3, 1, 2)
@@ -583,7 +584,7 @@ def augmented_batch_reference(
     steps_per_epoch: int,
     dtype: torch.dtype,
 ) -> Batch:
-    """`augmented_batch` in plain PyTorch, on any device."""
+    """Compute `augmented_batch` in plain PyTorch, on any device."""
     count, height, width = images.shape[:3]
     epoch = counter // steps_per_epoch
     positions = counter % steps_per_epoch * batch_size + torch.arange(batch_size, device=counter.device)
@@ -612,7 +613,7 @@ _LIBRARY.define(
 
 
 def _implementation(function: Callable[..., Batch]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`function` with the operator's plain arguments and results; no pasted labels are an empty tensor."""
+    """Adapt `function` to the operator's plain arguments and results; missing pasted labels become an empty tensor."""
 
     def implementation(
         images: Tensor, labels: Tensor, seed: Tensor, counter: Tensor, scale: Tensor, shift: Tensor,
@@ -659,24 +660,24 @@ def augmented_batch(
     dtype: torch.dtype,
     provider: str = "triton",
 ) -> Batch:
-    """The batch of step number `counter`: shuffled, augmented, normalised.
+    """Return the batch of step `counter`: shuffled, augmented, normalised.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
         labels: int64 [N].
-        seed: int64 [1] on the device of `images`, as all tensors; any value.
-        counter: int64 [1], steps done so far.
-        scale: float32 [C], see `normalisation`; the reference takes float64 too, and computes in it.
-        shift: likewise.
-        transforms: what is done to each image.
+        seed: int64 [1], any value; like all tensors on the device of `images`.
+        counter: int64 [1], number of steps done so far.
+        scale: float32 [C], see `normalisation`; the reference also supports float64, and computes in it.
+        shift: as `scale`.
+        transforms: transforms of each image.
         batch_size: B.
-        steps_per_epoch: an epoch is so many batches of a new shuffle; at most N // B.
-        dtype: of the result.
+        steps_per_epoch: batches per shuffle; at most N // B.
+        dtype: dtype of the result.
         provider: `triton`, the kernel on a GPU; or `reference`, plain PyTorch.
 
     Raises:
-        ValueError: a dtype, shape, layout or option that there is not, transforms that do not fit the images, or more
-            batches an epoch than the images make.
+        ValueError: an invalid dtype, shape, layout or option, transforms that do not fit the images, or more batches
+            per epoch than the images make.
     """
     check_augment(images, labels, seed, counter, scale, shift, transforms, batch_size, steps_per_epoch, dtype, provider)
     if provider == "reference":
@@ -691,20 +692,20 @@ def augmented_batch(
 
 
 class Augmentation(nn.Module):
-    """A data set on a device that gives augmented batches, one a call, epoch after epoch.
+    """Data set on a device that returns one augmented batch per call, epoch after epoch.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
         labels: int64 [N].
         batch_size: B; an epoch has N // B batches.
-        transforms: what is done to each image.
-        mean: of the pixels scaled to [0, 1], one a channel.
-        std: likewise.
-        seed: of order and augmentation.
-        dtype: of the batches.
+        transforms: transforms of each image.
+        mean: mean of the pixels scaled to [0, 1], one value per channel.
+        std: standard deviation of the same.
+        seed: seed of order and augmentation.
+        dtype: dtype of the batches.
 
     Raises:
-        ValueError: as `augmented_batch`.
+        ValueError: as in `augmented_batch`.
     """
 
     images: Tensor
@@ -742,7 +743,7 @@ class Augmentation(nn.Module):
         )  # fmt: skip
 
     def forward(self) -> Batch:
-        """The next batch."""
+        """Return the next batch."""
         batch = augmented_batch(
             self.images, self.labels, self.seed, self.counter, self.scale, self.shift, self.transforms,
             batch_size=self.batch_size, steps_per_epoch=len(self.labels) // self.batch_size, dtype=self.dtype,
@@ -752,7 +753,7 @@ class Augmentation(nn.Module):
 
 
 def operation_transforms(operation: Operation) -> Transforms:
-    """The transforms among the options of an operation."""
+    """Return the transforms among the options of an operation."""
     return transforms_from([operation[name] for name in TRANSFORM_NAMES])
 
 
@@ -761,7 +762,7 @@ def _fits(operation: Operation) -> str | None:
 
 
 def augment_inputs(operation: Operation, device: torch.device, seed: int) -> dict[str, Any]:
-    """Inputs of `augmented_batch`: a data set of random images, in its second epoch."""
+    """Make inputs of `augmented_batch`: a data set of random images, in its second epoch."""
     draw, (count, _, _, channels) = RandomTensors(device, seed), operation.shape
     steps_per_epoch = count // operation["batch_size"]
     scale, shift = normalisation((0.5,) * channels, (0.25,) * channels, torch.float32, device)
@@ -788,14 +789,14 @@ _TYPES = {
 def augment_argument_types(
     function: Any, constants: dict[str, Any], dtype: torch.dtype, activations: Sequence[str]
 ) -> dict[str, str]:
-    """Triton types of the arguments of a kernel that draws images; `activations` are of `dtype`, the rest float32."""
+    """Return the Triton types of a drawing kernel's arguments; `activations` have `dtype`, the rest float32."""
     names = [name for name in getattr(function, "arg_names", []) if name not in constants]
     known = _TYPES | dict.fromkeys(activations, pointer_type(dtype))
     return {name: known.get(name, "*fp32") for name in names}
 
 
 def operation_in_words(operation: Operation) -> str:
-    """The batch, the images that it is made from, and the transforms."""
+    """Describe the batch, its source images and the transforms."""
     dtype, images = str(operation.dtype).removeprefix("torch."), "x".join(map(str, operation.shape))
     return f"{operation['batch_size']} of {images}, {dtype}, {transforms_in_words(operation_transforms(operation))}"
 
@@ -819,12 +820,12 @@ def _compile_cases(operation: Operation) -> list[CompileCase]:
 
 
 def windows_read(arguments: Sequence[Any], results: Sequence[Tensor]) -> list[Tensor]:
-    """As large as the windows of a batch, of which nothing else is read, and a gradient where there is one."""
+    """Return tensors of the size of what is read: the windows of a batch, and the gradient if there is one."""
     tensors = [each for each in arguments if isinstance(each, Tensor)]
     gradients = tensors[:1] if tensors[0].is_floating_point() else []
     images = next(each for each in tensors if each.dtype == torch.uint8)
     window = transforms_from(arguments[-len(TRANSFORM_NAMES) :]).window(*images.shape[1:3])
-    read = map(min, window, images.shape[1:3])  # a window reaches into the padding, where pixels come again
+    read = map(min, window, images.shape[1:3])  # a window may reach into the padding, where pixels repeat
     return [*gradients, images.new_empty((len((gradients or results)[0]), *read, images.shape[3]))]
 
 

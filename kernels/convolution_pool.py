@@ -1,4 +1,4 @@
-"""3x3 convolution of few channels and the 2x2 max-pooling behind it, without the map between them.
+"""3x3 convolution of few channels fused with the 2x2 max-pooling behind it, without storing the map between them.
 
 Legend: N images, C channels in, K filters, H x W pixels, h = H // 2, w = W // 2, P = N * h * w pooled pixels.
 
@@ -6,39 +6,40 @@ Legend: N images, C channels in, K filters, H x W pixels, h = H // 2, w = W // 2
     p[n, k, i, j] = the largest of u[n, k, 2i + a, 2j + b], a and b in {0, 1}; the first of equals, as PyTorch
 
 with zeros around x; u is summed in float32 and rounded to the dtype of x before it is compared. An odd last row or
-column of u takes no part.
+column of u is ignored.
 
 Layout: x [N, C, H, W], weight [K, C, 3, 3] and p in channels_last, so that a row of filter taps, 3 * C values, is
-contiguous, and so is what the window of a pooled pixel sees of a row of x, 4 * C values.
+contiguous, as are the values of a row of x that the window of a pooled pixel sees, 4 * C.
 
-Forward, a program multiplies tiles of pooled pixels with the whole filter bank, which it keeps in shared memory: one
-sum a window position, whose largest is a comparison of registers. Each of the four rows that a window sees is loaded
-once, cut where the two window columns begin and end so that 24 channels need no padding to 32: [0, 16), [16, 80) and
-[80, 96), of which a column multiplies two parts, 80 values of which 72 count. Backward, the gradient of the weight: the
-gradient of u is 0 but at the winners, four selects in registers; sums over all pixels have two deterministic stages.
-The gradient of x, which a run needs only while what is before it is trained, is PyTorch's.
+Forward, a program multiplies tiles of pooled pixels with the whole filter bank, which it keeps in shared memory. It has
+one sum per window position, and their maximum is a comparison of registers. Each of the four rows that a window sees is
+loaded once, cut where the two window columns begin and end so that 24 channels need no padding to 32: [0, 16), [16, 80)
+and [80, 96), of which a column multiplies two parts, 80 values of which 72 count. Backward, the gradient of the weight:
+the gradient of u is 0 except at the winners, so it takes four selects in registers; sums over all pixels have two
+deterministic stages. The gradient of x, which a run needs only while layers before it are trained, is PyTorch's.
 
-Bytes an image of 24 channels and 31 x 31 pixels in a half type, 64 filters:
+Bytes per image of 24 channels and 31 x 31 pixels in a half type, 64 filters:
 
                conv2d, max-pool (places in uint8)                    this
     forward    x, write u; u, write p and places: 335 kB             x, write p and places: 89 kB
     backward   dp, places, write du; du, x: 335 kB                   dp, places, x: 89 kB
     kept       x, places: 61 kB (but u until it is pooled: 123)      x, places: 61 kB
 
-FLOPs: 24.9 million an image and direction; as multiplied 27.6 forward (80 for 72 values) and 25.8 backward (224 for
+FLOPs: 24.9 million per image and direction; as multiplied 27.6 forward (80 for 72 values) and 25.8 backward (224 for
 216). A step of 1536 images at 31 x 31 takes at least 54 microseconds forward and 50 backward at 790 TFLOP/s; at 4.3
 TB/s its bytes take 32 in either direction. Shared memory and the first cache, which feed the tensor cores, are busy
 for about as long as these. Made for Hopper, whose tensor cores read shared memory themselves; elsewhere, and
 in float32, registers spill.
 
-An infinite value of x next to the nine that a filter sees may make a NaN, since it is multiplied by 0.
+An infinite value of x next to the nine that a filter sees may produce a NaN, since it is multiplied by 0.
 
 What the interpreter cannot show. Tensor cores: Triton waits for the products of a tile before it stores (`HGMMA` reads
-shared memory while code runs on); `kernels --check` looks for operands in registers that nothing has set. Masks: all
-loads have a value for what is masked, so no tile multiplies what it did not load. Sums: each program writes all of its
-partial sums, the last one, whose tiles may have no rows, zeros. Races: no two programs write one address, and there are
-no atomics. Offsets: a tile's first is int64, what is added to it is below the size of two images. Grid: at most 264
-programs by filters / 64. Fused multiply-adds change the last bit of sums, so ties may fall otherwise than in cuDNN.
+shared memory while code continues); `kernels --check` looks for operands in registers that nothing has set. Masks: all
+loads have a value for masked elements, so no tile multiplies what it did not load. Sums: each program writes all of its
+partial sums; the last one, whose tiles may have no rows, writes zeros. Races: no two programs write to the same
+address, and there are no atomics. Offsets: a tile's first is int64, what is added to it is below the size of two
+images. Grid: at most 264 programs by filters / 64. Fused multiply-adds change the last bit of sums, so ties may be
+broken differently than in cuDNN.
 """
 
 import math
@@ -67,36 +68,36 @@ from .pool_batch_norm import pooled_and_winners, pooled_like, unpooled
 
 WARPS = 4
 MOST_CHANNELS = 24
-"""Beyond, a program's sums no longer fit its registers."""
+"""Maximum number of channels; with more, a program's sums do not fit its registers."""
 _BLOCK_FILTERS = 64
-"""As many rows as tensor cores multiply at once; with more than these, others programs take them."""
+"""Number of rows that tensor cores multiply at once; further filters go to other programs."""
 _PROGRAMS = 264
-"""At most: as many as run at once on the 132 multiprocessors of an H200, two on each."""
+"""Maximum number of programs: as many as run at once on the 132 multiprocessors of an H200, two on each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvolutionPoolConstants:
-    """What the device code is compiled for. Values are counted along a row of x from the first that a window sees."""
+    """Compile-time constants of the device code. Values are counted along a row of x from the first in the window."""
 
     channels: int
     filters: int
     height: int
-    """Of x."""
+    """Height of x."""
     width: int
     widened: bool
-    """Factors are multiplied in float32, since Triton's interpreter takes bfloat16 for integers."""
+    """Factors are multiplied in float32, because Triton's interpreter treats bfloat16 as integers."""
     block: int
-    """Pooled pixels a tile."""
+    """Pooled pixels per tile."""
     block_filters: int
     middle: int
-    """Where the values begin that both columns of a window multiply forward."""
+    """First of the values that both columns of a window multiply in the forward pass."""
     middle_values: int
     side_values: int
-    """On each side of those."""
+    """Values on each side of those."""
     main_values: int
-    """Of a row of taps, multiplied backward by themselves; the rest by all three rows at once."""
+    """Values of a row of taps multiplied separately backward; the rest is multiplied for all three rows at once."""
     block_rest: int
-    """Three times the rest, as a tile."""
+    """Tile size for three times the rest."""
 
 
 # -- device code; `S` is a ConvolutionPoolConstants
@@ -104,21 +105,21 @@ class ConvolutionPoolConstants:
 
 @triton.jit
 def _zeros_device(DOWN: tl.constexpr, ACROSS: tl.constexpr):
-    """Sums to begin with; Triton 3.6 takes no attributes of S in a shape."""
+    """Return initial sums; Triton 3.6 does not accept attributes of S in a shape."""
     return tl.zeros((DOWN, ACROSS), tl.float32)
 
 
 @triton.jit
 def _filters_device(S: tl.constexpr):
-    """Those of this program."""
+    """Return the filters of this program."""
     return tl.program_id(1) * S.block_filters + tl.arange(0, S.block_filters)
 
 
 @triton.jit
 def _window_device(tile, ROWS, S: tl.constexpr):
-    """Of a tile of windows: offset of x's first image, from there those of the first values, and which border on what.
+    """Return for a tile of windows: offset of x's first image, relative offsets of first values, row, column and mask.
 
-    A first value is of the pixel above and to the left of the window, which may be outside the image.
+    A first value is that of the pixel above and to the left of the window, which may be outside the image.
     """
     AN_IMAGE: tl.constexpr = (S.height // 2) * (S.width // 2)
     windows = tile * S.block + tl.arange(0, S.block)
@@ -132,7 +133,7 @@ def _window_device(tile, ROWS, S: tl.constexpr):
 
 @triton.jit
 def _row_exists_device(row, exists, INDEX: tl.constexpr, S: tl.constexpr):
-    """Whether row INDEX of the four that a window sees is inside the image."""
+    """Return whether row INDEX of the four that a window sees is inside the image."""
     if INDEX == 0:
         exists = exists & (row > 0)
     if INDEX == 3 and S.height % 2 == 0:
@@ -142,7 +143,7 @@ def _row_exists_device(row, exists, INDEX: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def _inside_device(column, exists, values, S: tl.constexpr):
-    """Mask of values of rows that exist: those that a window sees, inside the image."""
+    """Return the mask of values in existing rows that a window sees and that are inside the image."""
     mask = exists & ((values >= 0) & (values < 4 * S.channels))[None, :]
     mask = mask & ((column > 0)[:, None] | (values >= S.channels)[None, :])
     if S.width % 2 == 0:
@@ -152,7 +153,7 @@ def _inside_device(column, exists, values, S: tl.constexpr):
 
 @triton.jit
 def _row_device(x_ptr, places, column, exists, first, VALUES: tl.constexpr, S: tl.constexpr):
-    """VALUES values of a row from number `first` on, [windows, VALUES]."""
+    """Load VALUES values of a row from number `first` on, [windows, VALUES]."""
     values = first + tl.arange(0, VALUES)
     mask = _inside_device(column, exists[:, None], values, S)
     factors = tl.load(x_ptr + (places[:, None] + values[None, :]), mask=mask, other=0.0)
@@ -161,7 +162,7 @@ def _row_device(x_ptr, places, column, exists, first, VALUES: tl.constexpr, S: t
 
 @triton.jit
 def _taps_device(weight_ptr, ROW: tl.constexpr, SHIFT: tl.constexpr, VALUES: tl.constexpr, S: tl.constexpr):
-    """[VALUES, filters] of row ROW of the taps, from tap value SHIFT on; 0 where there are none."""
+    """Load [VALUES, filters] of row ROW of the taps, from tap value SHIFT on; 0 where there are none."""
     filters = _filters_device(S)
     values = SHIFT + tl.arange(0, VALUES)
     mask = ((values >= 0) & (values < 3 * S.channels))[:, None] & (filters < S.filters)[None, :]
@@ -172,7 +173,7 @@ def _taps_device(weight_ptr, ROW: tl.constexpr, SHIFT: tl.constexpr, VALUES: tl.
 
 @triton.jit
 def _column_taps_device(weight_ptr, ROW: tl.constexpr, COLUMN: tl.constexpr, S: tl.constexpr):
-    """Row ROW of the taps as column COLUMN of a window multiplies it: the middle and its own side."""
+    """Load row ROW of the taps as column COLUMN of a window multiplies it: the middle and its own side."""
     FIRST: tl.constexpr = S.middle - COLUMN * S.channels
     OUTER: tl.constexpr = FIRST + S.middle_values if COLUMN else FIRST - S.side_values
     middle = _taps_device(weight_ptr, ROW, FIRST, S.middle_values, S)
@@ -181,7 +182,7 @@ def _column_taps_device(weight_ptr, ROW: tl.constexpr, COLUMN: tl.constexpr, S: 
 
 @triton.jit
 def _with_row_device(sums, taps, left, middle, right, INDEX: tl.constexpr):
-    """The sums of the four window positions, grown by row INDEX of the four that a window sees."""
+    """Return the sums of the four window positions plus the products of row INDEX of the four that a window sees."""
     grown = ()
     for position in tl.static_range(4):
         total = sums[position]
@@ -196,7 +197,7 @@ def _with_row_device(sums, taps, left, middle, right, INDEX: tl.constexpr):
 
 @triton.jit
 def _pooled_places_device(tile, exists, S: tl.constexpr):
-    """Offset of a tile in a pooled tensor, from there those of its values, and which of them exist."""
+    """Return the offset of a tile in a pooled tensor, relative offsets of its values, and the mask of existing ones."""
     filters = _filters_device(S)
     places = (tl.arange(0, S.block) * S.filters)[:, None] + filters[None, :]
     return tile.to(tl.int64) * (S.block * S.filters), places, exists[:, None] & (filters < S.filters)[None, :]
@@ -204,7 +205,7 @@ def _pooled_places_device(tile, exists, S: tl.constexpr):
 
 @triton.jit
 def _store_largest_device(pooled_ptr, winners_ptr, sums, tile, exists, S: tl.constexpr):
-    """The largest of four sums, rounded, and which one of the four it is."""
+    """Store the largest of four sums, rounded, and the index of the winner."""
     largest = sums[0].to(pooled_ptr.dtype.element_ty).to(tl.float32)
     winner = tl.zeros_like(largest).to(tl.uint8)
     for index in tl.static_range(1, 4):
@@ -222,17 +223,17 @@ def convolution_pool_kernel(
     x_ptr,  # [N, height, width, channels]
     weight_ptr,  # [filters, 3, 3, channels]
     pooled_ptr,  # [N, height // 2, width // 2, filters]
-    winners_ptr,  # uint8, likewise: which of the four
+    winners_ptr,  # uint8, same shape: which of the four
     ROWS,
     TILES_EACH: tl.constexpr,
     S: tl.constexpr,
 ):
-    """The pooled convolution at the tiles of one program."""
+    """Compute the pooled convolution for the tiles of one program."""
     taps = ()
     for index in tl.static_range(6):
         taps += _column_taps_device(weight_ptr, index // 2, index % 2, S)
-    # The last program may have tiles without rows. Loads that run a tile ahead would pass by the first cache, where
-    # three of four values are found, and need so much shared memory that a multiprocessor holds one program, not two.
+    # The last program may have tiles without rows. Loads that run a tile ahead would bypass the first cache, which has
+    # three of four values, and need so much shared memory that a multiprocessor holds one program, not two.
     for number in tl.range(TILES_EACH, num_stages=1):
         tile = tl.program_id(0) * TILES_EACH + number
         start, places, row, column, exists = _window_device(tile, ROWS, S)
@@ -241,8 +242,8 @@ def convolution_pool_kernel(
         for index in tl.static_range(4):
             seen = _row_exists_device(row, exists, index, S)
             first = x_ptr + start + index * S.width * S.channels
-            # What is computed goes to the tensor cores from registers, so that shared memory, whose rate is the limit,
-            # is read once for all products; the sums change nothing but the sign of zero.
+            # Computed operands reach the tensor cores from registers, so that shared memory, whose rate is the limit,
+            # is read once for all products; adding 0 changes only the sign of zero.
             middle = 0.0 + _row_device(first, places, column, seen, S.middle, S.middle_values, S)
             left = 0.0 + _row_device(first, places, column, seen, S.middle - S.side_values, S.side_values, S)
             right = 0.0 + _row_device(first, places, column, seen, S.middle + S.middle_values, S.side_values, S)
@@ -252,7 +253,7 @@ def convolution_pool_kernel(
 
 @triton.jit
 def _rests_device(x_ptr, places, row, column, exists, DOWN: tl.constexpr, across, S: tl.constexpr):
-    """The rests of the three rows of taps at one position of the windows, [windows, block_rest]."""
+    """Load the rests of the three rows of taps at one position of the windows, [windows, block_rest]."""
     REST: tl.constexpr = 3 * S.channels - S.main_values
     rests = tl.arange(0, S.block_rest)
     rows, values = DOWN + rests // REST, across * S.channels + S.main_values + rests % REST
@@ -267,7 +268,7 @@ def _rests_device(x_ptr, places, row, column, exists, DOWN: tl.constexpr, across
 
 @triton.jit
 def _with_rests_device(sums, upper, lower, x_ptr, places, row, column, exists, across, S: tl.constexpr):
-    """`sums`, grown by the products of both rows of a window's gradients with the rests."""
+    """Return `sums` plus the products of both rows of a window's gradients with the rests."""
     for down in tl.static_range(2):
         rests = _rests_device(x_ptr, places, row, column, exists, down, across, S)
         sums = tl.dot(lower if down else upper, rests, sums, input_precision="ieee")
@@ -276,7 +277,7 @@ def _with_rests_device(sums, upper, lower, x_ptr, places, row, column, exists, a
 
 @triton.jit
 def _with_product_device(sums, INDEX: tl.constexpr, gradient, factors):
-    """Three sums, of which number INDEX has grown by gradient times factors."""
+    """Return three sums, with gradient times factors added to number INDEX."""
     grown = ()
     for index in tl.static_range(3):
         total = sums[index]
@@ -288,7 +289,7 @@ def _with_product_device(sums, INDEX: tl.constexpr, gradient, factors):
 
 @triton.jit
 def _store_sums_device(sums_ptr, main, rest, S: tl.constexpr):
-    """The weight gradient of one program's pixels, float32 [3, filters, 3 * channels]."""
+    """Store the weight gradient of one program's pixels, float32 [3, filters, 3 * channels]."""
     REST: tl.constexpr = 3 * S.channels - S.main_values
     filters = _filters_device(S)[:, None]
     for index in tl.static_range(3):
@@ -302,18 +303,18 @@ def _store_sums_device(sums_ptr, main, rest, S: tl.constexpr):
 @triton.jit(do_not_specialize=("ROWS",))
 def convolution_pool_gradient_kernel(
     gradient_ptr,  # of pooled: [N, height // 2, width // 2, filters]
-    winners_ptr,  # uint8, likewise: which of the four
+    winners_ptr,  # uint8, same shape: which of the four
     x_ptr,  # [N, height, width, channels]
     sums_ptr,  # float32 [programs, 3, filters, 3 * channels]
     ROWS,
     TILES_EACH: tl.constexpr,
     S: tl.constexpr,
 ):
-    """The gradient of the weight, as far as the tiles of one program are concerned."""
+    """Compute the weight gradient of the tiles of one program."""
     nothing = _zeros_device(S.block_filters, S.main_values)
     sums = (nothing, nothing, nothing)
     rest_sums = _zeros_device(S.block_filters, S.block_rest)
-    # A step is one column of a tile's windows: of both at once registers spill.
+    # A step is one column of a tile's windows; both at once would spill registers.
     for step in tl.range(2 * TILES_EACH, num_stages=1):
         tile, across = tl.program_id(0) * TILES_EACH + step // 2, step % 2
         start, places, row, column, exists = _window_device(tile, ROWS, S)
@@ -324,9 +325,9 @@ def convolution_pool_gradient_kernel(
             gradient = gradient.to(tl.float32)
         upper = tl.trans(tl.where(winner == across, gradient, 0.0))
         lower = tl.trans(tl.where(winner == across + 2, gradient, 0.0))
-        # The products of the narrower tile come first. For 24 channels those are the rests; behind the others,
-        # registers spill. For 8 and 16 channels they are the main values: ptxas 12.8.93, which Triton 3.6 brings,
-        # takes operands of narrower products behind wider ones from uniform registers that nothing has set.
+        # The products of the narrower tile come first. For 24 channels those are the rests, which would spill registers
+        # in second place. For 8 and 16 channels they are the main values: ptxas 12.8.93, which Triton 3.6 ships, takes
+        # operands of narrower products behind wider ones from uniform registers that nothing has set.
         if S.block_rest < S.main_values:
             rest_sums = _with_rests_device(
                 rest_sums, upper, lower, x_ptr + start, places, row, column, exists, across, S
@@ -350,22 +351,22 @@ def convolution_pool_gradient_kernel(
 
 
 class _Cut(NamedTuple):
-    """How the work is cut up."""
+    """Division of the work into programs and tiles."""
 
     constants: ConvolutionPoolConstants
     rows: int
-    """Pooled pixels."""
+    """Number of pooled pixels."""
     each: int
-    """Tiles of a program."""
+    """Tiles per program."""
     programs: int
     filter_blocks: int
 
 
 def _cut(x: Tensor, filters: int) -> _Cut:
     count, channels, height, width = x.shape
-    # float32 is multiplied without tensor cores, in far more registers.
+    # float32 is multiplied without tensor cores and needs far more registers.
     block = 64 if x.dtype != torch.float32 or INTERPRETED else 16
-    middle_values = max(next_power_of_two(2 * channels), 16)  # 16: at least what tensor cores multiply at once
+    middle_values = max(next_power_of_two(2 * channels), 16)  # 16: minimum of tensor cores
     middle = channels - (middle_values - 2 * channels) // 2
     main_values = next_power_of_two(3 * channels + 1) // 2
     constants = ConvolutionPoolConstants(
@@ -381,7 +382,7 @@ def _cut(x: Tensor, filters: int) -> _Cut:
 
 
 def convolution_pool_triton(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled values and their places (0 to 3)."""
+    """Return pooled values and the index of each winner (0 to 3)."""
     cut = _cut(x, len(weight))
     pooled, winners = pooled_like(x, channels=len(weight)), pooled_like(x, torch.uint8, len(weight))
     convolution_pool_kernel[cut.programs, cut.filter_blocks](
@@ -391,7 +392,7 @@ def convolution_pool_triton(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def convolution_pool_backward_triton(gradient: Tensor, winners: Tensor, x: Tensor) -> Tensor:
-    """Gradient of the weight."""
+    """Return the gradient of the weight."""
     filters, channels = gradient.shape[1], x.shape[1]
     cut = _cut(x, filters)
     sums = torch.empty((cut.programs, 3, filters, 3, channels), dtype=torch.float32, device=x.device)
@@ -406,19 +407,19 @@ def convolution_pool_backward_triton(gradient: Tensor, winners: Tensor, x: Tenso
 
 
 def convolution_pool_reference(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`convolution_pool_triton` in plain PyTorch."""
+    """Compute `convolution_pool_triton` in plain PyTorch."""
     return pooled_and_winners(F.conv2d(x, weight, padding=1))
 
 
 def convolution_pool_plain(x: Tensor, weight: Tensor) -> Tensor:
-    """`convolution_pool` with PyTorch's own convolution and max-pooling."""
+    """Compute `convolution_pool` with PyTorch's own convolution and max-pooling."""
     return F.max_pool2d(F.conv2d(x, weight, padding=1), 2)
 
 
 def _convolution_gradients(
     gradient: Tensor, winners: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Of x and of the weight, where wanted, in plain PyTorch."""
+    """Return the gradients of x and of the weight, where wanted, in plain PyTorch."""
     full = unpooled(gradient, winners, *x.shape[2:])
     found = torch.ops.aten.convolution_backward(
         full, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
@@ -427,7 +428,7 @@ def _convolution_gradients(
 
 
 def convolution_pool_backward_reference(gradient: Tensor, winners: Tensor, x: Tensor) -> Tensor:
-    """`convolution_pool_backward_triton` in plain PyTorch."""
+    """Compute `convolution_pool_backward_triton` in plain PyTorch."""
     weight = x.new_empty((gradient.shape[1], 3, 3, x.shape[1])).permute(0, 3, 1, 2)
     _, weight_gradient = _convolution_gradients(gradient, winners, x, weight, [False, True])
     return weight_gradient.contiguous(memory_format=torch.channels_last)
@@ -457,7 +458,7 @@ def _backward_fake(gradient: Tensor, winners: Tensor, x: Tensor) -> Tensor:
 
 
 def _flops(pooled: Sequence[int], channels: int, height: int, width: int) -> int:
-    """Of the convolution at the four pixels of each pooled one; taps in the padding are not counted."""
+    """Return the FLOPs of the convolution at the four pixels of each pooled one, without taps in the padding."""
     share = (3 * height - 2) * (3 * width - 2) / (9 * height * width)
     return round(2 * 4 * 9 * channels * math.prod(pooled) * share)
 
@@ -476,7 +477,7 @@ def _backward_flops(gradient: Sequence[int], _winners: Sequence[int], x: Sequenc
 
 
 class _ConvolutionPool(torch.autograd.Function):
-    """The operators as one differentiable function."""
+    """Differentiable function of the two operators."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -489,7 +490,7 @@ class _ConvolutionPool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         winners, x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)  # autograd promises no layout
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # autograd guarantees no layout
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
             x_gradient, _ = _convolution_gradients(gradient, winners, x, weight, [True, False])
@@ -502,12 +503,12 @@ class _ConvolutionPool(torch.autograd.Function):
 
 
 def takes_convolution_pool(channels: int, filters: int) -> bool:
-    """Whether the kernels compute a convolution from so many channels to so many filters."""
+    """Return whether the kernels support this number of channels and filters."""
     return channels % 8 == 0 < channels <= MOST_CHANNELS and filters % 16 == 0 < filters
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
-    """Raise ValueError for what the kernels do not take."""
+    """Raise ValueError for input that the kernels do not support."""
     if x.dim() != 4 or x.dtype not in (torch.float16, torch.bfloat16, torch.float32) or x.numel() == 0:
         raise ValueError(f"x has to be float16, bfloat16 or float32 [N, C, H, W], not {x.dtype} {list(x.shape)}")
     if min(x.shape[2:]) < 2:
@@ -523,13 +524,13 @@ def _check(x: Tensor, weight: Tensor) -> None:
             f"{MOST_CHANNELS}, and filters one of 16"
         )
     for name, tensor in (("x", x), ("weight", weight)):
-        # The strides of convolutions on the meta device are not those of real ones.
+        # Convolutions on the meta device return other strides than real ones.
         if tensor.device.type != "meta" and not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(f"{name} has to be in channels_last, its strides are {list(tensor.stride())}")
 
 
 def convolution_pool(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution with a border of zeros, then 2x2 max-pooling.
+    """Apply a 3x3 convolution with a border of zeros, then 2x2 max-pooling.
 
     Args:
         x: float16, bfloat16 or float32 [N, C, H, W] in channels_last, at least 2 x 2 pixels; C 8, 16 or 24.
@@ -539,7 +540,7 @@ def convolution_pool(x: Tensor, weight: Tensor) -> Tensor:
         [N, K, H // 2, W // 2] in channels_last, of the dtype of x.
 
     Raises:
-        ValueError: another layout, dtype, shape or device.
+        ValueError: the layout, dtype, shape or device of an input is not supported.
     """
     _check(x, weight)
     result: Tensor = _ConvolutionPool.apply(x, weight)
@@ -547,7 +548,7 @@ def convolution_pool(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def shape_in_words(operation: Operation) -> str:
-    """The tensor that is convolved, and the filters."""
+    """Describe the convolved tensor and the filters."""
     dtype, shape = str(operation.dtype).removeprefix("torch."), "x".join(map(str, operation.shape))
     return f"{shape}, {dtype}, {operation['filters']} filters"
 
@@ -562,14 +563,14 @@ def _fits(operation: Operation) -> str | None:
 
 
 def _runs_on(operation: Operation, target: Target) -> bool:
-    """Made for the tensor cores of Hopper; the interpreter runs it too."""
+    """Return whether Hopper's tensor cores support the operation, or the interpreter runs it."""
     half = operation.dtype in (torch.float16, torch.bfloat16)
     return target.device != "cuda" or (half and target.capability == (9, 0))
 
 
 def _auto(operation: Operation, target: Target) -> bool:
-    """Where it has been measured: behind 24 whitening filters a run of `speedy` on an H100 takes 0.839 instead of
-    0.907 seconds (sum of its steps, backend `capture`).
+    """Return whether the benefit has been measured: with 24 whitening filters a run of `speedy` on an H100 takes 0.839
+    instead of 0.907 seconds (sum of its steps, backend `capture`).
     """
     return target.device == "cuda" and operation.shape[1] == 24
 
@@ -584,7 +585,7 @@ _TYPES = {"winners_ptr": "*u8", "sums_ptr": "*fp32", "ROWS": "i32"}
 
 
 def _compile_cases(operation: Operation) -> list[CompileCase]:
-    """Both kernels for what `shape_in_words` says."""
+    """Return both kernels for the given operation."""
     x, filters = torch.empty(operation.shape, dtype=operation.dtype, device="meta"), operation["filters"]
     cut, pointer = _cut(x, filters), pointer_type(x.dtype)
     constants = {"TILES_EACH": cut.each, "S": cut.constants}
@@ -617,7 +618,7 @@ KERNEL = Kernel(
     compile_cases=_compile_cases,
     samples=tuple(
         Operation("convolution_pool", (1024, channels, 31, 31), dtype, options=(("filters", 64), ("kernel", 3)))
-        for channels in (24, 16, 8)  # multiplied in tiles of other sizes
+        for channels in (24, 16, 8)  # each is multiplied in tiles of another size
         for dtype in (torch.float16, torch.bfloat16)
     ),
     gpu_functions={

@@ -1,7 +1,7 @@
-"""Triton, or stand-ins with which kernel files can be imported where there is none (macOS, Windows).
+"""Triton, or stand-ins that make kernel files importable where it is not available (macOS, Windows).
 
-`INTERPRETED` says that kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 in the environment
-before the first import. It is how kernels are tested without a GPU.
+`INTERPRETED` says whether kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 in the environment
+before the first import. Kernels are tested this way without a GPU.
 """
 
 import os
@@ -20,15 +20,15 @@ else:
     except ModuleNotFoundError:
 
         class triton:
-            """Decorates kernels with nothing."""
+            """Stand-in whose decorator does nothing."""
 
             @staticmethod
             def jit(function=None, **_options):  # noqa: ANN003, ANN205
-                """The function itself, which nobody can launch."""
+                """Return the function itself, which cannot be launched."""
                 return (lambda function: function) if function is None else function
 
         class tl:
-            """Has what kernels are annotated with."""
+            """Stand-in with the annotations of kernels."""
 
             constexpr = object
 
@@ -38,5 +38,5 @@ INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def next_power_of_two(value: int) -> int:
-    """The least power of two that is not below `value`; sizes of blocks have to be such."""
+    """Return the least power of two that is not below `value`; block sizes must be powers of two."""
     return 1 << (value - 1).bit_length()

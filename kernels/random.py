@@ -1,9 +1,9 @@
-"""Random numbers without state: a value is a function of (seed, epoch, image, stream), whatever the batch order.
+"""Stateless random numbers: a value is a function of (seed, epoch, image, stream), whatever the batch order.
 
 `philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), `permuted` a keyed
-bijection. In PyTorch everything is int64 arithmetic on tensors that hold unsigned 32-bit words, so it runs on any
-device, compiles, never synchronises, and gives the same bits everywhere. The device functions, for use in kernels, give
-those bits too, in uint32 arithmetic.
+bijection. The PyTorch functions use int64 arithmetic on tensors of unsigned 32-bit words, so they run on any device,
+compile, never synchronise, and give the same bits everywhere. The device functions, for use in kernels, give the same
+bits in uint32 arithmetic.
 """
 
 import math
@@ -21,7 +21,7 @@ _GOLDEN_RATIO = 0x9E3779B9
 
 @triton.jit
 def scrambled_device(words):
-    """`_scrambled` of uint32 words."""
+    """Compute `_scrambled` of uint32 words."""
     words = (words ^ (words >> 16)) * 0x7FEB352D
     words = (words ^ (words >> 15)) * 0x846CA68B
     return words ^ (words >> 16)
@@ -29,19 +29,19 @@ def scrambled_device(words):
 
 @triton.jit
 def below_device(words, COUNT: tl.constexpr):
-    """`below` of uint32 words."""
+    """Compute `below` of uint32 words."""
     return tl.umulhi(words, tl.full((), COUNT, tl.uint32))
 
 
 @triton.jit
 def between_device(words):
-    """`between_minus_and_plus_one` of uint32 words."""
+    """Compute `between_minus_and_plus_one` of uint32 words."""
     return (words >> 8).to(tl.float32) * (2.0 / 16777216.0) - 1.0
 
 
 @triton.jit
 def random_words_device(seed, epoch, image, STREAM: tl.constexpr):
-    """`random_words` of an int64 seed, and of a uint32 epoch and image."""
+    """Compute `random_words` of an int64 seed, and of a uint32 epoch and image."""
     return tl.philox(seed, image, tl.zeros_like(image), epoch, tl.full((), STREAM, tl.uint32))
 
 
@@ -49,7 +49,7 @@ def random_words_device(seed, epoch, image, STREAM: tl.constexpr):
 def permuted_device(
     position, seed, epoch, STREAM: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """`permuted` of a uint32 position; `shuffle_rectangle` gives ROWS and COLUMNS. COUNT is below 2**31."""
+    """Compute `permuted` of a uint32 position; `shuffle_rectangle` gives ROWS and COLUMNS. COUNT is below 2**31."""
     low, high = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     key = scrambled_device(epoch ^ tl.full((), STREAM << 24, tl.uint32))
     key = scrambled_device(low ^ scrambled_device(high ^ key))
@@ -67,13 +67,13 @@ def permuted_device(
 
 
 def shuffle_rectangle(count: int) -> tuple[int, int]:
-    """Rows and columns of the rectangle of nearly `count` cells that `permuted` works on."""
+    """Return rows and columns of the rectangle of nearly `count` cells that `permuted` works on."""
     rows = math.isqrt(count)
     return rows, count // rows
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Four words of 32 random bits, int64 tensors of the broadcast shape of `counter` and `key`.
+    """Return four words of 32 random bits: int64 tensors of the broadcast shape of `counter` and `key`.
 
     Args:
         counter: four int64 tensors with values in [0, 2**32).
@@ -82,7 +82,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The product wraps modulo 2**64, which leaves all 64 bits right; the shift's sign extension is masked off.
+        # The product wraps modulo 2**64, which keeps all 64 bits correct; the shift's sign extension is masked off.
         first, second = c0 * _PHILOX_MULTIPLIERS[0], c2 * _PHILOX_MULTIPLIERS[1]
         c0, c2 = (second >> 32) & _WORD ^ c1 ^ k0, (first >> 32) & _WORD ^ c3 ^ k1
         c1, c3 = second & _WORD, first & _WORD
@@ -91,13 +91,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def random_words(seed: Tensor, epoch: Tensor, image: Tensor, stream: int) -> list[Tensor]:
-    """Four int64 tensors of 32 random bits for each image id.
+    """Return four int64 tensors of 32 random bits for each image id.
 
     Args:
         seed: int64 [1], any value.
         epoch: int64 [1], values in [0, 2**32).
         image: int64 [N], image ids in [0, 2**32).
-        stream: which of the independent draws of an image this is.
+        stream: number of the image's independent draw.
     """
     streams = torch.full_like(epoch, stream)
     key = (seed & _WORD, (seed >> 32) & _WORD)
@@ -105,35 +105,35 @@ def random_words(seed: Tensor, epoch: Tensor, image: Tensor, stream: int) -> lis
 
 
 def below(words: Tensor, count: int) -> Tensor:
-    """Integers in [0, count) from 32-bit words, int64; the bias is at most count / 2**32."""
+    """Map 32-bit words to integers in [0, count), int64; the bias is at most count / 2**32."""
     return (words * count) >> 32
 
 
 def between_minus_and_plus_one(words: Tensor) -> Tensor:
-    """float32 in [-1, 1) from 32-bit words; the upper 24 bits of each, which float32 holds exactly."""
+    """Map 32-bit words to float32 in [-1, 1), from their upper 24 bits, which float32 represents exactly."""
     return (words >> 8).to(torch.float32) * (2.0 / 16777216.0) - 1.0
 
 
 def _scrambled(words: Tensor) -> Tensor:
-    """A bijection of 32-bit words that changes half of the bits when one changes (Chris Wellons' lowbias32)."""
+    """Apply a bijection of 32-bit words in which changing one bit changes half of them (Chris Wellons' lowbias32)."""
     words = (words ^ (words >> 16)) * 0x7FEB352D & _WORD
     words = (words ^ (words >> 15)) * 0x846CA68B & _WORD
     return words ^ (words >> 16)
 
 
 def permuted(position: Tensor, count: int, seed: Tensor, epoch: Tensor, stream: int) -> Tensor:
-    """Where a shuffle of 0..count-1 puts each position: a bijection for every (seed, epoch, stream).
+    """Return the place of each position in a shuffle of 0..count-1: a bijection for every (seed, epoch, stream).
 
     A Feistel network over a rows x columns rectangle of nearly `count` cells. The fewer than sqrt(count) positions
-    outside keep their place, so the whole is rotated by a random offset and done twice. No table, no sort, no loop
-    whose length depends on data.
+    outside keep their place, so the whole is rotated by a random offset, and both are done twice. No table, no sort, no
+    loop of data-dependent length.
 
     Args:
         position: int64 [N], values in [0, count).
-        count: size of what is shuffled, at least 1.
+        count: number of shuffled elements, at least 1.
         seed: int64 [1].
         epoch: int64 [1].
-        stream: which of the independent shuffles of an epoch this is.
+        stream: number of the epoch's independent shuffle.
 
     Returns:
         int64 [N], values in [0, count).

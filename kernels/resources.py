@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,21 +104,24 @@ def _gpu_target(target: str) -> Any:
 
 def compiled(case: CompileCase, target: str) -> Any:
     """The compiled kernel, from Triton's cache where it has it; `asm` has its code at every stage."""
+    check_compiler()
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # for good: threads share the filters
+    return triton.compile(source_of(case), target=_gpu_target(target), options={"num_warps": case.warps})
+
+
+def source_of(case: CompileCase) -> Any:
+    """The kernel of a case with the types, constants and alignments that `compiled` compiles."""
     from triton.compiler import ASTSource
 
-    check_compiler()
     names = [*case.arguments, *case.constants]
     if names != case.function.arg_names:
         raise ValueError(f"{case.kernel} takes {case.function.arg_names}, its case gives {names}")
-    source = ASTSource(
+    return ASTSource(
         case.function,
         case.arguments | dict.fromkeys(case.constants, "constexpr"),
         {(names.index(name),): value for name, value in case.constants.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name, kind in case.arguments.items() if kind[0] == "*"},
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
-        return triton.compile(source, target=_gpu_target(target), options={"num_warps": case.warps})
 
 
 def _nvidia_tool(name: str, code: bytes, *options: str) -> str:
@@ -230,15 +234,20 @@ def all_resources(operations: Iterable[Operation], name: str | None = None) -> l
         ValueError: no such kernel, or no compiler.
     """
     check_compiler()
-    seen: dict[tuple[Any, ...], Resources] = {}
+    cases = list(cases_by_target(compile_cases(operations, name)))
+    distinct = {(case.code, target): (case, target) for case, target in cases}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # compilers run without Python's global lock
+        found = dict(zip(distinct, threads.map(lambda pair: resources(*pair), distinct.values()), strict=True))
     rows = []
-    for case, target in cases_by_target(compile_cases(operations, name)):
-        key = case.code, target
-        if key not in seen:
-            seen[key] = resources(case, target)
-        own = dataclasses.replace(seen[key], shape=case.shape, bytes=case.bytes, flops=case.flops)
+    for case, target in cases:
         floor = max(case.bytes / H200_BYTES_PER_SECOND, case.flops / H200_FLOPS_PER_SECOND)
-        own = dataclasses.replace(own, floor_seconds=floor if target == "sm_90" else None)
+        own = dataclasses.replace(
+            found[case.code, target],
+            shape=case.shape,
+            bytes=case.bytes,
+            flops=case.flops,
+            floor_seconds=floor if target == "sm_90" else None,
+        )
         rows.append(dataclasses.replace(own, problems=problems(own, case, budget())))
     return rows
 

@@ -1,4 +1,4 @@
-"""Capturing without a GPU: what a CUDA graph cannot hold, and a stand-in that records operations and replays them."""
+"""Capturing without a GPU: what a CUDA graph cannot hold, and a stand-in that records and replays operations."""
 
 import contextlib
 import types
@@ -16,14 +16,14 @@ INDEXING = ("aten::index", "aten::index_put", "aten::index_put_")
 
 
 def tensors_in(*values):
-    """All tensors in nested lists, tuples and dictionaries."""
+    """Return all tensors in nested lists, tuples and dictionaries."""
     return [each for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
 
 
 def obstacle(function, arguments):
-    """Why a CUDA graph cannot hold the operation; none if it can."""
+    """Return why a CUDA graph cannot hold the operation, or None if it can."""
     name = function._schema.name
-    if name in INDEXING:  # by numbers it can, not by a mask, whose places have to be counted
+    if name in INDEXING:  # indices are allowed, but a mask's entries have to be counted
         masks = any(each.dtype in (torch.bool, torch.uint8) for each in tensors_in(arguments[1]))
         return "indexes by a mask" if masks else None
     if name == "aten::lift_fresh":
@@ -32,14 +32,14 @@ def obstacle(function, arguments):
 
 
 class Capturable(TorchDispatchMode):
-    """Fails at the first operation on the `meta` device that a CUDA graph on a GPU could not hold.
+    """Dispatch mode that fails at the first operation on the `meta` device that a CUDA graph on a GPU could not hold.
 
-    Of our operators that is run which a GPU would run, launchers included.
+    Our operators run as on a GPU, including the launchers.
     """
 
     @staticmethod
     def check_device(*values):
-        """Fail where one of the tensors is on the host."""
+        """Fail if one of the tensors is on the host."""
         host = [each for each in tensors_in(values) if each.device.type != "meta"]
         assert not host, f"a tensor is on the host: {host}"
 
@@ -56,7 +56,7 @@ class Capturable(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation with its tensors."""
+    """Dispatch mode that records every operation with its tensors."""
 
     def __init__(self):
         super().__init__()
@@ -69,14 +69,14 @@ class _Recorder(TorchDispatchMode):
 
 
 class StandInGraph:
-    """A CUDA graph on a CPU: the same operations on the same tensors, and nothing of what Python did between them."""
+    """CUDA graph on a CPU: the same operations on the same tensors, without the Python code between them."""
 
     def __init__(self):
         self.replays, self.alive, self.pool, self.stream, self.recorder = 0, True, None, None, _Recorder()
 
     @torch.no_grad()
     def replay(self):
-        """Do all operations anew and put what they make where it was."""
+        """Repeat all operations and write their results to where they were."""
         assert self.alive
         self.replays += 1
         for function, arguments, options, old in self.recorder.operations:
@@ -85,36 +85,36 @@ class StandInGraph:
                     before.copy_(now)
 
     def reset(self):
-        """Free it."""
+        """Free the graph."""
         self.alive = False
 
 
 class StandInCuda:
-    """The names in `torch.cuda` and `torch._C` that capturing needs, with the faults of PyTorch 2.11."""
+    """Names in `torch.cuda` and `torch._C` that capturing needs, with the faults of PyTorch 2.11."""
 
     CUDAGraph = StandInGraph
     graph_pool_handle = object
 
     def __init__(self):
         self.graphs = []
-        """That were captured, or should have been."""
+        """Graphs that were captured, or should have been."""
         self.recording = []
-        """Pools that the allocator records into; not empty after a capture that failed."""
+        """Pools that the allocator records into; not empty after a failed capture."""
         self.generator_captures = False
-        """Whether the random generator takes it that there is a capture; so too after one that failed."""
+        """Whether the random generator assumes that a capture is in progress; also after a failed one."""
         self._current = self.Stream(None)
 
     def Stream(self, device):
-        """A new one; nothing has to wait on a CPU."""
+        """Return a new stream; on a CPU nothing has to wait."""
         return types.SimpleNamespace(device=device, device_index=-1, wait_stream=lambda _: None)
 
     def current_stream(self):
-        """Set by `stream` and `graph`."""
+        """Return the stream set by `stream` and `graph`."""
         return self._current
 
     @contextlib.contextmanager
     def stream(self, wanted):
-        """Within, `wanted` is the current one."""
+        """Make `wanted` the current stream within the context."""
         before, self._current = self._current, wanted
         try:
             yield
@@ -122,12 +122,12 @@ class StandInCuda:
             self._current = before
 
     def is_capturing(self):
-        """Whether a capture is under way that has not failed."""
+        """Return whether the allocator records into a pool."""
         return bool(self.recording)
 
     @contextlib.contextmanager
     def graph(self, graph, pool=None, stream=None):
-        """Record what is done within. As with PyTorch's, all stays as it is where that fails."""
+        """Record the operations within the context. As in PyTorch, a failure leaves everything as it is."""
         if self.recording:
             raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
         graph.pool, graph.stream = pool, stream
@@ -146,11 +146,11 @@ class StandInCuda:
         self._current = before
 
     def end_allocate_to_pool(self, device, pool):
-        """The allocator records into `pool` no longer."""
+        """Stop the allocator's recording into `pool`."""
         if pool not in self.recording:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id 0, 1")
         self.recording.remove(pool)
 
     def release_pool(self, device, pool):
-        """Its memory may be freed."""
+        """Allow the memory of `pool` to be freed."""
         assert pool not in self.recording

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# One thread for each worker of pytest-xdist: PyTorch's idle threads spin and would slow their neighbours tenfold.
+# One thread per worker of pytest-xdist: PyTorch's idle threads spin and would slow their neighbours down tenfold.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,7 +30,7 @@ from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.kernels import contract
 from speedyresnet.kernels.language import AVAILABLE, INTERPRETED, tl
 
-if INTERPRETED:  # which looks through its whole language at each call of a device function: a third of the time
+if INTERPRETED:  # it searches its whole language at each call of a device function: a third of the time
     from triton.runtime import interpreter
 
     @functools.cache
@@ -45,9 +45,9 @@ if INTERPRETED:  # which looks through its whole language at each call of a devi
     interpreter._patch_builtin = patch_builtin
 
 
-@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+@pytest.hookimpl(optionalhook=True)  # not called without pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """A worker has files to itself, so makes what their tests share once; whoever is done takes from the others."""
+    """Give each worker whole files, so that it makes what their tests share once; idle workers take from the others."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
@@ -66,24 +66,24 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_outside_kernels(monkeypatch):
-    """Kernels that a test loads from files are not there for the tests after it."""
+    """Remove the kernels that a test loads from files before the next test."""
     monkeypatch.setattr(contract, "_OUTSIDE", {})
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """No test reads or writes the user's own cache."""
+    """Keep every test away from the user's own cache."""
     monkeypatch.setenv("SPEEDYRESNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def speedyresnet(monkeypatch, capfd):
-    """A function that runs the command in this process, which saves the imports; otherwise as `subprocess.run`."""
+    """Return a function that runs the command in this process, to save the imports; otherwise like `subprocess.run`."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, words)])
-        monkeypatch.setattr("speedyresnet.engine.kernel_choice.INTERPRETED", False)  # as users have it
+        monkeypatch.setattr("speedyresnet.engine.kernel_choice.INTERPRETED", False)  # as for users
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -93,7 +93,7 @@ def speedyresnet(monkeypatch, capfd):
 
 
 class HeaderOnly:
-    """`safe_open` of which no tensor may be asked."""
+    """`safe_open` that cannot return whole tensors."""
 
     def __init__(self, *arguments, **options):
         self.file = safe_open(*arguments, **options)
@@ -108,13 +108,13 @@ class HeaderOnly:
 
 @pytest.fixture
 def headers_only(monkeypatch):
-    """Within, no tensor of a file can be read."""
+    """Make it impossible to read a tensor of a file."""
     monkeypatch.setattr(tensor_file, "safe_open", HeaderOnly)
 
 
 @pytest.fixture(scope="session")
 def real_folder():
-    """The folder of real images, laid out as {train,test}/<class>/*."""
+    """Return the folder of real images, laid out as {train,test}/<class>/*."""
     folder = os.environ.get("SPEEDYRESNET_TEST_IMAGES")
     if not folder:
         pytest.skip("SPEEDYRESNET_TEST_IMAGES names no folder of real images")
@@ -122,7 +122,7 @@ def real_folder():
 
 
 def pack_of_some(folder, subset, train_images, test_images):
-    """The first so many images of each class in `folder`, linked in `subset` and packed."""
+    """Link the first images of each class in `folder` into `subset` and pack them."""
     for split, count in (("train", train_images), ("test", test_images)):
         for label in sorted((folder / split).iterdir()):
             (subset / split / label.name).mkdir(parents=True)
@@ -145,13 +145,13 @@ def larger_real_pack(real_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_pack():
-    """Synthetic: 640 training and 200 test images."""
+    """Synthetic pack: 640 training and 200 test images."""
     return make_synthetic(train_images=640, test_images=200)
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A stand-in for what captures need of CUDA; its `graphs` are those that were made."""
+    """Stand-in for the parts of CUDA that captures need; its `graphs` are those that were made."""
     made = StandInCuda()
     for name in ("CUDAGraph", "Stream", "current_stream", "graph", "graph_pool_handle", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(made, name))
@@ -162,7 +162,7 @@ def cuda(monkeypatch):
 
 @pytest.fixture
 def make_state():
-    """A function that builds the state of a narrow recipe on random images."""
+    """Return a function that builds the state of a narrow recipe on random images."""
 
     def build(name="airbench94", *settings, images=256, device="cpu", seed=3, classes=10):
         small = ["batch_size=32", "width_multiplier=0.125", "dtype=float32", *settings]

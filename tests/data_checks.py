@@ -1,4 +1,4 @@
-"""What the tests of packs and of their sources share."""
+"""Helpers for the tests of packs and of their sources."""
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ def write_images(folder, images, file_names):
 
 
 def write_folder(folder, classes=CLASSES, test="test", prefix="", backwards=False, size=8):
-    """3 train and 2 test images of each class, as an image folder."""
+    """Write 3 train and 2 test images of each class, as an image folder."""
     generator = np.random.default_rng(5)
     work = []
     for split, count in (("train", 3), (test, 2)):

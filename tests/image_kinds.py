@@ -1,4 +1,4 @@
-"""Image files of many kinds, each with the pixels that it has to become."""
+"""Image files of many kinds, each with the pixels that it must decode to."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def saved(image, kind, **options):
 
 
 def png(bits, colour_type, rows, key=b""):
-    """A PNG file of any bit depth; `rows` are its packed bytes, `key` the transparent colour, that of the tRNS."""
+    """Return a PNG file of any bit depth; `rows` are its packed bytes, `key` is the transparent colour (tRNS)."""
 
     def chunk(name, content):
         checksum = struct.pack(">I", zlib.crc32(name + content))
@@ -39,7 +39,7 @@ def png(bits, colour_type, rows, key=b""):
 
 
 def tiff(width, bits, photometric, row, sample_format=1):
-    """A greyscale TIFF file of one row; photometric 0 means that 0 is white."""
+    """Return a greyscale TIFF file of one row; photometric 0 means that 0 is white."""
     tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 1, 279: len(row)}
     tags |= {339: sample_format}
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags.items())
@@ -47,7 +47,7 @@ def tiff(width, bits, photometric, row, sample_format=1):
 
 
 def transparent_kinds():
-    """Whatever colour lies under what is transparent, it is white."""
+    """Yield files with transparency: what is transparent becomes white, whatever its colour."""
     rgba = np.dstack([COLOURS, np.full_like(RAMP, 255)])
     rgba[0] = 0
     yield "black-bar.png", saved(Image.fromarray(rgba), "PNG"), WHITE_RIM
@@ -73,7 +73,7 @@ def transparent_kinds():
 
 
 def deep_kinds():
-    """Of more than 8 bits the upper 8 stay."""
+    """Yield files of more than 8 bits, of which the upper 8 are kept."""
     wide = Image.fromarray(RAMP.astype(np.uint16) * 256 + 37)
     yield "wide.png", saved(wide, "PNG"), grey(RAMP)
     yield "wide.tif", saved(wide, "TIFF"), grey(RAMP)
@@ -92,7 +92,7 @@ def other_kinds():
     yield "pages.tif", saved(plain, "TIFF", save_all=True, append_images=[Image.new("RGB", (7, 5))]), COLOURS
     yield "bits.pbm", b"P4 3 1\n" + bytes([0b01000000]), grey([[255, 0, 255]])
     yield "two.png", saved(Image.fromarray(RAMP > 99), "PNG"), grey((RAMP > 99) * 255)
-    turned[0x0112] = 6  # stored turned: to be shown rotated clockwise by 90 degrees
+    turned[0x0112] = 6  # stored rotated: to be shown turned clockwise by 90 degrees
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
         yield f"turned.{kind.lower()}", saved(plain, kind, exif=turned, **options), np.rot90(COLOURS, -1)
     yield from turned_kinds()
@@ -102,7 +102,7 @@ def other_kinds():
 
 
 def turned_kinds():
-    """Uncompressed TIFF files of each mode, turned and mirrored in every way that EXIF knows."""
+    """Yield uncompressed TIFF files of each mode, turned and mirrored in every way that EXIF knows."""
     upright = {1: RAMP, 2: RAMP[:, ::-1], 3: RAMP[::-1, ::-1], 4: RAMP[::-1], 5: RAMP.T, 6: np.rot90(RAMP, -1)}
     upright |= {7: RAMP[::-1, ::-1].T, 8: np.rot90(RAMP)}
     opaque = np.full_like(RAMP, 255)
@@ -123,11 +123,11 @@ def turned_kinds():
 KINDS = {
     name: (content, pixels) for make in (transparent_kinds, deep_kinds, other_kinds) for name, content, pixels in make()
 }
-"""Content and pixels [H, W, 3] by file name; the pixels are none where compression changes them."""
+"""Content and pixels [H, W, 3] by file name; the pixels are None if compression changes them."""
 UNKNOWN_RANGES = {
     "float.tif": saved(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"),
     "signed.tif": tiff(2, 16, 1, struct.pack("<2h", -5, 30000), sample_format=2),
     "signed8.tif": tiff(2, 8, 1, struct.pack("<2b", -5, 3), sample_format=2),
     "deeper.tif": tiff(2, 32, 1, struct.pack("<2I", 5, 2**32 - 1)),
 }
-"""Greyscale of which nobody can tell what is black and what is white."""
+"""Greyscale files that do not define what is black and what is white."""

@@ -1,4 +1,4 @@
-"""What the tests of kernels share: poisoned memory; for norms inputs, all that a step sees, errors against float64."""
+"""Helpers for the tests of kernels: poisoned memory; for norms, inputs, results of a step, errors against float64."""
 
 import math
 import os
@@ -28,9 +28,9 @@ def process(*words):
 
 @contextmanager
 def poisoned_memory():
-    """Within, memory that is only allocated holds NaN, or a number that no label and no place has.
+    """Within the context, fill memory that is only allocated with NaN, or with a number that no label and no index has.
 
-    Only around a launch: PyTorch keeps a list of its functions, and must not find these among them.
+    Use it only around a launch: PyTorch keeps a list of its functions and must not find these among them.
     """
 
     def poisoned(function):
@@ -47,14 +47,14 @@ def poisoned_memory():
 
 
 def errors(found, expected):
-    """Of everything; that of a mean is in deviations, since a mean may be nothing beside them."""
+    """Return all errors; that of a mean is in standard deviations, since a mean may be negligible beside them."""
     wrong = {name: error(value, expected[name]) for name, value in found.items()}
     difference = found["running_mean"].double() - expected["running_mean"]
     return wrong | {"running_mean": float((difference / expected["running_variance"].sqrt()).square().mean().sqrt())}
 
 
 def channels_last(*shape, dtype=torch.float32, mean=0.0, seed=0):
-    place = DEVICE if math.prod(shape) > 1 << 22 else torch.device("cpu")  # a GPU draws shipped batches in no time
+    place = DEVICE if math.prod(shape) > 1 << 22 else torch.device("cpu")  # a GPU draws large batches quickly
     generator = torch.Generator(place).manual_seed(seed)
     made = torch.randn(*shape, generator=generator, dtype=torch.float64, device=place) + mean
     return made.to(DEVICE, dtype).to(memory_format=torch.channels_last).requires_grad_()
@@ -68,7 +68,7 @@ def vectors(channels, seed=1):
 
 
 def results(function, gradient, x, weight, bias, residual=None):
-    """Everything a training step sees: result, running statistics, gradients."""
+    """Return everything a training step sees: result, running statistics, gradients."""
     running_mean, running_variance = torch.zeros_like(bias), torch.ones_like(bias)
     inputs = {"x": x, "weight": weight, "bias": bias} | ({} if residual is None else {"residual": residual})
     y = function(x, weight, bias, running_mean, running_variance, *list(inputs.values())[3:])
@@ -78,11 +78,11 @@ def results(function, gradient, x, weight, bias, residual=None):
 
 
 def assert_rounded(found, exact):
-    """Everything of float16 inputs is as exact as float16, sums and statistics too."""
+    """Assert that all results for float16 inputs are as exact as float16, including sums and statistics."""
     for name, wrong in errors(found, exact).items():
         assert wrong < torch.finfo(torch.float16).eps, name
 
 
 def shipped(kernel):
-    """The operations of the recipes that a kernel takes."""
+    """Return the operations of the recipes that a kernel takes."""
     return [each for each in shipped_operations() if each.name == kernel.operation and kernel.fits(each) is None]

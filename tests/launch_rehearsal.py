@@ -1,10 +1,11 @@
-"""Launches every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
+"""Launch every kernel as the engine does, without a GPU: Triton compiles for an H100, and nothing runs.
 
-Printed as JSON: a hash of the PTX of each kernel that was launched, by its name, and of all that are compiled by
-`speedyresnet kernels`. Run in a process of its own, without TRITON_INTERPRET.
+Print as JSON, by kernel, the hash of the PTX that was launched, and the hashes of what `speedyresnet kernels` compiles
+for the same constants. Run it in a process of its own, without TRITON_INTERPRET.
 """
 
 import json
+from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -18,7 +19,7 @@ from speedyresnet.kernels.pool_batch_norm import (
     pool_batch_norm_act_backward_triton,
     pool_batch_norm_act_triton,
 )
-from speedyresnet.kernels.resources import compile_cases, compiled, ptx_hash
+from speedyresnet.kernels.resources import compile_cases, compiled, ptx_hash, source_of
 from speedyresnet.kernels.stem import stem_backward_triton, stem_triton
 
 BATCH = 256
@@ -26,39 +27,41 @@ TRANSFORMS = Transforms(padding=2, flip="alternating")
 
 
 class Hopper:
-    """What Triton asks the driver for before it compiles."""
+    """Stand-in for the driver that Triton queries before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
-        """Of an H100 and an H200."""
+        """Return the target of an H100 and an H200."""
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        """The only one."""
+        """Return the only device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """The default one."""
+        """Return the default stream."""
         return 0
 
 
-found: dict[str, str] = {}
+found: dict[str, Any] = {}
+"""What was compiled for each kernel that was launched."""
 
 
 def compile_only(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> object:
-    """`JITFunction.run` that stops before the launch."""
-    made = launch(self, *arguments, grid=grid, warmup=True, **options)
-    found[self.__name__] = ptx_hash(made.asm["ptx"])
+    """Replacement for `JITFunction.run` that stops before the launch."""
+    found[self.__name__] = made = launch(self, *arguments, grid=grid, warmup=True, **options)
     return made
 
 
 def half(*shape: int) -> torch.Tensor:
-    """float16 in channels_last; nobody reads it."""
+    """Return float16 in channels_last; its values are never read."""
     return torch.zeros(shape, dtype=torch.float16).to(memory_format=torch.channels_last)
 
 
 def main() -> None:
-    """One launch of each kernel, with shapes of pocket (of airbench94 for the convolution
-    and the stem, which has a bias there)."""
+    """Launch each kernel once.
+
+    The shapes are those of pocket, but of airbench94 for the convolution and the stem, which has a bias there.
+    """
     weight, bias, mean, inverse = (torch.ones(1, 128) for _ in range(4))
     vectors = weight[0], bias[0]
     x, p = half(BATCH, 128, 15, 15), half(BATCH, 128, 7, 7)
@@ -87,11 +90,16 @@ def main() -> None:
     )  # fmt: skip
 
 
+def checked(name: str) -> list[str]:
+    """The hashes of the PTX of the cases of a kernel that have the constants with which it was launched."""
+    cases = {case.code: case for case in compile_cases(shipped_operations(), name)}.values()
+    alike = [case for case in cases if source_of(case).constants == found[name].src.constants]
+    return [ptx_hash(compiled(case, "sm_90").asm["ptx"]) for case in alike]
+
+
 if __name__ == "__main__":
-    checked = [
-        (case.kernel, ptx_hash(compiled(case, "sm_90").asm["ptx"])) for case in compile_cases(shipped_operations())
-    ]
     driver.set_active(Hopper())
     launch, JITFunction.run = JITFunction.run, compile_only
     main()
-    print(json.dumps({"launched": found, "checked": checked}))
+    launched = {name: ptx_hash(made.asm["ptx"]) for name, made in found.items()}
+    print(json.dumps({name: [code, checked(name)] for name, code in launched.items()}))

@@ -1,9 +1,9 @@
-"""Plants mistakes in the kernels, one at a time, and sees whether the tests catch them.
+"""Plants mistakes in the package, one at a time, and checks that the tests that run by default catch them.
 
     python tests/mutations.py [kernels/augment.py ...]
 
-Each mistake is a line of a kernel file and what it is replaced with; they stand at the end of the kernel's own
-tests. The files are put back whatever happens. Ends with 1 and a list if a mistake went unseen.
+Each mistake is a line of a file and its replacement; `MUTATIONS` at the end of a test file holds those that its tests
+catch. The files are restored whatever happens. The exit code is 1 if a mistake was missed.
 """
 
 import ast
@@ -15,13 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def planted() -> dict[str, tuple[Path, list[tuple[str, str]]]]:
-    """By file of the package the test file that has its mistakes, and the mistakes: `MUTATIONS` of tests/test_*.py."""
-    found = {}
+def planted() -> list[tuple[str, Path, list[tuple[str, str]]]]:
+    """File of the package, test file and mistakes of each `MUTATIONS` in tests/test_*.py."""
+    found = []
     for test in sorted(ROOT.glob("tests/test_*.py")):
         for statement in ast.parse(test.read_text()).body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "MUTATIONS":
-                found |= {name: (test, each) for name, each in ast.literal_eval(statement.value).items()}
+                found += [(name, test, each) for name, each in ast.literal_eval(statement.value).items()]
     return found
 
 
@@ -31,7 +31,6 @@ def caught(path: Path, test: Path, original: str, old: str, new: str) -> bool:
         raise SystemExit(f"{path.name}: no such line any more: {old}")
     path.write_text(original.replace(old, new, 1))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:benchmark", str(test)]
-    command += ["-o", "addopts="]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
     finally:
@@ -42,7 +41,7 @@ def caught(path: Path, test: Path, original: str, old: str, new: str) -> bool:
 def main(chosen: list[str]) -> int:
     """Plant all mistakes of the chosen files (none: all); 1 if one was not seen."""
     missed = []
-    for name, (test, mutations) in planted().items():
+    for name, test, mutations in planted():
         if chosen and name not in chosen:
             continue
         path = ROOT / name

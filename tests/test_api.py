@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiers import parametrize
 
 from speedyresnet import engine
 from speedyresnet.bench.cli import main
@@ -24,7 +25,7 @@ def drawn_once():
         yield
 
 
-@pytest.mark.parametrize("name", ["load_data", "recipe", "train", "evaluate"])
+@parametrize("name", ["load_data", "recipe", "train", "evaluate"], default=["load_data", "recipe", "train"])
 def test_examples_give_what_they_say(name, drawn_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(engine, name), name, module=False, globs={})

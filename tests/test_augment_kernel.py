@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_checks import DEVICE, poisoned_memory, shipped
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels.augment import (
@@ -61,7 +62,7 @@ def assert_same(found, expected, rounding):
     torch.testing.assert_close(found.images, expected.images, rtol=torch.finfo(found.images.dtype).eps, atol=rounding)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "transforms",
     [
         Transforms(),
@@ -82,6 +83,7 @@ def assert_same(found, expected, rounding):
         Transforms(crop=6, padding=1, size=5),
         Transforms(size=7, padding=2, flip="random", cutmix=3, cutout=2, brightness=0.1),
     ],
+    default=4,
 )
 def test_every_transform(transforms):
     data = inputs()
@@ -89,7 +91,7 @@ def test_every_transform(transforms):
         assert_same(*both(data, transforms, counter=counter))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "shape",
     [
         (1, 8, 8, 3),  # a data set of one image
@@ -100,6 +102,7 @@ def test_every_transform(transforms):
         (49, 6, 7, 4),
         (50, 7, 6, 2),
     ],
+    default=3,
 )
 def test_every_shape(shape):
     data = inputs(*shape)
@@ -113,6 +116,7 @@ def test_one_axis_is_scaled_down_and_the_other_kept():
     assert_same(*both(inputs(9, 13, 8), Transforms(size=8, flip="random")))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [(8, 64, 64), (8, 40, 33), (4, 33, 70)])
 def test_windows_of_large_images(shape):
     """Some of 32 pixels a side reach into the padding on both sides."""
@@ -123,11 +127,12 @@ def test_windows_of_large_images(shape):
         assert_same(*both(inputs(*shape), transforms, batch_size=4, counter=1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], default=1)
 def test_every_dtype(dtype):
     assert_same(*both(inputs(), EVERYTHING, dtype=dtype, counter=5))
 
 
+@pytest.mark.exhaustive
 def test_offsets_beyond_2_to_the_31():
     """Windows of 8 x 8 pixels out of 50 images of 55 million bytes each."""
     size = 7400 * 7400
@@ -158,6 +163,7 @@ def test_the_operator_passes_pytorchs_checks():
     library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
 
 
+@pytest.mark.exhaustive
 def test_a_graph_with_the_operator_gives_the_same():
     images, labels, scale, shift = inputs()
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_checks import Capturable
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.engine import backends, graphs, recipe, train
@@ -25,8 +26,10 @@ from speedyresnet.engine.backends import (
     make_scorer,
     make_step,
     step_function,
+    uncaptured_scorer,
     variant_of_step,
     variants_of,
+    whole,
 )
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.evaluate import LabelledImages
@@ -34,6 +37,7 @@ from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
+from speedyresnet.engine.streams import SecondStream
 from speedyresnet.kernels.language import AVAILABLE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -122,16 +126,87 @@ def test_torchscript_steps_are_eager_steps(make_state):
         assert_same_steps(make_state, "torchscript")
 
 
-@pytest.mark.slow
-def test_compiled_steps_are_eager_steps(make_state):
+FREEZING = ["optimizer.first_group_frozen_epochs=0.5"]
+
+
+@TRACING
+def test_torchscript_steps_with_a_frozen_first_group_are_eager_steps(make_state):
+    assert_same_steps(make_state, "torchscript", images=64, more=FREEZING, kinds=3)
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("compile", 3), ("graph", 4)])  # graph: head, average, optimizer twice
+def test_compiled_steps_with_a_frozen_first_group_are_eager_steps(make_state, backend, graphs):
     torch._dynamo.reset()
-    assert_same_steps(make_state, "compile")
+    torch._dynamo.utils.counters.clear()
+
+    def make(state, backend, variant):
+        return whole(backend, step_function(state, backend, variant, "aot_eager"), "aot_eager")
+
+    assert_same_steps(make_state, backend, images=64, make=make, more=FREEZING, kinds=3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("compile", 2), ("graph", 4)])  # graph: the optimizer in two parts
+def test_compiled_steps_on_two_streams_are_eager_steps_on_one(make_state, backend, graphs):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def make(state, backend, variant):
+        step = whole(backend, step_function(state, backend, variant, "aot_eager"), "aot_eager")
+
+        def on_two_streams():
+            state.second_stream = SecondStream(CPU)
+            step()
+            state.second_stream = None
+
+        return on_two_streams
+
+    assert_same_steps(make_state, backend, images=32, make=make)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_the_second_stream_waits_for_the_first_and_is_waited_for(cuda, monkeypatch):
+    waits = []
+
+    def noting(device):
+        stream = cuda.Stream(device)
+        stream.wait_stream = lambda other: waits.append((id(stream), id(other)))
+        return stream
+
+    main, second = noting(GPU), SecondStream(GPU)
+    monkeypatch.setattr(torch.cuda, "Stream", noting)
+    with torch.cuda.stream(main):
+        second.end()  # nothing was begun
+        with second.begin():
+            own = torch.cuda.current_stream()
+        assert torch.cuda.current_stream() is main
+        second.end()
+        with second.begin():
+            assert torch.cuda.current_stream() is own
+    assert own is not main
+    assert waits == [(id(own), id(main)), (id(main), id(own)), (id(own), id(main))]
+
+
+def test_a_second_stream_is_not_for_torchscript(make_state):
+    state = make_state()
+    state.second_stream = SecondStream(CPU)
+    with pytest.raises(BackendError, match="torchscript traces net and loss as one"):
+        make_step(state, "torchscript", Variant(whitening_bias=True, cutmix=False))
+
+
+@pytest.mark.exhaustive
+def test_compiled_steps_are_eager_steps(make_state):
+    """Of a small net whose code the C++ compiler does not optimize: compiling takes all of the time."""
+    torch._dynamo.reset()
+    quickly = {"aot_inductor.debug_compile": True, "cpp.simdlen": 1}
+    with torch._inductor.config.patch(quickly):
+        assert_same_steps(make_state, "compile", more=["net.widths=64,64", "net.group_convolutions=1"])
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2  # one for each variant, and none since
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_steps_with_compiled_regions_are_eager_steps(make_state):
     """What `graph` captures: three graphs for three kinds of steps, the last of which average."""
     torch._dynamo.reset()
@@ -140,7 +215,7 @@ def test_steps_with_compiled_regions_are_eager_steps(make_state):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.hour
 def test_compiled_steps_with_our_kernels_are_eager_steps(make_state):
     """Inductor around our operators, which take one memory layout only; without a GPU in Triton's interpreter."""
     torch._dynamo.reset()
@@ -175,6 +250,7 @@ def test_torchscript_trains_every_net(make_state, name, settings):
     assert set(state.net.state_dict()) == names
 
 
+@pytest.mark.exhaustive
 @TRACING
 def test_a_run_with_torchscript_is_recorded_and_learns(small_pack):
     settings = ["batch_size=64", "width_multiplier=0.25", "epochs=6", "dtype=float32", "evaluation.every=0"]
@@ -288,15 +364,6 @@ def test_what_the_allocator_says_of_a_failed_capture_is_not_hidden(make_state, c
         step()
 
 
-def test_a_closed_graph_is_freed_and_captured_anew(make_state, cuda):
-    step = captured_step(make_state())
-    step()
-    step.close()
-    assert not cuda.graphs[0].alive
-    step()
-    assert [graph.replays for graph in cuda.graphs] == [1, 1]
-
-
 def test_a_tensor_that_moved_is_named_in_debug_mode(make_state, cuda, monkeypatch):
     monkeypatch.setenv(graphs.CHECK_VARIABLE, "1")
     state = make_state()
@@ -327,7 +394,9 @@ def test_a_captured_evaluation_is_an_evaluation(make_state, cuda, monkeypatch, b
     state = make_state("airbench94", "evaluation.share=0.3")
     state.net.eval()
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    plain, captured = (make_scorer(state, each, None, labelled(state), "six_view") for each in ("eager", backend))
+    plain, captured = (
+        make(state, backend, None, labelled(state), "six_view") for make in (uncaptured_scorer, make_scorer)
+    )
     losses = []
     for factor in (1.0, -3.0):
         with torch.no_grad():
@@ -346,6 +415,7 @@ def run_of(trainer, seed):
     return record.accuracy, [(row.loss, row.train_accuracy, row.val_loss, row.val_accuracy) for row in record.history]
 
 
+@pytest.mark.exhaustive
 def test_a_captured_run_is_an_eager_run(small_pack, cuda, monkeypatch):
     """Its steps with and without the whitening bias, its validation and its evaluation."""
     monkeypatch.setattr(backends, "backend_obstacle", lambda *_: None)
@@ -420,6 +490,7 @@ def failing_captures(default_of_a_gpu, cuda, monkeypatch):
     return fail
 
 
+@pytest.mark.exhaustive
 def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pack, failing_captures, cuda):
     failing_captures("graph")
     trainer, told = warnings_of_auto(small_pack)
@@ -435,6 +506,7 @@ def test_where_the_capture_of_graph_fails_auto_captures_the_eager_step(small_pac
     assert cuda.graphs[0].pool is not graphs.memory_of(trainer.state).pool  # that of the failed capture
 
 
+@pytest.mark.exhaustive
 def test_where_capturing_fails_too_auto_goes_on_eagerly(small_pack, failing_captures, cuda):
     """The message has what failed within the capture, not that the capture could not be ended."""
     failing_captures("graph", "capture")
@@ -496,7 +568,7 @@ def no_launches(monkeypatch):
 
 
 @pytest.mark.parametrize("provider", ["reference", "triton"])
-@pytest.mark.parametrize("name", NAMES)
+@parametrize("name", NAMES, default=["airbench94", "hlb-v0.4", "speedy"])
 def test_a_graph_can_hold_each_kind_of_step_and_the_evaluation(make_state, no_launches, monkeypatch, name, provider):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     state = make_state(name, "dtype=float16", f"kernels={provider}", device="meta")

@@ -21,6 +21,7 @@ from kernel_checks import (
     shipped,
     vectors,
 )
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS, activated_device, activation_slope_device
@@ -99,14 +100,14 @@ def test_gelu_and_its_slope_are_as_exact_as_float32_everywhere():
     assert y[3].isnan()
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "shape",
     [
         (3, 1, 2, 2), (2, 3, 31, 31), (5, 24, 7, 7), (3, 64, 15, 15), (2, 67, 9, 11), (2, 512, 3, 3), (1, 8, 1, 5),
         (1, 200, 40, 3),
-    ],
+    ], default=5,
 )  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], default=1)
 def test_every_shape_and_dtype_is_as_exact_as_pytorch(shape, dtype):
     found, exact, native = three_ways(shape, dtype=dtype)
     allowed = 2.5 if dtype == torch.bfloat16 and INTERPRETER_TRUNCATES else 1.1
@@ -118,7 +119,7 @@ def test_every_shape_and_dtype_is_as_exact_as_pytorch(shape, dtype):
         assert found[name].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1000.0), (torch.float32, -1000.0), (torch.float16, 10.0)])
+@parametrize(("dtype", "mean"), [(torch.float32, 1000.0), (torch.float32, -1000.0), (torch.float16, 10.0)], default=1)
 def test_a_large_mean_does_not_cancel(dtype, mean):
     found, exact, native = three_ways((16, 24, 15, 15), "none", dtype=dtype, mean=mean)
     for name in ("y", "x", "running_variance"):
@@ -404,6 +405,7 @@ def test_every_shipped_shape(operation):
     check_shipped(operation.shape, operation["activation"], operation["groups"])
 
 
+@pytest.mark.exhaustive
 def test_shipped_shapes_with_few_images():
     for operation in shipped(KERNEL)[::15]:
         groups = operation["groups"]

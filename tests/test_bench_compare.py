@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench.compare import OWN_VIEW, Arm, arm_of, compare_runs, comparison, place_arms, print_comparison
 from speedyresnet.bench.pool import BASE, PoolPlan, read_pool
@@ -12,7 +13,7 @@ from speedyresnet.bench.verdicts import seconds_per_tenth_point, verdict_on
 from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=0.5", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=0.5", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 VARIANTS = ("epochs=0.3", "evaluation.view=mirror loss.label_smoothing=0")
 PLAN = PoolPlan(runs=3, first_seed=5, validation=0, variants=VARIANTS)
@@ -161,6 +162,7 @@ def test_every_arm_takes_every_place_equally_often():
     assert rounds == [["base", "b", "c"], ["b", "c", "base"], ["c", "base", "b"]]
 
 
+@pytest.mark.exhaustive
 def test_all_arms_run_all_seeds(pool, tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(pool)
@@ -184,7 +186,7 @@ def test_all_arms_run_all_seeds(pool, tmp_path):
     assert steps[VARIANTS[0]] < steps[BASE]
 
 
-@pytest.mark.parametrize("cut", [1, 2000, -20])
+@parametrize("cut", [1, 2000, -20], default=1)
 def test_a_comparison_that_was_cut_off_goes_on(cut, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(pool[:-cut])
@@ -198,13 +200,14 @@ def test_a_comparison_that_was_cut_off_goes_on(cut, pool, small_pack, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("plan", "settings", "words"),
     [
         ({"variants": VARIANTS[:1]}, [], "--variants"),
         ({"runs": 4}, [], "--runs 3, not 4"),
         ({}, ["batch_size=32"], "recipe hash"),
     ],
+    default=1,
 )
 def test_arms_and_seeds_are_fixed_when_the_file_is_begun(plan, settings, words, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
@@ -264,6 +267,7 @@ def test_the_command_prints_one_document(compared, tmp_path):
     assert all(f"{each['name']}: {each['verdict']}" in again.stdout for each in result["differences"])
 
 
+@pytest.mark.exhaustive
 def test_a_group_is_compared_whole_and_may_get_more_variants(compared, tmp_path):
     options = ["--variant", "schedule.peak=0.5", "--runs", "1", "--json"]
     done = compared(*options, of=("--group", "imagenette-schedules"))
@@ -299,3 +303,27 @@ def test_wrong_options_are_one_line(options, words, compared, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert not (tmp_path / "comparison.jsonl").exists()
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("student_t_quantile((1 + CONFIDENCE) / 2, n - 1)", "student_t_quantile(CONFIDENCE, n - 1)"),
+        ("* float(array.std(ddof=1)) / n**0.5", "* float(array.std(ddof=1))"),
+    ],
+    "bench/pool.py": [
+        ("index % len(self.arms)", "0"),
+        ('stored["arm"] = arm', 'stored["arm"] = BASE'),
+    ],
+    "bench/verdicts.py": [
+        ("TIME_TOLERANCE = 0.01", "TIME_TOLERANCE = 0.1"),
+        ("ACCURACY_TOLERANCE = 0.001", "ACCURACY_TOLERANCE = 0.01"),
+        ("accuracy.lower > 0 or seconds.upper < 0,", "accuracy.lower > 0,"),
+        ("accuracy.upper < 0 or seconds.lower > 0\n", "accuracy.upper < 0\n"),
+        ("and seconds.upper < limit", "and seconds.mean < limit"),
+        ("and seconds.lower > -limit", "and seconds.mean > -limit"),
+        ("(accuracy.mean * 1000)", "(accuracy.mean * 100)"),
+        ("ratio if ratio >= 0 else None", "ratio"),
+        ("if seconds_worth.lower > 0:", "if seconds_worth.mean > 0:"),
+        ("accuracy.lower is not None and accuracy.lower > 0:", "accuracy.lower is not None and accuracy.mean > 0:"),
+    ],
+}

@@ -18,6 +18,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 from test_bench_versus import TRAINS
+from tiers import parametrize
 
 from speedyresnet.bench import gpu_suite, kernel_losses, sheets, step_variants
 from speedyresnet.bench.cli import main
@@ -187,13 +188,14 @@ def test_limits_are_of_what_is_expected_and_of_what_is_left():
     assert Site(CPU, {}).limit(entry, 500) == 500
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "start",
     [
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])",
         "import sys; from speedyresnet.bench.processes import exit_code_within as run; "
         "run(60, [sys.executable, '-c', {child!r}])",
     ],
+    default=1,
     ids=["beside it", "in a session of its own"],
 )
 def test_what_an_entry_started_is_stopped_with_it(tmp_path, start):
@@ -468,6 +470,7 @@ def test_wrong_words_are_one_line(given, words, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_checkout_is_enough(tmp_path):
     for folder in ("engine", "kernels", "bench"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "evidence"))
@@ -485,7 +488,7 @@ def suite(tmp_path, *words):
     return [*command, "--device", "cpu", "--out", tmp_path / "out", *words]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_end_from_outside_keeps_the_results(tmp_path):
     with subprocess.Popen(suite(tmp_path, "--only", "kernels", "--only", "kernels-all")) as process:
         while not (tmp_path / "out" / "suite.json").exists():  # kernels has ended
@@ -497,7 +500,7 @@ def test_the_end_from_outside_keeps_the_results(tmp_path):
     assert json.loads(archived(tmp_path / "out", "kernels.json"))["cases"]
 
 
-@pytest.mark.slow
+@pytest.mark.hour
 def test_the_whole_queue_is_rehearsed_on_a_cpu(tmp_path):
     peer = tmp_path / "airbench94_muon.py"
     peer.write_text(TRAINS)

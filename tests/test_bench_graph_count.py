@@ -2,20 +2,21 @@
 
 import json
 
-import pytest
+from tiers import parametrize
 
 from speedyresnet.bench.graph_count import count_graphs
 from speedyresnet.bench.paper import CIFAR10, paper_pack
 from speedyresnet.engine import recipe
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "backend", "steps", "evaluation"),
     [
-        ("hiverge", "compile", 2, 1),  # a graph for each kind of step
         ("hlb-v0.7", "graph", 4, 1),  # cutmix gives the head another label, and the average is evaluated
+        ("hiverge", "compile", 2, 1),  # a graph for each kind of step
         ("hiverge", "capture", 0, 0),
     ],
+    default=1,
 )
 def test_graphs_of_a_run(name, backend, steps, evaluation):
     found = count_graphs(recipe(name, []), paper_pack(CIFAR10), backend)

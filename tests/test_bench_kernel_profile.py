@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from speedyresnet.bench import kernel_recording
+from speedyresnet.bench import kernel_recording, kernel_table
 from speedyresnet.bench.kernel_names import FORMER_KERNELS, OWN_KERNELS, Kernel, kernel_of
 from speedyresnet.bench.kernel_parts import Assignment, prepare_rows
 from speedyresnet.bench.kernel_profile import (
@@ -175,6 +175,15 @@ def test_an_evaluation_has_a_convolution_for_each_layer_batch_and_view(speedy):
     batches = -(-10_000 // speedy.evaluation.batch_size)
     assert set(names.values()) == {6 * batches}
     assert len(names) == 7
+
+
+def test_an_evaluation_pools_with_the_first_convolution_where_the_steps_do(speedy):
+    """And takes no kernel that needs the statistics of a batch."""
+    kernels = dict.fromkeys(TRITON, "triton")
+    operations = evaluation_operations(speedy, bare_table([]).pack(), torch.float16, kernels).operations
+    own = Counter((part, each.name) for part, each in operations if each.name.startswith("speedyresnet."))
+    views = 6 * -(-10_000 // speedy.evaluation.batch_size)
+    assert own == {("group1.conv1+pool 31x31 forward", "speedyresnet.convolution_pool.default"): views}
 
 
 # -- a step in its order
@@ -387,7 +396,7 @@ def test_a_table_is_small_and_reads_back_as_it_was(speedy, ordered, tmp_path):
 
 
 def test_a_table_of_another_recipe_is_refused():
-    with pytest.raises(UserError, match=r"airbench94 takes no steps of the kind \(True, False, 20, True\)"):
+    with pytest.raises(UserError, match=r"airbench94 takes no steps of the kind \(True, False, 20, True, True\)"):
         folded(read_table(EVIDENCE, "--from"), recipe("airbench94", []))
     table = read_table(EVIDENCE, "--from")
     fewer = dataclasses.replace(table.variants[3], steps=106)
@@ -404,8 +413,17 @@ def test_a_table_of_before_some_steps_left_averaging_out_has_fewer_kinds_of_step
     assert step_counts(made, schedule, old) == {phase.variant: phase.steps for phase in old.variants}
     assert step_counts(made, schedule, today) == step_counts(made, schedule)
     kept = today.to_dict()
-    assert [each["variant"] for each in kept["variants"]][-2:] == [[False, False, 0, False], [False, False, 0, True]]
+    assert [each["variant"] for each in kept["variants"]][-2:] == [
+        [False, False, 0, False, True], [False, False, 0, True, True],
+    ]  # fmt: skip
     assert kept["always_averages"] is False
+
+
+def test_kinds_of_steps_are_read_as_each_version_wrote_them():
+    for stored in ([True, False, 20], [True, False, 20, False], [True, False, 20, False, False]):
+        assert kernel_table._variant(stored) == Variant(*stored)
+    with pytest.raises(ValueError, match="a variant is no"):
+        kernel_table._variant([True, False, 20, False, False, True])
 
 
 def test_a_table_without_a_recipe_is_of_the_one_that_takes_just_these_steps():
@@ -429,6 +447,7 @@ def test_the_printed_tables_fit_a_hundred_columns(evidence, capsys):
     assert first[2:4] == ["21.0", "188.76"]
 
 
+@pytest.mark.exhaustive
 def test_two_tables_are_compared_by_milliseconds_a_run(speedy, ordered, evidence, capsys):
     rows = events_of_step(ordered.operations)
     one = bare_table([step_phase(rows)], recipe=speedy, ceilings=CEILINGS)

@@ -337,6 +337,7 @@ def test_only_a_stored_profile_can_be_compared_with(text, tmp_path):
         read_profile(tmp_path / "other.json")
 
 
+@pytest.mark.exhaustive
 def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     data, out = tmp_path / "small.safetensors", tmp_path / "profile.json"
     save_pack(small_pack, data)

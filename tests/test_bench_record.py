@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench.pool import PoolPlan, read_pool
 from speedyresnet.bench.record import Targets, clock_seconds, record_runs, report, verdicts
@@ -16,7 +17,7 @@ from speedyresnet.engine.data import held_out
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.setup import place_recipe
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32", "augmentation.crop=16"]
 NO_TARGETS = Targets(accuracy=None, view="six_view", seconds=None, clock="total")
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()", "bench", "record"]
 
@@ -73,7 +74,7 @@ def test_a_finished_pool_runs_nothing_again(pool, small_pack, tmp_path):
     assert path.read_bytes() == pool
 
 
-@pytest.mark.parametrize("cut", [1, 200, 3000, -12])
+@parametrize("cut", [1, 200, 3000, -12], default=1)
 def test_a_pool_cut_in_the_middle_of_a_line_goes_on(cut, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
     left = pool[:-cut]  # a negative cut leaves only the first few bytes
@@ -114,7 +115,7 @@ def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("changes", "words"),
     [
         ({"status": "interrupted"}, "its status 'interrupted'"),
@@ -128,6 +129,7 @@ def test_a_file_that_is_no_pool_is_left_alone(text, small_pack, tmp_path):
         ({"seed": 7}, "seed 7 of base twice, or it is not planned"),
         ({"seed": 0}, "seed 0 of base twice, or it is not planned"),
     ],
+    default=3,
 )
 def test_a_line_that_is_no_run_is_named_before_anything_runs(changes, words, pool, small_pack, tmp_path):
     path = tmp_path / "runs.jsonl"
@@ -177,6 +179,7 @@ def test_validation_never_touches_the_test_set(small_pack, tmp_path):
         held_out(small_pack, 640)
 
 
+@pytest.mark.exhaustive
 def test_the_command_exits_with_1_when_a_target_is_missed_and_survives_a_kill(small_pack, tmp_path):
     data, out = tmp_path / "small.safetensors", tmp_path / "runs.jsonl"
     save_pack(small_pack, data)
@@ -216,3 +219,24 @@ def test_wrong_options_are_one_line(options, words, tmp_path, speedyresnet):
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert not (tmp_path / "runs.jsonl").exists()
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("std = float(array.std(ddof=1))", "std = float(array.std(ddof=0))"),
+        ("student_t_quantile(CONFIDENCE, n - 1) * std / n**0.5", "student_t_quantile(CONFIDENCE, n - 1) * std"),
+        ("student_t_quantile(CONFIDENCE, n - 1)", "student_t_quantile((1 + CONFIDENCE) / 2, n - 1)"),
+        ("margin is None else mean - margin", "margin is None else mean + margin"),
+        ("margin is None else mean + margin", "margin is None else mean - margin"),
+        ("[0.0, 0.05, 0.5, 0.95, 1.0]", "[0.0, 0.1, 0.5, 0.9, 1.0]"),
+    ],
+    "bench/pool.py": [
+        ("if run not in done", "if run[0] > max((seed for seed, _ in done), default=-1)"),
+        ("open_runs.remove((seed, arm))", "pass"),
+        ('not in ("finished", "diverged")', 'not in ("finished",)'),
+        ('file.truncate(path.read_bytes().rfind(b"\\n") + 1)', "pass"),
+        ('"data": record["data"]["sha256"]', '"data": record["data"]["name"]'),
+        ("self.records.append(stored)", "pass"),
+        ("                    self.file.truncate(end)", "                    pass"),
+    ],
+}

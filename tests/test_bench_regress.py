@@ -28,7 +28,7 @@ SITTINGS = 100
 
 
 class Machine:
-    """One that is now and then `slow_mode` slower, and by `drift` slower after `calls` measurements."""
+    """Machine that is at times `slow_mode` slower, and `drift` slower after `calls` measurements."""
 
     def __init__(self, generator, calls, noise=0.02, slow_mode=0.0, drift=0.0):
         self.random, self.calls, self.noise, self.slow_mode, self.drift = generator, calls, noise, slow_mode, drift
@@ -42,7 +42,7 @@ class Machine:
 
 
 class MachineWorker:
-    """Stands for the process of a revision."""
+    """Stand-in for the process of a revision."""
 
     def __init__(self, machine, seconds):
         self.machine, self.seconds = machine, seconds
@@ -52,14 +52,14 @@ class MachineWorker:
 
 
 def interleaved_samples(generator, slowdown=0.0, rounds=ROUNDS, **machine):
-    """A case, measured in the order in which the command measures."""
+    """Return the samples of a case measured in the order of the command."""
     machine = Machine(generator, 2 * rounds, **machine)
     workers = [MachineWorker(machine, seconds) for seconds in (1.0, 1 + slowdown)]
     return revisions._samples(workers, ["case"], rounds, math.inf)["case"]
 
 
 def verdicts(cases=5, slowdown=0.0, **machine):
-    """Of the first of `cases`, the only one that is slower, in each of 100 sittings; and how many others changed."""
+    """Return the verdicts on the first of `cases`, the only slower one, in 100 sittings; count other changes."""
     generator, found, others = np.random.default_rng(0), [], 0
     for _ in range(SITTINGS):
         samples = [interleaved_samples(generator, slowdown * (case == 0), **machine) for case in range(cases)]
@@ -107,7 +107,7 @@ def test_between_two_sittings_drift_looks_like_a_change_but_noise_does_not():
             found[name] += verdict(separate_change(Samples(base, head)), 0.03, 1) == "slower"
     assert found["none"] <= 2
     assert found["slower"] >= 95
-    assert found["drift"] == SITTINGS  # which is why it says that drift cannot be excluded
+    assert found["drift"] == SITTINGS  # therefore the report says that drift cannot be excluded
 
 
 def test_the_interval_holds_the_change_99_times_in_100():
@@ -122,7 +122,7 @@ def test_the_interval_holds_the_change_99_times_in_100():
 
 
 def test_what_there_is_no_time_for_is_left_out(monkeypatch):
-    """In 420 seconds: half of them for the augmentation; none for the step, which is seen in a round; then the pool."""
+    """In 420 seconds, the augmentation takes half, the step is left out after one round, and the pool follows."""
     clock, seconds = [0.0], {"augment-1": 2.0, "step-eager": 5.0, "pool-1": 1.0, "head-1": 500.0, "averaging-1": 0.1}
     monkeypatch.setattr(revisions.time, "monotonic", lambda: clock[0])
 
@@ -171,13 +171,13 @@ def change_of(value, floor, p=1e-9):
     ("change", "cases", "told"),
     [
         (change_of(0.05, 0.01), 1, "slower"),
-        (change_of(0.02, 0.01), 1, "same"),  # less than matters
+        (change_of(0.02, 0.01), 1, "same"),  # less than the effect
         (change_of(0.05, 0.01, p=0.02), 1, "same"),
         (change_of(0.05, 0.01, p=0.001), 9, "slower"),
-        (change_of(0.05, 0.01, p=0.001), 11, "same"),  # one of eleven cases has that by chance
+        (change_of(0.05, 0.01, p=0.001), 11, "same"),  # expected by chance in one of eleven cases
         (change_of(0.05, 0.04), 1, "cannot tell"),
         (change_of(0.01, 0.04), 1, "cannot tell"),
-        (change_of(0.50, 0.04), 1, "slower"),  # noise or not
+        (change_of(0.50, 0.04), 1, "slower"),  # despite the noise
         (change_of(-0.05, 0.01), 1, "faster"),
         (change_of(-0.05, 0.04), 1, "cannot tell"),
     ],
@@ -203,7 +203,7 @@ def command(*words, folder=ROOT, **options):
 
 
 def regress(capsys, monkeypatch, *words):
-    """Exit code, standard output and standard error of the command in this process."""
+    """Return exit code, standard output and standard error of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["speedyresnet", "bench", "regress", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         main()
@@ -306,7 +306,7 @@ def test_a_file_of_another_kind_is_one_line(content, tmp_path, capsys, monkeypat
 
 
 def plain_file(path, seconds, **machine):
-    """As pytest-benchmark writes it without this package."""
+    """Write a file as pytest-benchmark does without this package."""
     machine_info = {"node": "a", "machine": "x86_64", "cpu": {"brand_raw": "A", "count": 2}} | machine
     cases = [{"name": "sum", "fullname": "test_it.py::sum", "stats": {"data": noisy(seconds, 0)}}]
     path.write_text(json.dumps({"machine_info": machine_info, "benchmarks": cases}))
@@ -388,7 +388,7 @@ def test_the_repository_around_a_copy_is_not_taken_for_ours(tmp_path, monkeypatc
 
 @pytest.fixture
 def slower_clone(tmp_path):
-    """A clone of this repository whose last commit makes the optimizer slower."""
+    """Return a clone of this repository whose last commit makes the optimizer slower."""
     clone = tmp_path / "clone"
     git(ROOT, "clone", "--quiet", str(ROOT), str(clone))
     step = clone / "engine" / "step.py"
@@ -400,9 +400,9 @@ def slower_clone(tmp_path):
     return clone
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_slowdown_planted_in_the_code_is_found(slower_clone, tmp_path):
-    """Only the optimizer is timed, which is slower, and the averaging, which is not."""
+    """Only the optimizer, which is slower, and the averaging, which is not, are timed."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     out = tmp_path / "out.json"

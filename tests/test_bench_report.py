@@ -22,7 +22,7 @@ from speedyresnet.engine.plots import matplotlib_pyplot
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVIDENCE = sorted((REPOSITORY / "bench/evidence").glob("*.json*"))
 KNOWN = [file for file in EVIDENCE if file.name.startswith(("2026-11-21-pocket", "2026-11-21-peers"))]
-"""Whose content the tests tell; more evidence must not change what they expect."""
+"""Files whose content the tests check; more evidence must not change what they expect."""
 POOL = REPOSITORY / "bench/evidence/2026-11-21-pocket-cpu.jsonl"
 HOSTILE = '</title><script>alert("1")</script><img src=x onerror=alert(2)> & | $x$'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -87,7 +87,7 @@ MADE = {
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the cells of each table row, and all text."""
+    """Parser that keeps tags with their attributes, the cells of each table row, and all text."""
 
     def __init__(self, text):
         super().__init__()
@@ -111,13 +111,13 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def row(self, *beginning):
-        """The one row that begins so."""
+        """Return the rest of the only row that begins with `beginning`."""
         (found,) = {tuple(row) for row in self.rows if tuple(row[: len(beginning)]) == beginning}
         return list(found[len(beginning) :])
 
 
 def run_command(monkeypatch, capsys, *words):
-    """Exit code and what stood on standard error."""
+    """Return the exit code and the text on standard error."""
     monkeypatch.setattr(sys, "argv", ["speedyresnet", "bench", "report", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         main()
@@ -134,7 +134,7 @@ def write_lines(path, documents):
 
 
 def page_of(files, folder):
-    """The file that the command makes of `files` in `folder`."""
+    """Return the path of the page that the command makes of `files` in `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sys, "argv", ["speedyresnet", "bench", "report", *map(str, files), "--out", f"{folder}/page.html"]
@@ -147,7 +147,7 @@ def page_of(files, folder):
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
-    """A page of committed evidence and a file of every other kind, and of two later commits of a pool."""
+    """Return the path of a page of committed evidence, a file of every other kind, and evidence of later commits."""
     folder = tmp_path_factory.mktemp("report")
     files = [*KNOWN]
     for name, document in MADE.items():
@@ -157,7 +157,7 @@ def page_path(tmp_path_factory):
     for record in records:
         record["environment"]["commit"] = "beefbeefbeef"
         record["seconds"]["train"] -= 50
-        record["history"][-1]["loss"] = None  # of a run that diverged
+        record["history"][-1]["loss"] = None  # as in a run that diverged
     files.append(write_lines(folder / "later.jsonl", records))
     steps = json.loads((REPOSITORY / "bench/evidence/2026-11-21-pocket-step-cpu.json").read_text())
     steps["environment"]["commit"] = "cafecafe"
@@ -187,7 +187,7 @@ def test_runs_are_told_with_intervals_of_the_mean(page):
 
 def test_parts_have_bars_beside_their_floors(page):
     assert page.row("pool", "") == ["12.258", "2.040", "17", "175.98", "0.000", ""]
-    assert page.row("group3.conv2 3x3 wgrad")[-1] == "18"  # of those that compute
+    assert page.row("group3.conv2 3x3 wgrad")[-1] == "18"  # numbered among those that compute
     start = page.source.index('<th scope="row">pool</th>')
     widths = re.findall(r'class="(\w+)" style="width: ([\d.]+)%', page.source[start : start + 300])
     assert [name for name, _ in widths] == ["measured", "floor"]
@@ -253,7 +253,7 @@ def test_nothing_is_loaded_and_nothing_runs(page):
 
 
 def arms_of(recipes):
-    """Those of a comparison that keeps the recipes whole."""
+    """Return the arms of a comparison that keeps the recipes whole."""
     return [arm(name, 0.94, 2.5) | {"recipe": dataclasses.asdict(made)} for name, made in recipes.items()]
 
 
@@ -302,7 +302,7 @@ def test_names_are_text(tmp_path, monkeypatch, capsys):
     page = Page(out.read_text())
     test_nothing_is_loaded_and_nothing_runs(page)
     assert page.words.count(HOSTILE) >= 7
-    assert f"accuracy, % ({HOSTILE})" in page.words  # of an axis, where a formula would be drawn instead
+    assert f"accuracy, % ({HOSTILE})" in page.words  # label of an axis, where a formula would be drawn instead
     *_, first, second, _, _ = readme.read_text().splitlines()
     assert "<" not in first + second
     assert first.count("|") == 8
@@ -460,7 +460,7 @@ def test_a_profile_without_work_has_no_roofline(tmp_path):
 
 
 FRAME = """<title></title><script>onmessage = event => { document.title = event.data }</script>
-<iframe src="page.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""  # no window is as narrow as a phone
+<iframe src="page.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""  # a window is wider than a phone
 MEASURE = """<script>
 const colors = element => getComputedStyle(element);
 const pictures = [...document.querySelectorAll("svg")].map(each => each.getBoundingClientRect());

@@ -8,15 +8,16 @@ import pytest
 import torch
 from trainers import trainer_of
 
-from speedyresnet.bench import step_time
+from speedyresnet.bench import step_time, step_variants
 from speedyresnet.bench.cli import main
 from speedyresnet.bench.report import read_source
 from speedyresnet.bench.step_time import cold_and_warm_build_seconds, launches_and_idle, measure_steps
 from speedyresnet.engine import UserError, recipe, setup, trainer
 from speedyresnet.engine.backends import BackendError, make_step
+from speedyresnet.engine.cli import run_command_line
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 FAILURE = "--backend {} failed at [step.py], which is told in one line, however wide the terminal; use --backend eager"
 
@@ -69,6 +70,7 @@ def test_a_backend_that_fails_in_a_round_leaves_the_turns_to_the_others():
     assert (list(rows), failed) == (["second"], {"first": "gone"})
 
 
+@pytest.mark.exhaustive
 def test_steps_never_run_past_the_tables(small_pack):
     (found,), _ = measure_steps(recipe("airbench94", TINY), small_pack, CPU, ["eager"], rounds=3, steps=1000)
     assert found.milliseconds > 0  # ten steps make this run
@@ -95,6 +97,7 @@ def serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_a_backend_that_fails_or_is_killed_is_named_and_the_others_are_timed(small_pack, tmp_path, monkeypatch, capfd):
     data, out = tmp_path / "small.safetensors", tmp_path / "steps.json"
     save_pack(small_pack, data)
@@ -134,6 +137,7 @@ def failing_serve(connection, made, data, device, backend, debug):
     SERVE(connection, made, data, device, backend, debug)
 
 
+@pytest.mark.exhaustive
 def test_where_no_backend_can_be_built_the_user_is_told_why(small_pack, monkeypatch, capfd, caplog):
     """And with --debug where in the code, too."""
     monkeypatch.setattr(step_time, "serve", failing_serve)
@@ -197,7 +201,23 @@ def test_the_command_prints_one_document(small_pack, tmp_path, speedyresnet):
     assert result["failed"] == []
 
 
-@pytest.mark.slow
+def test_variants_are_measured_on_one_stream_and_on_two(small_pack, tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "small.safetensors", tmp_path / "variants.json"
+    save_pack(small_pack, data)
+    settings = [word for each in (*TINY, "epochs=0.2") for word in ("--set", each)]
+    words = ["--data", str(data), "--variant", "airbench94", *settings, "--device", "cpu", "--overlap"]
+    monkeypatch.setattr(sys, "argv", ["step_variants", *words, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(step_variants.app)
+    assert ended.value.code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["variant"], row["overlap"]) for row in rows] == [("airbench94", False), ("airbench94", True)]
+    assert all(row["run_seconds"] > 0 for row in rows)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["airbench94", "airbench94 on two streams"]
+
+
+@pytest.mark.hour
 def test_a_warm_compiler_cache_builds_faster(small_pack, tmp_path):
     data = tmp_path / "small.safetensors"
     save_pack(small_pack, data)

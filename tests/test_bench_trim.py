@@ -6,6 +6,7 @@ import pytest
 import torch
 import trainers
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench import trim as trimming_module
 from speedyresnet.bench.compare import arm_of
@@ -33,7 +34,7 @@ from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.recipes import registered_recipes
 from speedyresnet.engine.schedules import plan
 
-TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 
 
@@ -43,7 +44,7 @@ def trainer_of(pack, *settings, name="airbench94", backend="eager"):
     return trainer
 
 
-@pytest.mark.parametrize("name", sorted(registered_recipes()))
+@parametrize("name", sorted(registered_recipes()), default=["airbench94", "hlb-v0.7", "pocket", "speedy"])
 def test_every_change_of_every_recipe_is_another_recipe_that_can_be_built(name):
     made = recipe(name)
     found = changes_of(made, (32, 32), CPU, "eager")
@@ -172,7 +173,7 @@ def test_the_rungs_of_the_ladder(settings, small_pack):
     assert len(rungs) == len(RUNGS) == 4
     wanted = [x.requires_grad for _, x in rungs[0].args[0]]  # the first convolution's only while the bias is trained
     assert wanted == [not settings] + [True] * (len(wanted) - 1)
-    pairs = convolution_inputs(state, torch.randn(2, 3, 32, 32), whitened=False)
+    pairs = convolution_inputs(state, torch.randn(2, 3, 32, 32))
     trained = [each for each in trainer.net.modules() if isinstance(each, Convolution) and each.weight.requires_grad]
     assert [convolution for convolution, _ in pairs] == trained
     before = {name: tensor.clone() for name, tensor in state.changing_tensors().items()}
@@ -193,12 +194,27 @@ def test_the_rungs_of_the_ladder(settings, small_pack):
     assert state.counter == 2
 
 
+def test_the_rungs_take_no_gradient_of_what_is_frozen_in_most_steps(small_pack):
+    trainer = trainer_of(small_pack, "optimizer.first_group_frozen_epochs=9")
+    rungs = rungs_of(trainer)
+    pairs, kept = rungs[0].args
+    assert [buffer is None for buffer in kept] == [True] * 2 + [False] * 4
+    assert [x.requires_grad for _, x in pairs] == [False] * 3 + [True] * 3
+    frozen = trainer.net.groups[0].convolutions[0].weight
+    before = frozen.detach().clone()
+    for rung in rungs:
+        rung()
+    assert torch.equal(frozen, before)
+
+
+@pytest.mark.exhaustive
 def test_the_rungs_compile_as_one_graph_each(small_pack, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     for rung in rungs_of(trainer_of(small_pack, backend="compile")):
         rung()
 
 
+@pytest.mark.exhaustive
 def test_the_rungs_are_captured_where_the_step_is(small_pack, cuda, monkeypatch):
     monkeypatch.setattr("speedyresnet.engine.backends.backend_obstacle", lambda *_: None)
     trainer = trainer_of(small_pack, backend="capture")
@@ -208,6 +224,7 @@ def test_the_rungs_are_captured_where_the_step_is(small_pack, cuda, monkeypatch)
     assert len(cuda.graphs) == before + 3  # the step was captured already
 
 
+@pytest.mark.exhaustive
 def test_accuracies_come_from_pools_that_go_on(small_pack, tmp_path):
     out = tmp_path / "trim.json"
     trimming = Trimming(

@@ -1,4 +1,4 @@
-"""The scripts here are ours: they only print what the real ones print, in their formats."""
+"""Tests with scripts of our own, which only print what the real ones print, in their formats."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tiers import parametrize
 
 from speedyresnet.bench import versus
 from speedyresnet.bench.peers import PEERS, PeerRun, check_data, install, parse_peers, source_sha256, start_words
@@ -34,7 +35,7 @@ from speedyresnet.engine import UserError, recipe
 from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.pack_file import save_pack
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=0.5", "dtype=float32", "augmentation.crop=16"]
 CPU = torch.device("cpu")
 
 AIRBENCH = r"""
@@ -145,7 +146,7 @@ for run in range(200):
 
 @pytest.fixture
 def command(speedyresnet):
-    """A function that runs `bench versus`."""
+    """Return a function that runs `bench versus`."""
     return lambda *options: speedyresnet("bench", "versus", *options)
 
 
@@ -157,7 +158,7 @@ def write(path, text):
 
 @pytest.fixture
 def peers(tmp_path):
-    """A checkout of each, by name."""
+    """Return the checkouts of the peers, by name."""
     root = tmp_path / "peers"
     write(root / "airbench94_muon" / "airbench94_muon.py", AIRBENCH)
     write(root / "hlb" / "main.py", HLB)
@@ -174,7 +175,7 @@ def pack_file(small_pack, tmp_path):
     return tmp_path / "small.safetensors"
 
 
-# --- What a peer is given
+# --- Input of a peer
 
 
 def test_only_the_number_of_runs_is_changed(tmp_path):
@@ -238,7 +239,7 @@ def test_data_of_another_shape_are_refused(small_pack):
         check_data(other)
 
 
-# --- What a peer prints
+# --- Output of a peer
 
 
 def read(name, lines):
@@ -365,7 +366,7 @@ for cache in (os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DI
 
 @pytest.fixture
 def compiling(small_pack, peers, tmp_path, monkeypatch):
-    """A function that holds a sitting against airbench, which compiles; of ours nothing is really run."""
+    """Return a function that holds a sitting against airbench, which compiles; our process is not really run."""
     began = []
 
     def run(contestant, number, timeout):
@@ -392,7 +393,7 @@ ROUNDS = [("airbench94_muon", 0), ("ours", 0), ("ours", 1), ("airbench94_muon", 
 
 
 def test_compiling_has_a_limit_of_its_own_and_is_done_once(compiling):
-    result, began = compiling(2.5, timeout=4, compile_seconds=60)  # five seconds in all: no round could do it
+    result, began = compiling(2.5, timeout=4, compile_seconds=60)  # five seconds in total: more than a round's limit
     assert began == [("airbench94_muon", WARM_UP), ("ours", WARM_UP), *ROUNDS]
     assert result["passed"]
     (warm, _), (peer,) = result["warm_ups"], result["peers"]
@@ -411,7 +412,7 @@ def test_who_does_not_compile_in_time_goes_on_in_the_next_call(compiling, tmp_pa
     assert (result["passed"], result["processes"], peer["status"]) == (False, [], "crashed")
     assert "warm-up, airbench94_muon: no end after 4 s" in (told := (tmp_path / "told").read_text())
     assert "  | compiles\n" in told
-    result, began = compiling(2.5, timeout=20, compile_seconds=4)  # half of it is in its cache
+    result, began = compiling(2.5, timeout=20, compile_seconds=4)  # half of it is already in its cache
     assert began == [("airbench94_muon", WARM_UP), *ROUNDS]
     assert result["passed"]
 
@@ -437,7 +438,7 @@ def test_ctrl_c_keeps_what_was_printed(compiling, tmp_path, monkeypatch):
     assert (began, result["interrupted"]) == (ROUNDS, None)
 
 
-# --- Figures
+# --- Statistics
 
 
 def test_a_ratio_is_that_of_pairs():
@@ -467,7 +468,7 @@ def sitting(small_pack, peers, rounds, names=("airbench94_muon", "hlb")):
 
 
 def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path, monkeypatch):
-    """The n-th process takes n seconds, and a peer's runs n and 3 n; ours 1 by one clock, 2 and 4 by the others."""
+    """The n-th process takes n seconds; a peer's runs n and 3 n, ours 1 by one clock, 2 and 4 by the others."""
     ran, written, out = [], [], tmp_path / "out.json"
 
     def run(contestant, number, timeout):
@@ -499,14 +500,14 @@ def test_processes_take_turns_and_the_order_reverses(small_pack, peers, tmp_path
     assert written == list(range(9))
     assert result == json.loads(out.read_text())
     one, two = result["peers"]
-    # Means of airbench's runs in its rounds: 2, 12, 14 against our total of 4; of hlb's whole rounds: 4, 16 against 1.
+    # Means of airbench's runs by round: 2, 12, 14, against our total of 4; of hlb's complete rounds: 4, 16, against 1.
     assert one["clock"]["ours"] == "total"
     assert one["clock"]["ratio"]["value"] == pytest.approx((2 * 12 * 14 / 4**3) ** (1 / 3))
     assert one["process"]["ratio"]["value"] == pytest.approx((1 / 3 * 6 / 4 * 7 / 9) ** (1 / 3))
     assert (one["own clock"]["n"], one["own clock"]["mean"]) == (6, pytest.approx(28 / 3))
     more = one["accuracy"].pop("difference")
     assert one["accuracy"] == {"theirs": "6 views, weighted", "view": "six_view", "our_view": "mirror"}
-    assert more == {key: pytest.approx(-0.31) for key in ("mean", "lower", "upper")}  # 0.6 less 0.91, in each round
+    assert more == {key: pytest.approx(-0.31) for key in ("mean", "lower", "upper")}  # 0.6 minus 0.91, in each round
     assert (one["status"], one["error"], one["six_view"]["mean"]) == ("finished", None, pytest.approx(0.91))
     assert (two["status"], two["error"], two["own clock"]["n"]) == ("crashed", "broken", 4)
     assert (two["clock"]["ours"], two["clock"]["ratio"]["n"]) == ("train", 2)
@@ -521,7 +522,7 @@ def outcome(name, number, error=None, **measures):
 
 
 def row(rounds, error=None):
-    """Of airbench, whose round takes 2 s at 90 %, against ours by rounds: total and accuracy."""
+    """Return the row of airbench, whose rounds take 2 s at 90 %, against ours; `rounds` are our (total, accuracy)."""
     theirs = [outcome("airbench94_muon", n, **{OWN_CLOCK: [1.0, 3.0], "six_view": [0.9, 0.9]}) for n in range(9)]
     ours = [
         outcome("ours", n, error if n == 0 else None, total=[total], six_view=[accuracy])
@@ -531,7 +532,7 @@ def row(rounds, error=None):
 
 
 def test_the_verdict_is_a_line_with_both_intervals():
-    """Ratios 2 and 1: logarithms of mean log sqrt(2) and deviation log(2) / sqrt(2); t of one degree is 12.706."""
+    """Ratios 2 and 1: logarithms with mean log sqrt(2), deviation log(2) / sqrt(2); t is 12.706 for one degree."""
     found = row([(1.0, 0.902), (2.0, 0.901)])
     low, high = (sqrt(2) * exp(sign * 12.7062 * log(2) / 2) for sign in (-1, 1))
     assert found["accuracy"]["difference"]["mean"] == pytest.approx(0.0015)
@@ -549,16 +550,19 @@ def test_one_round_has_a_verdict_without_interval():
     assert row([])["verdict"] is None
 
 
-# --- Going on
+# --- Resuming
 
 
 class Killed(BaseException):
-    """Stands for what ends the process."""
+    """Stand-in for the end of the process."""
 
 
 @pytest.fixture
 def held(small_pack, peers, tmp_path, monkeypatch):
-    """A function that holds a sitting until so many processes have ended; returns those that began, and the result."""
+    """Return a function that holds a sitting until so many processes have ended.
+
+    The function returns the processes that began, and the result.
+    """
 
     def hold(until=99, **changes):
         began = []
@@ -638,6 +642,7 @@ def test_order_reverses():
 # --- The command
 
 
+@pytest.mark.exhaustive
 def test_the_whole_command(peers, pack_file, tmp_path, command):
     given = [word for name in PEERS for word in ("--peer", f"{name}={peers[name]}")]
     settings = [word for each in TINY for word in ("--set", each)]
@@ -683,7 +688,7 @@ def test_smoke_has_few_images_and_no_others_in_its_files(small_pack, tmp_path, m
     assert torch.equal(part.train_images, small_pack.train_images[:20])
     assert torch.equal(part.test_labels, small_pack.test_labels[:10])
     PEERS["hiverge"].write_data(part, tmp_path, CPU)
-    assert (tmp_path / "cifar10" / "train.pt").stat().st_size < 80_000  # of 3,072 bytes an image
+    assert (tmp_path / "cifar10" / "train.pt").stat().st_size < 80_000  # at 3,072 bytes per image
 
 
 def test_smoke_tells_what_starts(peers, pack_file, tmp_path, command):
@@ -703,7 +708,7 @@ def test_smoke_tells_what_starts(peers, pack_file, tmp_path, command):
     assert "module 'torch' has no attribute 'gone_since_torch_2'" in two["error"]
 
 
-@pytest.mark.parametrize("end", ["", "import sys; sys.exit(0)"])
+@parametrize("end", ["", "import sys; sys.exit(0)"], default=1)
 def test_a_script_that_never_trains_does_not_start(end, tmp_path):
     write(tmp_path / "script.py", end)
     words = [sys.executable, "-m", "speedyresnet.bench.smoke", "script.py"]
@@ -734,3 +739,15 @@ def test_wrong_peers_are_one_line(given, words, tmp_path, command):
 def test_a_peer_given_twice_is_refused(peers):
     with pytest.raises(UserError, match="twice"):
         parse_peers([f"hlb={peers['hlb']}", f"hlb={peers['hlb'] / 'main.py'}"])
+
+
+MUTATIONS = {
+    "bench/statistics.py": [
+        ("math.log(first / second)", "math.log(second / first)"),
+        ("value=math.exp(logs.mean)", "value=logs.mean"),
+        (
+            "else math.exp(bound) for bound in (logs.lower, logs.upper)",
+            "else math.exp(bound) for bound in (logs.upper, logs.lower)",
+        ),
+    ],
+}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiers import parametrize
 
 from speedyresnet.engine import UserError, recipe, train
 from speedyresnet.engine.checkpoint import CheckpointFile, read_checkpoint
@@ -13,7 +14,13 @@ from speedyresnet.engine.evaluator import Evaluator
 from speedyresnet.engine.pack import make_pack
 from speedyresnet.engine.watching import Silent
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2.5", "dtype=float32"]  # 10 steps an epoch, 25 in all
+TINY = [
+    "batch_size=64",
+    "width_multiplier=0.125",
+    "epochs=2.5",
+    "dtype=float32",
+    "augmentation.crop=16",
+]  # 10 steps an epoch, 25 in all
 
 
 class InterruptAt(Silent):
@@ -61,14 +68,17 @@ def file(content, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "settings", "at"),
     [
         ("hlb-v0.7", [], 13),
         ("airbench94-muon", [], 20),
         ("progressive", ["augmentation.sizes=24,28,0"], 7),
+        ("airbench94", ["optimizer.first_group_frozen_epochs=1"], 18),
+        ("progressive", ["averaging.momentum=0.6", "averaging.blend=0.5", "averaging.tail=1.5"], 21),
         ("pocket", ["dtype=bfloat16"], 24),
     ],
+    default=1,
 )
 def test_a_run_that_goes_on_gives_the_same_bits(name, settings, at, small_pack, tmp_path):
     expected = trained(small_pack, name, settings)
@@ -82,6 +92,7 @@ def test_a_run_that_goes_on_gives_the_same_bits(name, settings, at, small_pack, 
     assert second.record.seconds.train > first.record.seconds.train
 
 
+@pytest.mark.exhaustive
 def test_every_checkpoint_on_the_way_leads_to_the_same_end(small_pack, whole, tmp_path, monkeypatch):
     copies = []
     write = CheckpointFile.write
@@ -159,7 +170,7 @@ def changed(path, change):
     save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "change",
     [
         lambda progress, tensors: progress.update(steps="13"),
@@ -173,6 +184,7 @@ def changed(path, change):
         lambda progress, tensors: tensors.update({"head.weight": tensors["head.weight"].double()}),
         lambda progress, tensors: tensors.update({"head.weight": tensors["head.weight"][:, :-1].contiguous()}),
     ],
+    default=3,
 )
 def test_a_damaged_checkpoint_is_one_line(change, small_pack, file):
     changed(file, change)

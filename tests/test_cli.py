@@ -18,7 +18,18 @@ from speedyresnet.engine.cli import add_debug_option
 from speedyresnet.engine.pack_file import save_pack
 
 COMMAND = [sys.executable, "-c", "from speedyresnet.bench.cli import main; main()"]
-TINY = ["--set", "batch_size=64", "--set", "width_multiplier=0.125", "--set", "epochs=2", "--device", "cpu"]
+TINY = [
+    "--set",
+    "batch_size=64",
+    "--set",
+    "width_multiplier=0.125",
+    "--set",
+    "epochs=2",
+    "--set",
+    "augmentation.crop=16",
+    "--device",
+    "cpu",
+]
 
 
 def run(*arguments):

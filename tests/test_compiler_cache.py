@@ -128,7 +128,7 @@ print(json.dumps({key: counters["inductor"][f"fxgraph_cache_{key}"] for key in (
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_new_process_with_an_empty_inductor_cache_compiles_no_graph_again(tmp_path, monkeypatch):
     """The second process has another folder for Inductor, whose content only the kept file can bring."""
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "SPEEDYRESNET_COMPILED"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_checks import INTERPRETER_TRUNCATES, channels_last, error, poisoned_memory, shipped
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels import convolution_pool as kernels
@@ -54,7 +55,7 @@ def check_against_float64(shape, filters, dtype=torch.float32):
         ((9, 8, 5, 4), 64),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], default=1)
 def test_every_shape_and_dtype_is_as_exact_as_its_rounding(shape, filters, dtype):
     check_against_float64(shape, filters, dtype)
 

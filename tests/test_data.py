@@ -101,7 +101,7 @@ def test_checksum_covers_everything(pack, changed):
 
 
 def test_checksum_is_pinned(pack):
-    """A change of the canonical order or of the checksum would orphan every record that names one."""
+    """A change of the canonical order or of the checksum would invalidate every record that stores one."""
     assert pack.sha256 == "7052d305f8ca8a1d8838ba1394ced2208663125b911272c858667d76db6e58bf"
 
 
@@ -251,7 +251,7 @@ def drawn():
 
 @pytest.fixture
 def one_thread():
-    """Two threads on two busy cores wait for each other longer than they compute."""
+    """Two threads on two busy cores would wait for each other longer than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -269,7 +269,7 @@ def accuracy(model, images, labels):
 
 
 def train_convnet(images, labels, epochs, batch_size=50):
-    """A convnet of 28,000 weights, trained on batches that are flipped half of the time."""
+    """Return a convnet of 28,000 weights, trained on batches of which half are flipped."""
     torch.manual_seed(0)
     layers = []
     for before, after in ((3, 8), (8, 16), (16, 32), (32, 64)):
@@ -317,7 +317,7 @@ def test_synthetic_classes_are_balanced_and_images_distinct(drawn):
 
 
 def test_synthetic_classes_are_their_own_mirror_images(drawn):
-    """The outlines of one half of a class differ from the mirrored other half as much as from the other half."""
+    """Outlines of one half of a class differ from the other half as much as from its mirror image."""
     images = drawn.train_images.float().mean(dim=3)
     outlines = (images - images.mean(dim=(1, 2), keepdim=True)).abs()
     for label in range(10):

@@ -29,7 +29,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.content`; stops half-way for ever where `server.stalls`."""
+    """Handler that serves `server.content`, or stops halfway forever if `server.stalls`."""
 
     def do_HEAD(self):
         self.send_response(self.server.status)
@@ -51,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def come_from(monkeypatch, site):
-    """Let torchvision look for its data sets at `site`."""
+    """Make torchvision look for its data sets at `site`."""
     monkeypatch.setattr(CIFAR10, "url", f"{site}/cifar-10-python.tar.gz")
     monkeypatch.setattr(CIFAR100, "url", f"{site}/cifar-100-python.tar.gz")
     _, checksum = Imagenette._ARCHIVES["160px"]
@@ -60,7 +60,7 @@ def come_from(monkeypatch, site):
 
 @pytest.fixture
 def web_server(monkeypatch):
-    """A local web server that every data set is told to come from."""
+    """Yield a local web server that every data set comes from."""
     monkeypatch.setenv("no_proxy", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.status, server.content = 200, b"0" * 1000
@@ -77,7 +77,7 @@ def web_server(monkeypatch):
 
 @pytest.fixture
 def silent_host(monkeypatch):
-    """CIFAR10.url points at a socket that takes connections and never says a word."""
+    """Point CIFAR10.url at a socket that accepts connections and never answers."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
@@ -87,7 +87,7 @@ def silent_host(monkeypatch):
 
 @pytest.fixture
 def closed_port(monkeypatch):
-    """Every data set is told to come from a port where nobody listens."""
+    """Make every data set come from a port without a listener."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -101,7 +101,7 @@ def few_synthetic_images(monkeypatch):
 
 
 def archived(files):
-    """A tar.gz of {name: bytes}."""
+    """Return a tar.gz of {name: bytes}."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
@@ -112,7 +112,7 @@ def archived(files):
 
 
 def small_archive(monkeypatch, dataset, members):
-    """Content of an archive with these members, which torchvision is told to expect of CIFAR-10 or CIFAR-100."""
+    """Return the content of an archive with these members; torchvision then expects it for `dataset`."""
     raw = {name: pickle.dumps(content) for name, content in members.items()}
     sums = {name: md5(content).hexdigest() for name, content in raw.items()}
     content = archived({f"{dataset.base_folder}/{name}": each for name, each in raw.items()})
@@ -125,7 +125,7 @@ def small_archive(monkeypatch, dataset, members):
 
 @pytest.fixture
 def small_cifar10(monkeypatch):
-    """An archive with CIFAR-10's layout and 4 images a batch, and its members."""
+    """Return an archive with CIFAR-10's layout and 4 images per batch, and its members."""
     generator = np.random.default_rng(2)
     members = {"batches.meta": {"label_names": list(CIFAR10_CLASSES)}}
     for number, name in enumerate([f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]):
@@ -136,7 +136,7 @@ def small_cifar10(monkeypatch):
 
 @pytest.fixture
 def small_cifar100(monkeypatch):
-    """An archive with CIFAR-100's layout, an image of each fine class and split, and its members."""
+    """Return an archive with CIFAR-100's layout, an image of each fine class and split, and its members."""
     generator = np.random.default_rng(2)
     members = {"meta": {"fine_label_names": [f"class {k:03d}" for k in range(100)], "coarse_label_names": ["all"]}}
     for name in ("train", "test"):
@@ -147,7 +147,7 @@ def small_cifar100(monkeypatch):
 
 @pytest.fixture
 def small_imagenette(monkeypatch):
-    """An archive with Imagenette's layout: of each class an image of its own grey value in both splits."""
+    """Return an archive with Imagenette's layout: for each class, an image of its own grey value in both splits."""
     files = {"imagenette2-160/noisy_imagenette.csv": b"path"}
     for grey, number in enumerate(sorted(Imagenette._WNID_TO_CLASS)):
         buffer = io.BytesIO()
@@ -219,7 +219,7 @@ def test_offline_says_what_to_do(closed_port, cache, name):
 @pytest.mark.parametrize("name", downloads.DOWNLOADS)
 @pytest.mark.parametrize("part", ["", "packs", "downloads"])
 def test_cache_that_cannot_be_written_is_found_before_the_download(web_server, cache, name, part):
-    web_server.status = 500  # asking would be another error
+    web_server.status = 500  # a request would be a different error
     cache.parent.mkdir(exist_ok=True)
     if part:
         cache.mkdir()

@@ -1,6 +1,6 @@
 """Every recipe as one would first try it: narrow, two epochs, 4,000 drawn or real images.
 
-Takes too long for each time the tests are run: `pytest -n 2 -m every_recipe`.
+Takes too long for each time the tests are run: `pytest -n 2 -m hour`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from speedyresnet.engine import recipe, train
 from speedyresnet.engine.recipes import registered_groups, registered_recipes
 from speedyresnet.engine.synthetic import make_synthetic
 
-pytestmark = pytest.mark.every_recipe
+pytestmark = pytest.mark.hour
 
 SHRUNK = ["width_multiplier=0.25", "epochs=2"]
 MEMBERS = {made.name for function in registered_groups().values() for made in function().members}

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiers import parametrize
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import UserError, export_model, read_model, train
@@ -69,7 +70,7 @@ def as_input(pixels):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("name", ["pocket", "airbench94", "hlb-v0.4", "hlb-v0.7"])
+@parametrize("name", ["pocket", "airbench94", "hlb-v0.4", "hlb-v0.7"], default=["pocket"])
 def test_logits_are_those_of_evaluate_at_any_batch_size(name, file_format, model_file, small_pack, tmp_path):
     model, path = read_model(model_file(name)), tmp_path / "net.pt2"
     export_model(model, path, file_format)
@@ -174,7 +175,7 @@ def test_images_need_not_be_square(file_format, tmp_path):
     torch.testing.assert_close(load(path, file_format)[0](images), folded_net(model)(images))
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
+@parametrize("file_format", FORMATS, default=["torchscript"])
 def test_command_writes_what_it_says_and_the_example_classifies_as_in_training(
     file_format, model_file, tmp_path, small_pack, speedyresnet
 ):
@@ -218,7 +219,7 @@ def assert_runs_alone(exported):
     assert done.stdout == "(3, 10)\n"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_the_same_model_gives_the_same_bytes_in_every_process(file_format, model_file, tmp_path):
     """Within one process torch.jit numbers the types of each trace on."""

@@ -1,4 +1,4 @@
-"""Kills, full disks, several processes at once and Ctrl-C: the old file stays, or the new one is whole."""
+"""Kills, full disks, concurrent processes and Ctrl-C: the old file stays, or the new one is whole."""
 
 import json
 import os
@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.bench.cli import main
@@ -32,7 +33,7 @@ from speedyresnet.engine.synthetic import make_synthetic
 from speedyresnet.engine.trainer import Trainer
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32", "augmentation.crop=16"]
 TRAIN = ["train", "--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 PLAN = PoolPlan(runs=3, first_seed=0, validation=0)
 
@@ -50,7 +51,7 @@ def other_pack():
 
 
 def ended_record(trainer, seed):
-    """The record of a run as a pool holds it."""
+    """Return the record of a run as a pool stores it."""
     record = trainer.new_record(seed)
     record.status, record.accuracy = "finished", Accuracy(weights="live", single_view=0.5, mirror=0.5, six_view=0.5)
     record.seconds = Seconds(build=1.0, prepare=1.0, train=1.0, evaluate=1.0)
@@ -59,7 +60,7 @@ def ended_record(trainer, seed):
 
 @contextmanager
 def forked(work, processes=1):
-    """The ids of processes that do `work(number)` in turns without end."""
+    """Yield the ids of processes that call `work(number)` in an endless loop."""
     children = []
     for number in range(processes):
         child = os.fork()
@@ -75,10 +76,10 @@ def forked(work, processes=1):
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
-            assert os.waitpid(child, 0)[1] == signal.SIGKILL  # none ended by itself, with an error
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL  # none ended by itself with an error
 
 
-# --- Kills and several processes
+# --- Kills and concurrent processes
 
 
 def test_a_kill_while_packing_leaves_a_whole_pack(small_pack, other_pack, tmp_path):
@@ -148,7 +149,7 @@ def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
 
 
 def test_only_one_process_downloads(cache, monkeypatch):
-    """The one that waits begins when the other has ended, however it ended."""
+    """The waiting process begins when the other has ended, however it ended."""
     began = threading.Event()
 
     def download(**_):
@@ -172,7 +173,7 @@ def test_only_one_process_downloads(cache, monkeypatch):
 
 @contextmanager
 def limited(folder):
-    """No file may grow beyond 100 bytes."""
+    """Let no file grow beyond 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -183,7 +184,7 @@ def limited(folder):
 
 @contextmanager
 def filled(folder):
-    """Nothing goes into the file system any more but 64 KiB."""
+    """Leave no more than 64 KiB in the file system."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -197,7 +198,7 @@ def filled(folder):
 
 @pytest.fixture(params=["tmpfs", "limit"])
 def disk(request, tmp_path):
-    """A folder and a context in which its disk is full."""
+    """Yield a folder and a context in which its disk is full."""
     if request.param == "limit":
         yield tmp_path, limited
         return
@@ -257,7 +258,7 @@ def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("options", [["pocket", "--json"], ["pocket"]])
+@parametrize("options", [["pocket", "--json"], ["pocket"]], default=1)
 def test_standard_output_on_a_full_disk_is_one_line(options):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -292,7 +293,7 @@ def test_ctrl_c_during_the_imports_is_silent():
 
 
 def run_here(monkeypatch, *arguments):
-    """Exit code of the command line in this process."""
+    """Return the exit code of the command line in this process."""
     monkeypatch.setattr(sys, "argv", ["speedyresnet", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -306,7 +307,7 @@ def pack_file(small_pack, tmp_path):
 
 
 def interrupted_in(monkeypatch, owner, name):
-    """Let the method `name` of `owner` begin with Ctrl-C."""
+    """Make the method `name` of `owner` begin with Ctrl-C."""
     method = getattr(owner, name)
 
     def interrupted(*arguments, **options):
@@ -327,7 +328,7 @@ def test_ctrl_c_before_training_leaves_nothing(name, pack_file, tmp_path, monkey
 
 @pytest.mark.parametrize("owner", [FileProgress, Image.Image])
 def test_ctrl_c_while_images_are_read_leaves_nothing(owner, tmp_path, cache, monkeypatch, capsys):
-    """In the main thread between two tasks, and while it waits for the threads that decode."""
+    """In the main thread between two tasks, and while it waits for the decoding threads."""
     for place in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "images" / place).mkdir(parents=True)
         for number in range(200):
@@ -367,9 +368,9 @@ def test_the_result_is_printed_where_a_file_is_refused(pack_file, tmp_path, monk
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monkeypatch, capsys):
-    """With nothing but the file: recipe, settings, seed and backend are in it."""
+    """From the file alone, which contains recipe, settings, seed and backend."""
     path = tmp_path / "run.checkpoint"
-    run = [*TRAIN, "--set", "epochs=8", "--seed", "4", "--data", pack_file]
+    run = [*TRAIN, "--set", "epochs=4", "--seed", "4", "--data", pack_file]
     endless = [*map(str, run), "--checkpoint", str(path), "--checkpoint-minutes", "0.01"]
     process = subprocess.Popen([*COMMAND, *endless], stdout=subprocess.DEVNULL)
     while not path.exists():
@@ -378,7 +379,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     process.kill()
     process.wait()
     steps = read_checkpoint(path).progress.steps
-    assert 0 < steps < 80
+    assert 0 < steps < 40
     assert run_here(monkeypatch, "train", "--resume", path, "--seed", 5, "--data", pack_file) == 2
     assert "seed 4, not 5" in capsys.readouterr().err
     assert run_here(monkeypatch, "train", "--resume", path, "--data", pack_file, "--json") == 0
@@ -388,7 +389,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pack_file, tmp_path, monk
     assert resumed["resumed_at_steps"] == [steps]
     assert (resumed["accuracy"], resumed["seed"]) == (expected["accuracy"], 4)
     assert [row["loss"] for row in resumed["history"]] == [row["loss"] for row in expected["history"]]
-    assert read_checkpoint(path).progress.steps == 80
+    assert read_checkpoint(path).progress.steps == 40
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Damaged and invented packs, models, recipes and settings: nothing but a UserError of one line may come of them.
+"""Damaged and invented packs, models, recipes and settings must cause nothing but a UserError of one line.
 
-The same examples each time; `SPEEDYRESNET_FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py` tries so many others.
+The examples are the same each time; `SPEEDYRESNET_FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py` tries that many
+others.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ fuzzed = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def short_tables():
-    """Plans of a million steps are right, but too slow for this."""
+    """Plans of a million steps are valid, but too slow for these tests."""
     with mock.patch.object(schedules, "MAX_STEPS", 10_000):
         yield
 
@@ -86,7 +87,7 @@ VALUES = st.recursive(
 
 
 def places_in(document):
-    """Every (container, key) of nested dictionaries and lists."""
+    """Yield every (container, key) of nested dictionaries and lists."""
     entries = document.items() if isinstance(document, dict) else enumerate(document)
     for key, value in entries:
         yield document, key
@@ -95,7 +96,7 @@ def places_in(document):
 
 
 def like(value):
-    """Values of the same type, most of which will do in its place."""
+    """Return a strategy for values of the same type, most of which are valid in its place."""
     if isinstance(value, list):
         return st.lists(st.integers(1, 40), min_size=1, max_size=5)
     if isinstance(value, str):
@@ -106,7 +107,7 @@ def like(value):
 
 @st.composite
 def changed(draw, document):
-    """`document` with one to three values replaced, taken away or added."""
+    """Draw `document` with up to five values replaced, removed or added."""
     document = json.loads(json.dumps(document))
     for _ in range(draw(st.sampled_from([1, 1, 2, 5]))):
         if not document:
@@ -128,7 +129,7 @@ def changed(draw, document):
 
 @st.composite
 def damaged(draw, content):
-    """Bytes flipped, put in, taken away or cut off."""
+    """Draw `content` with bytes flipped, inserted, deleted or cut off."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, 2000) | st.integers(0, len(content)))
@@ -146,7 +147,7 @@ def damaged(draw, content):
 
 @st.composite
 def rewritten(draw, content):
-    """A safetensors file whose header, or the JSON in its metadata, is changed where it counts."""
+    """Draw a safetensors file with changes in its header or in the JSON of its metadata."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     metadata = header["__metadata__"]
@@ -163,11 +164,11 @@ def files_like(content):
     return damaged(content) | rewritten(content) | st.binary(max_size=64)
 
 
-# --- What has to hold
+# --- Requirements
 
 
 def result_or_one_line(function, *arguments):
-    """What `function` returns, or none where it refuses as it should."""
+    """Return the result of `function`, or None if it refuses as it should."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -178,7 +179,7 @@ def result_or_one_line(function, *arguments):
 
 
 def assert_usable(made):
-    """An accepted recipe can be stored, laid out and planned, or what keeps it from that is said."""
+    """Assert that an accepted recipe can be stored, laid out and planned, or that what prevents it is said."""
     assert recipe_from_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
     make_net(made, classes=10, channels=3, dtype=torch.float32, device="meta")
     plan = result_or_one_line(schedules.plan, made, 2000)
@@ -221,7 +222,7 @@ ODD_VALUES = NUMBERS.map(repr) | WORDS | TEXTS | st.lists(NUMBERS.map(repr), max
 
 
 def fitting(key):
-    """Settings of `key`, most of which a recipe can have."""
+    """Return a strategy for settings of `key`, most of which a recipe can have."""
     value = operator.attrgetter(key)(recipe("hlb-v0.7"))
     return like(list(value) if isinstance(value, tuple) else value).map(f"{key}={{}}".format)
 

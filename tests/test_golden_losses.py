@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.engine import optim, recipe
 from speedyresnet.engine.backends import variant_of_step
@@ -220,7 +221,11 @@ NORMALISED_TWICE = {"hiverge": 31, "progressive": 34}
 """Steps, of 16 images, in which the norm of the originals' first normalisation of an update falls."""
 
 
-@pytest.mark.parametrize("name", sorted(set(DRAWS) - set(NORMALISED_TWICE)))
+@parametrize(
+    "name",
+    sorted(set(DRAWS) - set(NORMALISED_TWICE)),
+    default=["airbench96", "hlb-v0.4", "davidnet", "page-ladder/max-pool"],
+)
 def test_losses_are_those_of_the_original_script(name, monkeypatch):
     golden = GOLDEN[name]
     state = state_after(name, len(golden["losses"]), monkeypatch)
@@ -229,7 +234,7 @@ def test_losses_are_those_of_the_original_script(name, monkeypatch):
         assert evaluated_loss(state, weights) == pytest.approx(loss, rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("name", NORMALISED_TWICE)
+@parametrize("name", NORMALISED_TWICE, default=["progressive"])
 def test_losses_are_those_of_the_original_script_with_its_own_normalisations(name, monkeypatch):
     """Steps of 16 images amplify what the original's first normalisation leaves, 2e-5 of the norm, to 2 % of the loss.
 

@@ -43,7 +43,7 @@ def test_folder_images_and_labels_are_those_of_the_files(tmp_path):
 
 
 def ants(folder, files):
-    """What the files of {name: (image, options of its writer)} become in a pack, [len(files), 8, 8, C]."""
+    """Return the pixels in a pack of files {name: (image, options of its writer)}, [len(files), 8, 8, C]."""
     shutil.rmtree(folder / "test" / "ant")
     (folder / "test" / "ant").mkdir()
     for name, (image, options) in files.items():
@@ -63,7 +63,7 @@ def test_all_kinds_of_images(tmp_path):
 
 
 def test_transparent_parts_are_white(tmp_path):
-    """Whatever colour hides beneath them."""
+    """Whatever the colour below them."""
     clear = Image.new("RGBA", (8, 8), (10, 200, 30, 0))
     black_half = Image.new("LA", (8, 8), (0, 128))
     keyed = Image.new("P", (8, 8), 3)
@@ -78,7 +78,7 @@ def test_transparent_parts_are_white(tmp_path):
 
 
 def write_grey_folder(folder):
-    """8-bit, 16-bit, bilevel and half-transparent greys; the values of 16 bits are 256 times those of 8."""
+    """Write 8-bit, 16-bit, bilevel and half-transparent greys; 16-bit values are 256 times those of 8 bits."""
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     eight = Image.fromarray(ramp)
     wide = Image.fromarray(ramp.astype(np.uint16) * 256)
@@ -165,9 +165,9 @@ def test_a_split_that_is_a_link_to_the_whole_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("link", "target"),
     [
-        ("train/cow/more", "test/cow"),  # test images to train on
+        ("train/cow/more", "test/cow"),  # test images in the training split
         ("test/cow/more", "train/cow"),
-        ("train/cow/more", "train/ant"),  # ants that are called cows
+        ("train/cow/more", "train/ant"),  # ants labelled as cows
         ("train/cow/9.png", "train/ant/0.png"),
         ("test/cow/9.png", "train/cow/0.png"),
         ("test", "train"),
@@ -194,7 +194,7 @@ def test_links_that_lead_nowhere_are_no_images(tmp_path):
         pack_source(str(folder))
 
 
-# --- What is left out
+# --- Skipped files
 
 
 def test_what_is_left_out_is_counted(tmp_path, speedyresnet):
@@ -328,11 +328,11 @@ def test_splits_under_other_names_do_not_become_classes(names, holdout, tmp_path
     assert "--holdout" not in str(error.value)
 
 
-# --- Holding out
+# --- Hold-out
 
 
 def write_single_folder(folder, counts, prefix="", seed=3):
-    """FOLDER/CLASS/*.png with so many different images of each class."""
+    """Write FOLDER/CLASS/*.png with `counts` different images of each class."""
     generator = np.random.default_rng(seed)
     for name, count in counts.items():
         images = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
@@ -408,7 +408,7 @@ def test_exif_orientation_is_applied(tmp_path):
     half_white = np.zeros((8, 8, 3), dtype=np.uint8)
     half_white[:4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: to be shown rotated clockwise by 90 degrees
+    exif[0x0112] = 6  # stored rotated: to be shown turned clockwise by 90 degrees
     shutil.rmtree(folder / "test" / "ant")
     (folder / "test" / "ant").mkdir()
     Image.fromarray(half_white).save(folder / "test" / "ant" / "0.png", exif=exif)

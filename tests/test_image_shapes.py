@@ -102,6 +102,7 @@ def test_pasted_squares_are_a_share_of_the_window(make_state, crop, pixels):
     assert pasted_share(state) == pytest.approx(9 / pixels)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not AVAILABLE, reason="needs Triton")
 def test_kernels_and_reference_agree_on_one_channel():
     device = "cuda" if torch.cuda.is_available() else "cpu"

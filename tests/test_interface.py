@@ -18,7 +18,7 @@ from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.kernels import resources
 
 STORED = json.loads((Path(__file__).parent / "stored" / "interface.json").read_text())
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=1", "dtype=float32", "augmentation.crop=16"]
 RUN = ["--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 ANYTHING = {"missing", "class_names", "skipped"}
 """Keys of what has the keys that a machine or a data set gives it."""
@@ -99,6 +99,7 @@ def test_kernels_have_the_keys_that_they_had(check, monkeypatch):
     check("kernels")
 
 
+@pytest.mark.exhaustive
 def test_what_bench_measures_has_the_keys_that_it_had(check, pack_file, tmp_path):
     own = [*RUN, "--data", pack_file]
     check("bench step", *own, "--backend", "eager", "--rounds", "1", "--steps", "2")

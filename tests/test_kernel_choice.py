@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.engine import kernel_choice
 from speedyresnet.engine.fit import expected_data
@@ -53,7 +54,11 @@ def machine(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("name", STORED)
+@parametrize(
+    "name",
+    STORED,
+    default=["sm_90 float16, auto", "sm_80 float16, auto", "cpu interpreted, triton", "torchscript, auto"],
+)
 def test_every_recipe_keeps_its_kernels(name, machine):
     situation, kernels = name.split(", ")
     device, dtype, capability, settings, backend = SITUATIONS[situation]

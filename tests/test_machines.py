@@ -65,6 +65,7 @@ def test_every_module_imports_and_the_cpu_trains_on_plain_pytorch_alone(small_pa
     assert done.stdout == "finished\n"
 
 
+@pytest.mark.exhaustive
 def test_the_engine_works_without_what_only_unix_has(small_pack, tmp_path):
     """Windows has neither `fcntl` nor `resource`: nothing is locked, which a note says, and no memory is counted."""
     save_pack(small_pack, tmp_path / "small.safetensors")
@@ -101,6 +102,7 @@ def test_commands_say_how_to_get_it(command, code, words):
     assert len(done.stderr.splitlines()) == (1 if code else 0)
 
 
+@pytest.mark.exhaustive
 def test_the_suite_skips_what_needs_it():
     code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     done = hidden_process(code, TESTS, "-k", "test_kernel_resources")  # all files are imported

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.engine import recipe
 from speedyresnet.engine.backends import variant_of_step
@@ -33,7 +34,7 @@ def allocated_peak(made, path):
     return max(change["Total Allocated"] for change in changes) - before
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "settings"),
     [
         ("airbench94", ["batch_size=64"]),
@@ -43,6 +44,7 @@ def allocated_peak(made, path):
         ("page-ladder/baseline", ["batch_size=64", "width_multiplier=0.5"]),
         ("hiverge", ["batch_size=500", "width_multiplier=0.0625"]),
     ],
+    default=2,
 )
 def test_the_estimate_is_what_a_step_allocates(name, settings, tmp_path):
     """Where activations weigh most, where weights do, and where augmentation does."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speedyresnet.engine.optim import ParameterGroup, muon_, newton_schulz
+from speedyresnet.engine.optim import ParameterGroup, mix_, muon_, nesterov_mix_, newton_schulz
 from speedyresnet.engine.recipe import Muon
 
 SHAPES = [(6, 4, 3, 3), (40, 2, 3, 3), (6, 4, 3, 3), (5, 5, 1, 1)]  # the second has more rows than columns
@@ -189,3 +189,34 @@ def test_muon_is_one_graph_and_knows_no_host():
         torch.testing.assert_close(one, another, rtol=1e-10, atol=1e-10)
     paper = [[each.to("meta") for each in random_filters(0)] for _ in range(3)]
     step(*paper, scalar(0.1).to("meta"), scalar(1.0).to("meta"))
+
+
+def test_slow_weights_with_momentum_move_as_torchs_sgd_does():
+    """Whose gradient is what they are ahead of the live ones; a step that is no move changes no velocity."""
+    slow, theirs = random_filters(0), [each.clone().requires_grad_() for each in random_filters(0)]
+    plain, velocity = random_filters(0), [torch.zeros_like(each) for each in slow]
+    optimizer = torch.optim.SGD(theirs, lr=1.0, momentum=0.8, nesterov=True)
+    for step in range(6):
+        live, keep, before = random_filters(1 + step), 0.3 + 0.1 * step, [each.clone() for each in velocity]
+        if step == 3:  # a plain copy, as where an average begins
+            nesterov_mix_(slow, live, velocity, scalar(0.0), scalar(0.0), 0.8)
+            with torch.no_grad():
+                for value, other in zip(theirs, live, strict=True):
+                    value.copy_(other)
+            for mine, other, old, now in zip(slow, live, before, velocity, strict=True):
+                assert torch.equal(mine, other)
+                assert torch.equal(old, now)
+        else:
+            optimizer.param_groups[0]["lr"] = 1 - keep
+            for value, other in zip(theirs, live, strict=True):
+                value.grad = value.detach() - other
+            optimizer.step()
+            nesterov_mix_(slow, live, velocity, scalar(keep), scalar(1.0), 0.8)
+        nesterov_mix_(plain, live, [torch.zeros_like(each) for each in live], scalar(keep), scalar(1.0), 0.0)
+        for mine, other in zip(slow, theirs, strict=True):
+            torch.testing.assert_close(mine, other.detach(), rtol=1e-12, atol=1e-12)
+    expected = random_filters(0)
+    for step in range(6):
+        mix_(expected, random_filters(1 + step), scalar(0.3 + 0.1 * step))
+    for mine, other in zip(plain, expected, strict=True):
+        assert torch.equal(mine, other)

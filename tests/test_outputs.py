@@ -1,4 +1,4 @@
-"""Work that is done is kept: every file is tried, the result is printed, and one line tells what was refused."""
+"""Finished work is kept: every file is tried, the result is printed, and one line says what was refused."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiers import parametrize
 from trainers import trainer_of
 
 from speedyresnet.bench import gpu_suite, pool, profiling, trim
@@ -19,7 +20,7 @@ from speedyresnet.engine.files import Outputs, write_atomically, write_text
 from speedyresnet.engine.pack_file import save_pack
 from speedyresnet.engine.trainer import Trainer
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32", "augmentation.crop=16"]
 SETTINGS = [word for each in TINY for word in ("--set", each)]
 TRAIN = ["train", "--recipe", "airbench94", *SETTINGS, "--device", "cpu"]
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
@@ -32,7 +33,7 @@ def pack_file(small_pack, tmp_path):
 
 
 def before(monkeypatch, owner, name, action):
-    """Let the function `name` of `owner` begin with `action`."""
+    """Make the function `name` of `owner` begin with `action`."""
     function = getattr(owner, name)
 
     def changed(*arguments, **options):
@@ -43,7 +44,7 @@ def before(monkeypatch, owner, name, action):
 
 
 def put_folders(*paths):
-    """Folders in the place of files, which nobody can write then, not even root."""
+    """Return a function that replaces files by folders, which not even root can write."""
 
     def put():
         for path in paths:
@@ -55,7 +56,7 @@ def put_folders(*paths):
 
 
 def last_line(done):
-    """What went wrong, in the only line that says so."""
+    """Return the last line that says what went wrong."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("speedyresnet: ")]
     return lines[-1]
 
@@ -63,8 +64,8 @@ def last_line(done):
 # --- Training
 
 
-@pytest.mark.parametrize("blocked", [{"out"}, {"save"}, {"checkpoint"}, {"out", "save", "checkpoint"}])
-@pytest.mark.parametrize("as_json", [True, False])
+@parametrize("blocked", [{"out", "save", "checkpoint"}, {"out"}, {"save"}, {"checkpoint"}], default=1)
+@parametrize("as_json", [True, False], default=1)
 def test_train_tries_every_file_and_prints_the_result(blocked, as_json, pack_file, tmp_path, monkeypatch, speedyresnet):
     paths = {name: tmp_path / f"{name}.file" for name in ("out", "save", "checkpoint")}
     before(monkeypatch, Trainer, "prepare", put_folders(*(paths[name] for name in blocked)))
@@ -107,7 +108,7 @@ def test_a_checkpoint_that_fails_on_the_way_is_told_once_and_tried_again(small_p
 
 
 def test_a_refused_checkpoint_is_not_tried_at_every_step(small_pack, tmp_path, monkeypatch):
-    """A minute counts from the attempt, however it ended."""
+    """A minute counts from the attempt, whatever its outcome."""
     now = [0.0]
     monkeypatch.setattr("speedyresnet.engine.checkpoint.time.monotonic", lambda: now[0])
     made = trainer_of(recipe("airbench94", TINY), small_pack)
@@ -130,6 +131,12 @@ def test_the_api_keeps_the_run_whose_last_checkpoint_is_refused(small_pack, tmp_
     assert run.refused.startswith(f"cannot write {path}: it is a folder")
 
 
+@pytest.fixture(scope="module")
+def trained(small_pack):
+    """A finished run."""
+    return train(recipe("airbench94", TINY), small_pack, device="cpu")
+
+
 def no_training(monkeypatch):
     def never(*_, **__):
         raise AssertionError("it began to train")
@@ -137,13 +144,12 @@ def no_training(monkeypatch):
     monkeypatch.setattr(Trainer, "__init__", never)
 
 
-@pytest.mark.parametrize("path", ["", "/", "folder", "file/run", "/dev/full", "n\0ul", "sur\ud800rogate", "x" * 300])
-def test_the_api_refuses_a_path_that_cannot_work(path, small_pack, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", ["/dev/full", "folder", "", "/", "file/run", "n\0ul", "sur\ud800rogate", "x" * 300])
+def test_the_api_refuses_a_path_that_cannot_work(path, trained, small_pack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("file").write_text("in the way")
-    made = recipe("airbench94", TINY)
-    run = train(made, small_pack, device="cpu")
+    made, run = recipe("airbench94", TINY), trained
     for write in (run.save, run.record.write):
         with pytest.raises(UserError, match="cannot write"):
             write(path)
@@ -160,6 +166,7 @@ def test_the_api_refuses_a_checkpoint_in_the_place_of_the_data(pack_file, monkey
         train("pocket", pack_file, device="cpu", checkpoint=pack_file)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_standard_output_hides_no_refused_file(pack_file, tmp_path):
     """One line names both."""
@@ -235,8 +242,9 @@ def short(*words):
     return [*words, "--recipe", "airbench94", "--set", "epochs=0.5", *SETTINGS[:4], "--set", "dtype=float32"]
 
 
+@pytest.mark.exhaustive
 def test_record_goes_on_and_prints_all_runs(pack_file, tmp_path, monkeypatch, speedyresnet):
-    """The disk refuses all that is written from the second run on."""
+    """The disk refuses everything that is written from the second run on."""
     out, attempts = tmp_path / "runs.jsonl", []
 
     def append(self, line):
@@ -261,6 +269,7 @@ def test_record_goes_on_and_prints_all_runs(pack_file, tmp_path, monkeypatch, sp
     assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [0, 1, 2]
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_was_refused_is_written_with_the_next(pack_file, tmp_path, monkeypatch, speedyresnet):
     append, failing = pool.Pool._append, [OSError(28, "No space left on device")]
 
@@ -290,6 +299,7 @@ def test_compare_prints_what_it_cannot_store(pack_file, tmp_path, monkeypatch, s
     assert json.loads(done.stdout)["differences"]
 
 
+@pytest.mark.exhaustive
 def test_profile_tries_every_file(pack_file, tmp_path, monkeypatch, speedyresnet):
     out = tmp_path / "p.json"
     stored, trace, parts, roofline = profiling.profile_paths(out)
@@ -303,6 +313,7 @@ def test_profile_tries_every_file(pack_file, tmp_path, monkeypatch, speedyresnet
     assert roofline.is_file()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("as_json", [True, False])
 def test_kernels_prints_what_it_cannot_store(as_json, tmp_path, monkeypatch, speedyresnet):
     out = tmp_path / "kernels.json"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.kernels.random import below, permuted, philox, random_words
 
@@ -66,7 +67,7 @@ def test_shuffles_differ_by_seed_epoch_and_stream():
         assert (base == other).sum() < 15  # expected: 1 by chance
 
 
-@pytest.mark.parametrize("count", [97, 1000])
+@parametrize("count", [97, 1000], default=1)
 def test_shuffles_put_every_image_everywhere_equally_often(count):
     """Chi-square over position blocks, for images at the start, the middle and the end of the set."""
     rounds = 4000

@@ -107,6 +107,11 @@ def test_wrong_settings_say_what_is_wrong(setting, message):
     assert "\n" not in str(caught.value)
 
 
+def test_momentum_of_slow_weights_needs_a_lookahead():
+    with pytest.raises(UserError, match=r"averaging.momentum=0.5 needs averaging.kind=lookahead: .* written back$"):
+        recipe("hlb-v0.4", ["averaging.momentum=0.5"])
+
+
 def test_an_unknown_recipe_names_its_neighbours():
     with pytest.raises(UserError, match="did you mean airbench94"):
         recipe("airbenc94")

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,21 @@ def test_a_whitening_bias_may_outlive_the_run(kind):
     assert made.own_learning_rates["whitening_bias"][50] == pytest.approx(expected)
 
 
+def test_the_first_group_is_frozen_at_the_end_and_the_whitening_bias_with_it():
+    base = ["epochs=2.5", "batch_size=500", "schedule.whitening_bias=linear"]  # 100 steps an epoch, 250 in all
+    assert plan(recipe("airbench94", base), IMAGES).first_group_steps is None
+    late = plan(recipe("airbench94", [*base, "optimizer.first_group_frozen_epochs=0.75"]), IMAGES)
+    assert (late.first_group_steps, late.whitening_bias_steps) == (175, 175)
+    assert late.own_learning_rates["whitening_bias"][:176] == pytest.approx([1 - step / 175 for step in range(176)])
+    early = ["optimizer.whitening_bias_epochs=0.5", "optimizer.first_group_frozen_epochs=9"]
+    always = plan(recipe("airbench94", [*base, *early]), IMAGES)
+    assert (always.first_group_steps, always.whitening_bias_steps) == (0, 0)
+    made = recipe("airbench94", [*base, "optimizer.whitening_bias_epochs=1", early[1].replace("9", "0.75")])
+    kinds = [variant_of_step(made, plan(made, IMAGES), step) for step in range(250)]
+    assert [each.whitening_bias for each in kinds] == [True] * 100 + [False] * 150
+    assert [each.first_group for each in kinds] == [True] * 175 + [False] * 75
+
+
 def test_filter_banks_may_never_be_renormalised():
     assert not any(plan(recipe("hiverge", ["optimizer.muon.renormalise_every=0"]), IMAGES).renormalise)
 
@@ -219,6 +235,16 @@ def test_an_average_of_the_last_epochs_begins_after_their_first_step():
     assert [k + 1 for k, value in enumerate(keep) if value < 1] == [15, 20]
     assert (keep[14], write_back[14]) == (0.0, 0.0)
     assert (keep[19], write_back[19]) == (pytest.approx(0.9**5), 1.0)
+
+
+def test_a_run_may_end_between_its_live_weights_and_its_average():
+    """The last step is a move of this average: its whole write-back becomes the blend."""
+    averaging = Averaging(kind="lookahead", every=5, decay=0.9, power=0.0)
+    whole, blended = (averaging_tables(replace(averaging, blend=each), 0, 10) for each in (1.0, 0.25))
+    assert whole[0] == blended[0]
+    assert (whole[1][-1], blended[1][-1], whole[1][:-1]) == (1.0, 0.25, blended[1][:-1])
+    off = averaging_tables(replace(averaging, blend=0.25, finish=False), 0, 10)
+    assert off[1][-1] == 1.0  # written back as at any other move
 
 
 def test_everything_follows_epochs_and_batch_size():

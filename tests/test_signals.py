@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers ask a process to end, does what Ctrl-C does, with exit code 143 instead of 130."""
+"""SIGTERM, with which schedulers ask a process to end, acts like Ctrl-C, with exit code 143 instead of 130."""
 
 import json
 import os
@@ -22,13 +22,13 @@ from speedyresnet.engine.trainer import Trainer
 from speedyresnet.engine.watching import Silent
 
 COMMAND = [sys.executable, "-m", "speedyresnet.bench"]
-TINY = ["batch_size=64", "width_multiplier=0.125", "dtype=float32"]
+TINY = ["batch_size=64", "width_multiplier=0.125", "dtype=float32", "augmentation.crop=16"]
 RECIPE = ["--recipe", "airbench94", *(word for each in TINY for word in ("--set", each)), "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
 def handlers_as_before():
-    """Tests that call `main` here leave no handlers."""
+    """Remove the handlers left by tests that call `main` here."""
     before = {each: signal.getsignal(each) for each in STOPPING}
     yield
     for each, handler in before.items():
@@ -55,13 +55,13 @@ def wait_until(done, process):
 
 
 def steps_told(line):
-    """Steps done, by the line of an epoch; 0 for other lines."""
+    """Return the steps done according to the line of an epoch; 0 for other lines."""
     found = re.match(r"epoch +\d+ +step +(\d+)", line)
     return int(found[1]) if found else 0
 
 
 def has_ended(pid):
-    """Whether there is no such process, or only what its parent has not asked for yet."""
+    """Return whether the process has ended (a zombie counts as ended)."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"
@@ -69,6 +69,7 @@ def has_ended(pid):
         return True
 
 
+@pytest.mark.exhaustive
 def test_sigterm_keeps_the_record_and_the_checkpoint_and_the_run_goes_on(pack_file, tmp_path):
     out, checkpoint = tmp_path / "run.json", tmp_path / "run.checkpoint"
     words = ["train", *RECIPE, "--set", "epochs=10000", "--data", pack_file]
@@ -83,7 +84,7 @@ def test_sigterm_keeps_the_record_and_the_checkpoint_and_the_run_goes_on(pack_fi
     assert (stored["status"], read_checkpoint(checkpoint).progress.steps) == ("interrupted", steps)
     assert not list(tmp_path.glob(".*.tmp"))
     process = started("train", "--resume", checkpoint, "--data", pack_file, "--out", out)
-    next(line for line in process.stdout if steps_told(line) > steps)  # an epoch that ended at `steps` is told again
+    next(line for line in process.stdout if steps_told(line) > steps)  # an epoch that ended at `steps` is printed again
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -91,6 +92,7 @@ def test_sigterm_keeps_the_record_and_the_checkpoint_and_the_run_goes_on(pack_fi
     assert (stored["resumed_at_steps"], stored["steps"] > steps) == ([steps], True)
 
 
+@pytest.mark.exhaustive
 def test_sigterm_keeps_the_finished_runs_of_record(pack_file, tmp_path):
     out = tmp_path / "runs.jsonl"
     words = ["bench", "record", *RECIPE, "--set", "epochs=2", "--data", pack_file, "--out", out, "--runs", "100000"]
@@ -114,7 +116,7 @@ for run in range(200): pass
 
 
 def test_sigterm_ends_the_processes_of_versus(pack_file, tmp_path):
-    """Which lead a session of their own, so that the signal does not reach them."""
+    """They lead sessions of their own, so that the signal does not reach them."""
     pids, peer, out = tmp_path / "pids", tmp_path / "airbench94_muon.py", tmp_path / "versus.json"
     peer.write_text(PEER.format(pids=str(pids)))
     words = ["bench", "versus", "--peer", f"airbench94_muon={peer}", *RECIPE, "--data", pack_file, "--out", out]
@@ -148,8 +150,9 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.exhaustive
 def test_a_second_sigterm_in_the_time_of_grace_leaves_no_process():
-    """The child ignores Ctrl-C, so that its parent waits for it."""
+    """The child ignores Ctrl-C, so its parent waits for it."""
     code = PARENT.format(sleeps=SLEEPS, grace=600.0)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
@@ -175,7 +178,7 @@ def test_a_keyboard_interrupt_that_no_signal_raised_is_ctrl_c(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    test_each_signal_has_its_exit_code(signal.SIGTERM, monkeypatch)  # of which nothing stays
+    test_each_signal_has_its_exit_code(signal.SIGTERM, monkeypatch)  # leaves nothing behind
     monkeypatch.setattr("speedyresnet.engine.cli.examination", interrupted)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -258,8 +261,9 @@ def test_sigterm_during_the_imports_has_its_exit_code():
     assert process.returncode == 143
 
 
+@pytest.mark.exhaustive
 def test_the_processes_of_step_end_with_their_parent(pack_file):
-    """Built by a process that sleeps, so that they are there when the signal comes."""
+    """They are built by a process that then sleeps, so that they exist when the signal comes."""
     code = textwrap.dedent(f"""
         import sys
         from speedyresnet.bench import step_time

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_checks import DEVICE, error, poisoned_memory, shipped
+from tiers import parametrize
 from torch import library
 
 from speedyresnet.kernels.activations import ACTIVATIONS
@@ -76,7 +77,7 @@ def assert_same(found, native, exact, allowed=1.1):
         assert error(found[1], exact[1]) <= allowed * error(native[1], exact[1]) + 1e-6
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("transforms", "bias"),
     [
         (Transforms(), True),
@@ -87,6 +88,7 @@ def assert_same(found, native, exact, allowed=1.1):
         (EVERYTHING, True),
         (EVERYTHING, False),
     ],
+    default=2,
 )
 def test_every_transform(transforms, bias):
     data = inputs(bias=bias)
@@ -94,12 +96,12 @@ def test_every_transform(transforms, bias):
         assert_same(*both(data, transforms, counter=counter))
 
 
-@pytest.mark.parametrize("activation", ["none", *ACTIVATIONS])
+@parametrize("activation", ["none", *ACTIVATIONS], default=2)
 def test_every_activation(activation):
     assert_same(*both(inputs(), Transforms(padding=1), activation=activation))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "sizes",
     [
         {"count": 1, "height": 5, "width": 4, "channels": 1, "filters": 8},
@@ -109,13 +111,14 @@ def test_every_activation(activation):
         {"count": 11, "height": 32, "width": 32, "filters": 12},
         {"count": 5, "height": 2, "width": 40},
     ],
+    default=2,
 )
 def test_every_shape(sizes):
     data = inputs(**sizes)
     assert_same(*both(data, Transforms(flip="random"), counter=2, batch_size=min(len(data["images"]), 3)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], default=1)
 def test_every_dtype_is_as_exact_as_pytorch(dtype):
     # Triton's interpreter rounds bfloat16 towards zero: all values of the batch one way, then the results.
     truncates = dtype == torch.bfloat16 and DEVICE.type == "cpu"
@@ -136,6 +139,7 @@ def test_the_counter_may_move_on_before_the_backward_pass():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.exhaustive
 def test_offsets_beyond_2_to_the_31():
     """Windows of 8 x 8 pixels out of 50 images of 55 million bytes each."""
     size = 7400 * 7400
@@ -165,6 +169,7 @@ def test_the_module_gives_batches_and_trains_its_bias():
     assert set(make.state_dict()) == {"seed", "counter", "weight", "bias"}
 
 
+@pytest.mark.exhaustive
 def test_the_operators_pass_pytorchs_checks():
     data = inputs()
     settings = tuple(getattr(EVERYTHING, name) for name in TRANSFORM_NAMES)

@@ -1,15 +1,20 @@
+import contextlib
 import copy
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import parametrize
 
 from speedyresnet.engine import recipe
+from speedyresnet.engine.backends import Variant, make_step
 from speedyresnet.engine.init import whitening_filters
 from speedyresnet.engine.kernel_choice import pick_kernels
 from speedyresnet.engine.nets import make_net, parameter_counts
 from speedyresnet.engine.optim import ParameterGroup, mix_, nesterov_sgd_
-from speedyresnet.engine.step import REFERENCE_KERNELS, training_step
+from speedyresnet.engine.step import REFERENCE_KERNELS, Regions, average_, optimize_, training_step
+from speedyresnet.engine.streams import SecondStream
 
 VARIANTS = [
     ("airbench94", True, False),
@@ -65,7 +70,7 @@ def test_a_step_changes_what_it_should(make_state):
     assert changed == set(before) - frozen
 
 
-@pytest.mark.parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")])
+@parametrize(("kind", "provider"), [("sgd", "reference"), ("muon", "reference"), ("sgd", "triton")], default=2)
 def test_squeeze_and_excite_trains_with_a_hundred_classes(make_state, kind, provider):
     """In half precision as on a GPU, at a rate that no rounding swallows: all but what is frozen for ever."""
     settings = ["net.squeeze_excite_ratio=16", "net.residual=before_activation", f"optimizer.kind={kind}"]
@@ -92,12 +97,99 @@ def test_a_frozen_whitening_bias_stays(make_state):
     assert torch.equal(state.net.stem.whitening.bias, before)
 
 
+@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.3", "hiverge", "davidnet"])
+def test_a_frozen_first_group_only_moves_its_statistics_and_its_average(make_state, name):
+    """All that is behind it takes the step that it takes beside a first group that is trained."""
+    exact = ["dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"]
+    average = ["averaging.kind=ema", "averaging.every=1", "averaging.decay=0.9", "averaging.power=0"]
+    state, other = (make_state(name, *exact, *average, "averaging.epochs=none") for _ in range(2))
+    for each in (state, other):  # so that momentum and averages are no longer what they began with
+        training_step(each, whitening_bias=False, cutmix=False)
+    before, seen = {key: value.detach().clone() for key, value in state.changing_tensors().items()}, []
+    slow = {key: value.detach().clone() for key, value in state.averaged_state().items()}
+    state.net.groups[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].requires_grad))
+    training_step(state, whitening_bias=False, cutmix=False, first_group=False)
+    training_step(other, whitening_bias=False, cutmix=False)
+    assert seen == [False]  # so nothing of group 1 is kept for a backward pass
+
+    after, trained = state.changing_tensors(), other.changing_tensors()
+    parameters = {id(value): key for key, value in state.net.named_parameters()}
+    momentum = {
+        f"momentum.{kind}.{index}": parameters[id(parameter)]
+        for kind, group in state.groups.items()
+        for index, parameter in enumerate(group.parameters)
+    }
+    for key in (*state.net.state_dict(), *momentum, "loss_log", "correct_log"):
+        name_of_parameter = momentum.get(key, key)
+        if name_of_parameter.startswith(("stem.", "groups.0.")) and "running" not in key:
+            assert torch.equal(after[key], before[key]), key
+        else:
+            torch.testing.assert_close(after[key], trained[key], rtol=1e-11, atol=1e-13)
+    for key in ("groups.0.convolutions.0.weight", "groups.0.norms.0.running_var"):
+        torch.testing.assert_close(state.averaged_state()[key], 0.9 * slow[key] + 0.1 * after[key])
+    assert not torch.equal(after["groups.0.norms.0.running_var"], before["groups.0.norms.0.running_var"])
+    assert not torch.equal(after["groups.1.convolutions.0.weight"], before["groups.1.convolutions.0.weight"])
+
+
+@pytest.mark.parametrize("whitening_bias", [True, False])
+@pytest.mark.parametrize("name", ["airbench94", "davidnet", "bag-of-tricks", "speedy"])
+def test_a_step_on_two_streams_is_a_step_on_one(make_state, name, whitening_bias):
+    """Muon pads all matrices that it updates at once to one shape, in which sums are rounded in another order."""
+    exact = ["dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"]
+    one, two = (make_state(name, *exact) for _ in range(2))
+    two.second_stream = SecondStream(torch.device("cpu"))
+    for _ in range(3):
+        for state in (one, two):
+            training_step(state, whitening_bias=whitening_bias, cutmix=False)
+    for (key, mine), theirs in zip(two.changing_tensors().items(), one.changing_tensors().values(), strict=True):
+        if one.recipe.optimizer.kind == "muon":
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+        else:
+            assert torch.equal(mine, theirs), key
+
+
+def test_the_second_stream_ends_before_what_it_has_read_is_freed(make_state):
+    """And before the average reads what it has written; group 1 is updated while it may still be at work."""
+    events, read = [], []
+
+    class Watched(SecondStream):
+        @contextlib.contextmanager
+        def begin(self):
+            events.append("begin")
+            yield
+            events.append("leave")
+
+        def end(self):
+            assert read
+            assert all(each() is not None for each in read)
+            events.append("end")
+
+    def optimizing(state, groups, gradients):
+        events.append(sorted(groups))
+        if "head" in groups:
+            read.extend(map(weakref.ref, gradients))
+        optimize_(state, groups, gradients)
+
+    def averaging(state):
+        events.append("average")
+        average_(state)
+
+    state = make_state("airbench94", "batch_size=8")
+    state.second_stream = Watched(torch.device("cpu"))
+    training_step(state, whitening_bias=True, cutmix=False, regions=Regions(optimize_=optimizing, average_=averaging))
+    back, front = ["batch_norm_biases", "convolutions", "head"], ["batch_norm_biases", "convolutions"]
+    assert events == ["begin", back, "leave", front, "end", "average"]
+    assert not any(each() is not None for each in read)
+    training_step(state, whitening_bias=False, cutmix=False, first_group=False)
+    assert len(events) == 6  # there is nothing that the update could overlap
+
+
 @pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
 def test_a_step_runs_on_the_meta_device_so_it_never_synchronises(make_state, name, bias, cutmix):
     training_step(make_state(name, device="meta"), whitening_bias=bias, cutmix=cutmix)
 
 
-@pytest.mark.parametrize(("name", "bias", "cutmix"), VARIANTS)
+@parametrize(("name", "bias", "cutmix"), VARIANTS, default=1)
 def test_a_step_compiles_as_one_graph_and_computes_the_same(make_state, name, bias, cutmix):
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
@@ -245,6 +337,7 @@ def test_muon_recipes_learn(make_state, name):
     assert losses[-5:].mean() < losses[:5].mean() - 0.6  # 64 images are learnt by heart
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
 def test_a_step_of_bag_of_tricks_is_the_same_with_triton_kernels(make_state):
     small = ["batch_size=8", "width_multiplier=0.0625", "net.batch_norm_groups=4"]
@@ -272,6 +365,55 @@ def test_lookahead_writes_the_slow_weights_back(make_state):
     assert not torch.equal(slow, start)
 
 
+def test_the_last_step_blends_the_average_into_what_the_run_ends_with(make_state):
+    settings = ["dtype=float64", "averaging.every=2", "epochs=0.25"]  # two steps, the second of which moves
+    plain, whole, blended = (
+        make_state("airbench94", *settings, f"averaging.{each}") for each in ("kind=ema", "blend=1", "blend=0.25")
+    )
+    plain.averaging_write_back.zero_()
+    for state in (plain, whole, blended):
+        for _ in range(2):
+            training_step(state, whitening_bias=True, cutmix=False)
+    live, slow = plain.net.state_dict(), plain.averaged_state()
+    for name, value in blended.net.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * live[name] + 0.25 * slow[name], rtol=1e-13, atol=1e-13)
+        assert torch.equal(whole.net.state_dict()[name], slow[name])
+    assert not torch.equal(live["head.weight"], slow["head.weight"])
+
+
+def test_a_lookahead_may_carry_its_slow_weights_on(make_state):
+    """Three moves of every second step, each from what the step before has left; the first only copies."""
+    settings = ["dtype=float64", "epochs=1", "averaging.every=2", "averaging.decay=0.5", "averaging.power=0"]
+    state = make_state("airbench94", *settings, "averaging.tail=0.8", "averaging.momentum=0.9")
+    assert [step for step, keep in enumerate(state.plan.averaging_keep) if keep < 1] == [1, 3, 5, 7]
+    weights = {name for name, value in state.net.named_parameters() if value.requires_grad}
+    velocity = {name: torch.zeros_like(value) for name, value in state.net.named_parameters()}
+    for step in range(8):
+        training_step(state, whitening_bias=True, cutmix=False, averaging=False)
+        state.counter.sub_(1)
+        live, slow = ({k: v.detach().clone() for k, v in each.items()} for each in
+                      (state.net.state_dict(), state.averaged_state()))  # fmt: skip
+        with torch.no_grad():
+            average_(state)
+        state.counter.add_(1)
+        for name, value in state.averaged_state().items():
+            if name in weights and step in (3, 5, 7):
+                ahead = slow[name] - live[name]
+                velocity[name] = 0.9 * velocity[name] + ahead
+                expected = slow[name] - 0.75 * (ahead + 0.9 * velocity[name])
+            elif "running" in name and step in (3, 5, 7):
+                expected = slow[name] - 0.75 * (slow[name] - live[name])
+            else:
+                expected = live[name] if step == 1 else slow[name]
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+            if step in (3, 5, 7):
+                assert torch.equal(state.net.state_dict()[name], value)
+    moved = [each for part in state.velocity for each in part]
+    assert len(moved) == len(weights)
+    state.restart(seed=3)
+    assert not any(each.any() for each in moved)
+
+
 def test_running_statistics_are_averaged_too(make_state):
     state = make_state("hlb-v0.4", "averaging.every=1", "averaging.epochs=none", "averaging.decay=0.9")
     training_step(state, whitening_bias=False, cutmix=False)
@@ -289,6 +431,7 @@ def test_ema_leaves_the_live_weights_alone(make_state):
     assert not torch.equal(with_ema.averaged_state()["head.weight"], with_ema.net.head.weight)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_trains(make_state, dtype):
     state = make_state("airbench94", f"dtype={dtype}", "epochs=30", images=32)
@@ -311,6 +454,21 @@ def test_a_step_on_the_gpu_is_that_on_the_cpu(make_state, name, bias, cutmix):
     torch.testing.assert_close(on_gpu.loss_log[:1].cpu(), on_cpu.loss_log[:1], rtol=1e-9, atol=0)
     for mine, theirs in zip(on_gpu.net.parameters(), on_cpu.net.parameters(), strict=True):
         torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "capture"])
+@pytest.mark.parametrize("name", ["airbench94", "speedy"])
+def test_a_step_on_two_streams_of_the_gpu_is_a_step_on_one(make_state, name, backend):
+    exact = "dtype=float64", "optimizer.muon.newton_schulz_dtype=float64"
+    one, two = (make_state(name, *exact, device="cuda") for _ in range(2))
+    two.second_stream = SecondStream(torch.device("cuda"))
+    steps = [make_step(state, backend, Variant(whitening_bias=True, cutmix=False)) for state in (one, two)]
+    for _ in range(5):
+        for step in steps:
+            step()
+    for (key, mine), theirs in zip(two.changing_tensors().items(), one.changing_tensors().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9, msg=lambda m, n=key: f"{n}: {m}")
 
 
 @pytest.mark.gpu
@@ -339,14 +497,19 @@ def test_the_trace_of_a_step_shows_our_kernels(make_state):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "crop", "size", "width"),
+@parametrize(
+    ("name", "crop", "size", "width", "first_group"),
     [
-        ("pocket", 0, 0, 0.125), ("hlb-v0.4", 0, 0, 0.125), ("hlb-v0.7", 0, 0, 0.125), ("airbench94", 0, 24, 0.125),
-        ("hlb-v0.7", 20, 0, 0.25),  # a quarter of 64 filters, which the convolution with pooling takes
+        ("pocket", 0, 0, 0.125, True), ("hlb-v0.4", 0, 0, 0.125, True), ("hlb-v0.7", 0, 0, 0.125, True),
+        ("airbench94", 0, 24, 0.125, True),
+        ("hlb-v0.7", 20, 0, 0.25, True),  # a quarter of 64 filters, which the convolution with pooling takes
+        ("hlb-v0.7", 20, 0, 0.25, False),
     ],
+    default=1,
 )  # fmt: skip
-def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_state, name, crop, size, width):
+def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(
+    make_state, name, crop, size, width, first_group
+):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = "batch_size=4", f"augmentation.crop={crop}", f"width_multiplier={width}"
     states = [make_state(name, *settings, device=device) for _ in range(2)]
@@ -355,15 +518,17 @@ def test_a_step_gives_the_same_loss_and_weights_with_kernels_and_without(make_st
         with torch.no_grad():
             filters = whitening_filters(state.images, state.scale, state.shift, state.recipe.net)
             state.net.stem.whitening.weight.copy_(filters)
-        training_step(state, whitening_bias=size > 0, cutmix=state.recipe.augmentation.cutmix > 0, size=size)
+        kind = {"whitening_bias": size > 0, "cutmix": state.recipe.augmentation.cutmix > 0, "size": size}
+        training_step(state, **kind, first_group=first_group)
     torch.testing.assert_close(states[0].loss_log[0], states[1].loss_log[0], rtol=1e-6, atol=0)
     for one_way, other_way in zip(states[0].net.parameters(), states[1].net.parameters(), strict=True):
         torch.testing.assert_close(one_way, other_way, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "whitening_bias", "cutmix"),
     [("airbench94", True, False), ("hlb-v0.4", False, False), ("hlb-v0.7", False, True), ("hiverge", False, False)],
+    default=1,
 )
 def test_a_step_with_kernels_runs_on_the_meta_device_and_is_one_graph(make_state, name, whitening_bias, cutmix):
     """Of two groups and four images: the interpreter is slow, and optimizers know nothing of kernels."""

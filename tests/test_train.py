@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from tiers import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainers import trainer_of
 
@@ -18,7 +19,8 @@ from speedyresnet.engine.trainer import Trainer
 from speedyresnet.engine.watching import Silent
 from speedyresnet.kernels.augment import normalisation
 
-TINY = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+WHOLE = ["batch_size=64", "width_multiplier=0.125", "epochs=2", "dtype=float32"]
+TINY = [*WHOLE, "augmentation.crop=16"]
 TOP_LEVEL = {
     "schema",
     "status",
@@ -48,6 +50,7 @@ def tiny_run(small_pack):
     return train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
 
 
+@pytest.mark.exhaustive
 def test_pocket_learns_the_synthetic_shapes(small_pack):
     """64 short steps of a narrow pocket: far above the 10 % of chance."""
     settings = ["batch_size=64", "width_multiplier=0.25", "epochs=8", "evaluation.every=0", "dtype=float32"]
@@ -57,6 +60,7 @@ def test_pocket_learns_the_synthetic_shapes(small_pack):
     assert run.record.history[-1].loss < run.record.history[0].loss
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "view", "seed"), [("davidnet", "single_view", 0), ("bag-of-tricks", "mirror", 1)])
 def test_cifar10_fast_learns_the_synthetic_shapes(name, view, seed, small_pack):
     """100 short steps at an eighth of the width: far above the 10 % of chance.
@@ -110,6 +114,7 @@ def losses_of(run):
     return [row.loss for row in run.record.history]
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_pack, tiny_run):
     again = train(recipe("airbench94", TINY), small_pack, device="cpu", seed=1)
     assert losses_of(again) == losses_of(tiny_run)
@@ -136,13 +141,14 @@ def test_a_trainer_can_run_again_from_scratch(small_pack, tiny_run):
     assert second.accuracy == tiny_run.record.accuracy
 
 
-@pytest.mark.parametrize("name", ["airbench94", "hlb-v0.4", "hlb-v0.7"])
+@parametrize("name", ["airbench94", "hlb-v0.4", "hlb-v0.7"], default=1)
 def test_a_saved_model_gives_the_same_accuracy_again(name, small_pack, tmp_path):
     run = train(recipe(name, TINY), small_pack, device="cpu")
     run.save(tmp_path / "model.safetensors")
     assert evaluate(tmp_path / "model.safetensors", small_pack, device="cpu") == run.record.accuracy
 
 
+@pytest.mark.exhaustive
 def test_a_half_precision_model_with_master_weights_gives_the_same_accuracy_again(small_pack, tmp_path):
     run = train(recipe("pocket", [*TINY, "dtype=bfloat16"]), small_pack, device="cpu")
     assert run.record.dtype == "bfloat16"
@@ -384,13 +390,13 @@ def test_on_a_gpu_too_the_clocks_leave_nothing_out(small_pack, backend):
 def test_images_that_are_too_small_are_refused(small_pack):
     tiny = dataclasses.replace(small_pack, train_images=small_pack.train_images[:, :6, :6].contiguous())
     with pytest.raises(UserError, match="too small"):
-        train(recipe("airbench94", TINY), tiny, device="cpu")
+        train(recipe("airbench94", WHOLE), tiny, device="cpu")
 
 
 @pytest.mark.parametrize("setting", ["padding=32", "cutout=33", "cutmix=33"])
 def test_transforms_larger_than_the_images_are_refused(setting, small_pack):
     with pytest.raises(UserError, match="32 pixels"):
-        train(recipe("airbench94", [*TINY, f"augmentation.{setting}"]), small_pack, device="cpu")
+        train(recipe("airbench94", [*WHOLE, f"augmentation.{setting}"]), small_pack, device="cpu")
 
 
 def test_an_interrupted_evaluation_keeps_the_training(small_pack, monkeypatch):
@@ -421,7 +427,7 @@ def test_a_gpu_is_made_ready(monkeypatch, name):
         assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.hour
 def test_the_compile_backend_trains_like_eager(small_pack):
     """One Inductor graph for each variant, one of evaluation; none after warm-up."""
     torch._dynamo.reset()
@@ -454,7 +460,7 @@ def test_real_images_train_on_the_gpu(real_pack):
 
 
 def test_images_grow_with_the_epochs(small_pack, monkeypatch):
-    settings = [*TINY, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
+    settings = [*WHOLE, "epochs=3.5", "augmentation.sizes=24,28,0", "optimizer.whitening_bias_epochs=1"]
     trainer = trainer_of(recipe("airbench94", settings), small_pack)
     sides = []
     trainer.net.stem.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[2]))
@@ -471,7 +477,7 @@ def test_images_grow_with_the_epochs(small_pack, monkeypatch):
 @pytest.mark.parametrize(("sizes", "words"), [("40", "down to 40"), ("-2", "from 0 to"), ("4", "too small")])
 def test_sizes_that_do_not_fit_are_one_line(small_pack, sizes, words):
     with pytest.raises(UserError, match=words):
-        trainer_of(recipe("airbench94", [*TINY, f"augmentation.sizes={sizes}"]), small_pack)
+        trainer_of(recipe("airbench94", [*WHOLE, f"augmentation.sizes={sizes}"]), small_pack)
 
 
 def test_nets_without_a_whitening_bias_have_no_variant_for_freezing_it(small_pack):

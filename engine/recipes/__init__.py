@@ -1,4 +1,4 @@
-"""The recipes that come with the package, and how one is found by its name.
+"""Registry of the recipes that come with the package.
 
 Every module here lists its functions in `RECIPES` and, if any, its groups in `GROUPS`.
 """
@@ -22,18 +22,18 @@ def _modules() -> list[ModuleType]:
 
 @functools.cache
 def registered_recipes() -> dict[str, RecipeFunction]:
-    """The functions of all modules in this folder, by the name of the recipe they return."""
+    """Return the functions of all modules in this folder, by the name of the recipe they return."""
     return {function().name: function for module in _modules() for function in module.RECIPES}
 
 
 @functools.cache
 def registered_groups() -> dict[str, GroupFunction]:
-    """The functions of all modules in this folder, by the name of the group they return."""
+    """Return the functions of all modules in this folder, by the name of the group they return."""
     return {function().name: function for module in _modules() for function in getattr(module, "GROUPS", ())}
 
 
 def recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe called `name`, or made by `my_file.py:function`, with `a.b=value` settings applied.
+    """Return the recipe called `name`, or made by `my_file.py:function`, with `a.b=value` settings applied.
 
     Raises:
         UserError: unknown name, unusable file or function, unknown or ill-typed setting.
@@ -81,10 +81,10 @@ def _recipe_from_file(reference: str) -> Recipe:
 
 
 def group(name: str) -> Group:
-    """The group called `name`.
+    """Return the group called `name`.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no group of that name.
     """
     functions = registered_groups()
     if name not in functions:

@@ -1,6 +1,6 @@
 """airbench by Keller Jordan (https://github.com/KellerJordan/cifar10-airbench), MIT; paper: arXiv 2404.00498.
 
-The arithmetic below turns the originals' learning rates and decays into those of the mean loss.
+The arithmetic below converts the originals' learning rates and decays to those for the mean loss.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ _WHITENING = "whitening filters stay out of the average; the original's begins w
 
 
 def _sgd(rate: float, decay: float) -> Optimizer:
-    """The originals' SGD, of which they give learning rate and decay decoupled.
+    """Return the originals' SGD from their decoupled learning rate and decay.
 
-    Both are per 1,024 examples and divided by 1 + 1 / (1 - momentum), the growth of a step by Nesterov momentum.
+    Both are per 1,024 examples and divided by 1 + 1 / (1 - momentum), the growth of a step due to Nesterov momentum.
     """
     momentum = 0.85
     return Optimizer(
@@ -57,11 +57,11 @@ def airbench94() -> Recipe:
 def airbench94_muon() -> Recipe:
     """airbench94_muon.py as of f1c599c: 8 epochs to 94 % with six views; Muon instead of averaging and warm-up.
 
-    The original's learning rates are those of the summed loss; Muon's does not depend on it.
+    The original's learning rates are for the summed loss; Muon's does not depend on its scale.
 
-    Different here: Muon computes in float32 and rounds a weight once a step (the original: each operation in float16).
-    Left out, because they change nothing: the order of the whitening filters, and the transposition of matrices with
-    more rows than columns, of which there are none.
+    Differences from the original: Muon computes in float32 and rounds a weight once per step (the original: each
+    operation in float16). Omitted because they have no effect: the order of the whitening filters, and the
+    transposition of matrices with more rows than columns, of which there are none.
     """
     batch_size, rate, head_rate = 2000, 0.053, 0.67
     return Recipe(
@@ -137,9 +137,9 @@ def airbench95() -> Recipe:
 
 
 def airbench96() -> Recipe:
-    """legacy/airbench96.py as of f1c599c: three convolutions a group, residuals, cutout, 37 epochs to 96 %.
+    """legacy/airbench96.py as of f1c599c: three convolutions per group, residuals, cutout, 37 epochs to 96 %.
 
-    Its successor, airbench96_faster.py, is no matter of settings: there a small net selects the examples to train on.
+    Its successor, airbench96_faster.py, cannot be expressed by settings: a small net selects its training examples.
     """
     base = airbench94()
     return dataclasses.replace(

@@ -1,6 +1,6 @@
-"""cifar10-fast by David Page (https://github.com/davidcpage/cifar10-fast), MIT, whose net is known as DavidNet.
+"""cifar10-fast by David Page (https://github.com/davidcpage/cifar10-fast), MIT; its net is known as DavidNet.
 
-Different here, in every recipe of this file: activations are in channels_last (the original: contiguous).
+Difference from the original in every recipe of this file: activations are in channels_last (the original: contiguous).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ GHOST_STATISTICS = (
 
 
 def davidnet() -> Recipe:
-    """dawn.py as of f79e8b8: 24 epochs to 94 % with one view, the DAWNBench entry."""
+    """dawn.py as of f79e8b8, the DAWNBench entry: 24 epochs to 94 % with one view."""
     epochs, warm_up = 24, 5
     return Recipe(
         name="davidnet",
@@ -56,11 +56,11 @@ def davidnet() -> Recipe:
 
 
 def davidnet_tpu() -> Recipe:
-    """The port to TPUs with fenwicks, whose weight decay is a quarter of davidnet's.
+    """TPU port with fenwicks, whose weight decay is a quarter of davidnet's.
 
-    Known only from a student's summary of it (raghavendragaleppa/eva_assignment_12), not from its code:
-    batch, momentum, learning rate, warm-up, epochs and decay are from there, all else is davidnet's. The summary says
-    that a decay of 0.005 underfits, to 90 %; 0.0005, davidnet's, is probably meant.
+    Known only from a student's summary (raghavendragaleppa/eva_assignment_12), not from its code: batch, momentum,
+    learning rate, warm-up, epochs and decay are from there, everything else is davidnet's. The summary says that a
+    decay of 0.005 underfits, at 90 %; it probably means 0.0005, davidnet's.
     """
     base = davidnet()
     return dataclasses.replace(
@@ -77,7 +77,7 @@ def davidnet_tpu() -> Recipe:
 def bag_of_tricks() -> Recipe:
     """new_dawn.py as of f79e8b8: 10 epochs to 94 % with two views of the averaged net.
 
-    Different here: crops and flips are drawn for each image (the original: for groups of equal size).
+    Difference from the original: crops and flips are drawn for each image (the original: for groups of equal size).
     """
     epochs, warm_up, falling = 10, 2, 8
     return Recipe(

@@ -1,10 +1,10 @@
 """The Hive's descendant of airbench94_muon (https://github.com/hiverge/cifar10-speedrun), MIT.
 
-The arithmetic below turns the original's learning rates and decays, those of the summed loss, into those of the mean
-loss; Muon's do not depend on it.
+The arithmetic below converts the original's learning rates and decays, which are for the summed loss, to those for the
+mean loss; Muon's do not depend on its scale.
 
-Different here, in every recipe of this file:
-- Muon computes in float32 and rounds a weight once a step (the original: each operation in float16);
+Differences from the original in every recipe of this file:
+- Muon computes in float32 and rounds a weight once per step (the original: each operation in float16);
 - whitening is the eigendecomposition of the covariance in float64 (the original: a singular value decomposition in
   float32); filters differ only in order and sign.
 """
@@ -16,13 +16,13 @@ from .hlb import FLOAT32_BATCH_NORM
 
 
 def hiverge() -> Recipe:
-    """cifar10_speedrun.py in its 1.98 s state: 7.65 epochs, SiLU in the groups, jitter, rarer renormalisation.
+    """cifar10_speedrun.py in its 1.98 s state: 7.65 epochs, SiLU in the groups, jitter, less frequent renormalisation.
 
-    Left out: 1e-7 beside the norms of the filter banks, which changes next to nothing; padding Muon's matrices to one
-    shape, which changes nothing.
+    Omitted: 1e-7 added to the norms of the filter banks, which has almost no effect; padding Muon's matrices to one
+    shape, which has none.
 
-    As the original, it looks six times at the 25 % of the test images that it is least sure of, and once at the others;
-    the six views have airbench's weights (the original: their plain mean).
+    As in the original, the 25 % of the test images with the least confidence get six views, the others one; the six
+    views have airbench's weights (the original: their plain mean).
     """
     batch_size, rate, head_rate, decay = 1536, 0.0573, 0.5415, 1.0418e-6
     return Recipe(
@@ -80,10 +80,10 @@ def hiverge() -> Recipe:
 def progressive() -> Recipe:
     """fulcrumresearch/cifar-10-speedrun's E1: three epochs at 24 pixels, three at 28, the rest at 32.
 
-    Everything else as `hiverge`, but 8.875 epochs, a floor under the learning rate, whitening from 5,000 images, a
+    Otherwise as `hiverge`, except for 8.875 epochs, a floor under the learning rate, whitening from 5,000 images, a
     lookahead over the last 20 steps, and six views of every image.
 
-    Different here: scaling happens once, in float32, before the image is rounded (the original: of the rounded image);
+    Differences from the original: images are scaled once, in float32, before rounding (the original: after rounding);
     all test images count (the original: the last 8,000).
     """
     base = hiverge()

@@ -18,7 +18,7 @@ _FLOAT32_LOSS = "the loss is that of float32 logits; the original casts them and
 
 
 def _v0_3_schedule(epochs: int, averaged_epochs: int) -> Schedule:
-    """Peak at a fifth of all epochs; the last ones, those that are averaged, keep the rate that the curve ends with."""
+    """Return a schedule that peaks at a fifth of all epochs; the averaged last epochs keep the curve's final rate."""
     falling = epochs - averaged_epochs
     return Schedule(kind="one_cycle", start=0.0, peak=0.2 * epochs / falling, end=0.135, epochs=float(falling))
 
@@ -26,7 +26,7 @@ def _v0_3_schedule(epochs: int, averaged_epochs: int) -> Schedule:
 def v0_3() -> Recipe:
     """Version 0.3.0 (commit cb53b42): squeeze-and-excite, 10 epochs, the average of the last two is reported.
 
-    Normalises with the data's own mean and deviation (the original: with constants, which are those of CIFAR-10).
+    Normalises with the data's own mean and deviation (the original: with constants, those of CIFAR-10).
     """
     epochs, averaged_epochs = 10, 2
     return Recipe(
@@ -152,7 +152,7 @@ def v0_3_long() -> Recipe:
 
 
 def v0_4_long() -> Recipe:
-    """The long run of v0.4.0: twice as wide, 90 epochs, cutout; the average is what is reported."""
+    """The long run of v0.4.0: twice as wide, 90 epochs, cutout; the average is reported."""
     base = v0_4()
     return dataclasses.replace(
         base,
@@ -190,7 +190,7 @@ def v0_7_long() -> Recipe:
 
 
 def v0_4_cifar100() -> Recipe:
-    """v0.4.0 on CIFAR-100: its release notes say to change nothing but the data; they give no figure."""
+    """v0.4.0 on CIFAR-100: its release notes say to change only the data; they give no figure."""
     return dataclasses.replace(
         v0_4(),
         name="hlb-v0.4-cifar100",
@@ -202,7 +202,7 @@ def v0_4_cifar100() -> Recipe:
 
 
 def v0_7_cifar100() -> Recipe:
-    """v0.7.0 on CIFAR-100, done as the release notes of v0.4.0 do it: only the data change; no figure either."""
+    """v0.7.0 on CIFAR-100, derived as in the release notes of v0.4.0: only the data change; no figure either."""
     return dataclasses.replace(
         v0_7(), name="hlb-v0.7-cifar100", summary="hlb-v0.7 for CIFAR-100", data="cifar100", claim=None
     )

@@ -1,7 +1,7 @@
 """hlb-imagenette by LouisCaubet (https://github.com/LouisCaubet/hlb-imagenette), Apache-2.0: hlb-v0.4 on Imagenette.
 
-Images are squashed to 64 x 64 pixels, as `data pack imagenette` makes them. Training sees random windows of 32 x 32,
-evaluation whole images, which works since the net ends in a global max-pool.
+Images are squashed to 64 x 64 pixels, as in `data pack imagenette`. Training uses random windows of 32 x 32, evaluation
+whole images, which works because the net ends in a global max-pool.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _GPU = "a GPU of Colab, not named"
 
 
 def imagenette() -> Recipe:
-    """Commit 0c904b3 with the 50 epochs of its notebook and slides; its scripts say 25, which the ablations have."""
+    """Commit 0c904b3 with the 50 epochs of its notebook and slides; its scripts use 25, as do the ablations."""
     base = v0_4()
     return dataclasses.replace(
         base,
@@ -38,9 +38,9 @@ def imagenette() -> Recipe:
 
 
 def imagenette_ablations() -> Group:
-    """The three ablations of the original, each by a script of its own that changes one thing.
+    """The three ablations of the original, each a script of its own that changes one thing.
 
-    Claims are those of the slides, means of five runs. In the notebook changes added up: "unmoved pool" ran without
+    Claims are those of the slides, means of five runs. In the notebook changes accumulated: "unmoved pool" ran without
     whitening, "ghost batch norm" and "without whitening" ran with both; the slides may have their figures from there.
     """
     name, made = "imagenette-ablations", imagenette()

@@ -1,11 +1,11 @@
-"""The study of learning rates of hlb-imagenette by Louis Caubet (https://github.com/LouisCaubet/hlb-imagenette).
+"""Learning rate study of hlb-imagenette by Louis Caubet (https://github.com/LouisCaubet/hlb-imagenette).
 
 Eight schedules of 50 epochs, that is 450 steps, each run once; the accuracies are those of the slides. Only the
 schedule of the non-bias optimizer changes: biases of batch norm keep the linear cycle of the base.
 
-The notebook runs the exponential schedule only. What the others had for numbers is read off the plots in the slides,
-where all peaks are at the base's learning rate; the slides have the base at 90.52 %. Left out: the notebook's CyclicLR
-lines, commented out, whose numbers are not those of the plots.
+The notebook runs only the exponential schedule. The numbers of the others are read off the plots in the slides, where
+all peaks are at the base's learning rate; the slides have the base at 90.52 %. Omitted: the notebook's commented-out
+CyclicLR lines, whose numbers do not match the plots.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _SLIDES = "https://github.com/LouisCaubet/hlb-imagenette/blob/main/Project_prese
 _STUDY: dict[str, tuple[float, str, dict[str, Any]]] = {
     "one-cycle-cosine": (0.9001, "up and down where the base does, in cosines", {"kind": "one_cycle_cosine"}),
     # The plot was drawn by hand: bulging triangles whose peaks, in steps 45, 135 and so on, halve from the base's rate.
-    # PyTorch's exp_range has straight ones and falls from the first step on, so that its first peak is at 0.71.
+    # PyTorch's exp_range has straight triangles and falls from the first step on, so its first peak is at 0.71.
     "exp-range": (
         0.8975,
         "five triangles, each peak half as high, the first at 0.71",
@@ -33,10 +33,10 @@ _STUDY: dict[str, tuple[float, str, dict[str, Any]]] = {
     # CosineAnnealingLR with T_max = 90.
     "oscillating-cosine": (0.8921, "two and a half cosines down to zero", {"kind": "cosine", "half_cycle": 0.2}),
     "cosine": (0.8901, "half a cosine from the first step down to zero", {"kind": "cosine"}),
-    # The run in the notebook itself ended with 0.8591.
+    # The notebook's own run ended with 0.8591.
     "exponential": (0.8664, "one percent less each step of 450", {"kind": "exponential", "end": 0.99**450}),
 }
-"""Accuracy of the slides, summary and schedule of all but the base, the best first."""
+"""Accuracy on the slides, summary and schedule of all but the base, the best first."""
 
 _BIASES = "biases of batch norm keep the base's schedule (--set schedule.batch_norm_biases=shared)"
 _MOMENTUM = "momentum stays as it is; the original's CyclicLR, by default, moves it between 0.8 and 0.9"

@@ -1,8 +1,8 @@
-"""David Page's story (https://github.com/davidcpage/cifar10-fast, myrtle.ai 2018), from DAWNBench's ResNet to DavidNet.
+"""David Page's steps (https://github.com/davidcpage/cifar10-fast, myrtle.ai 2018) from DAWNBench's ResNet to DavidNet.
 
-Each rung is the one before it but for what it says. The next one after the last is davidnet, whose notes hold here too.
+Each rung changes the one before it only as stated. The last one is followed by davidnet, whose notes apply here too.
 
-Different here: batches that do not fill up are dropped, so that an epoch has 390 steps of 128 images (the original:
+Differences from the original: incomplete batches are dropped, so an epoch has 390 steps of 128 images (the original:
 391), 97 of 512 (98) and 65 of 768 (66); crops, flips and cutouts are drawn anew for each image and epoch, but not with
 NumPy.
 """
@@ -27,8 +27,10 @@ _REFUSED_ARGUMENT = (
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """What is changed, and what it gave on a V100: the seconds of the notebook's headings, and the accuracies of those
-    or, where they tell none, of the log below them.
+    """Changes of a rung and its result on a V100.
+
+    Seconds are those of the notebook's headings, accuracies those of the headings or, if missing, of the log below
+    them.
     """
 
     name: str
@@ -38,7 +40,7 @@ class _Rung:
     settings: tuple[str, ...]
 
     def over(self, before: Recipe) -> Recipe:
-        """The recipe of this rung."""
+        """Return the recipe of this rung."""
         made = with_settings(before, self.settings)
         drawn = made.net.batch_norm_scale_init == "uniform"
         return dataclasses.replace(

@@ -1,12 +1,12 @@
-"""For CPUs: what a laptop trains in about two minutes."""
+"""Recipe for CPUs: a laptop trains it in about two minutes."""
 
 from ..recipe import Augmentation, Averaging, Evaluation, Loss, Net, Optimizer, Recipe, Schedule
 
 
 def pocket() -> Recipe:
-    """airbench94's mathematics at half its width, in bfloat16 with master weights where the CPU is fast at it.
+    """airbench94 at half its width, in bfloat16 with master weights on CPUs that compute it fast.
 
-    The whitening has no bias: training one costs the input gradient of the widest convolution.
+    The whitening has no bias: training one requires the input gradient of the widest convolution.
     """
     return Recipe(
         name="pocket",

@@ -1,7 +1,7 @@
-"""Our own way to 94 % with six views: `progressive` with less work where it seems to be missed least.
+"""This project's own way to 94 % with six views: `progressive` with less work where it appears to matter least.
 
-Nothing here has been measured on a GPU yet, and what is known of CPUs is in bench/LOG.md. `bench compare --group
-speedy-cuts --validation 5000` compares what might be left out of progressive; what wins goes into `speedy`.
+Nothing here has been measured on a GPU yet; CPU results are in bench/LOG.md. `bench compare --group speedy-cuts
+--validation 5000` compares what might be omitted from progressive; successful cuts go into `speedy`.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ _CUTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("schedule.floor=0", "averaging.kind=none", "evaluation.weights=live"),
     ),
 }
-"""Summary and settings of what might be left out, or added where it costs nothing."""
+"""Summary and settings of possible omissions, and of additions that cost nothing."""
 
 
 def _ours(made: Recipe, name: str, summary: str) -> Recipe:
-    """`made` under a name of this project; what progressive says of its original is left out."""
+    """Return `made` under a name of this project, without progressive's notes on its original."""
     source = "this project; progressive changed"
     return dataclasses.replace(made, name=name, summary=summary, source=source, claim=None, faithful=(), mended=())
 
@@ -41,7 +41,7 @@ def speedy() -> Recipe:
 
 
 def speedy_cuts() -> Group:
-    """What progressive might do without, one change each."""
+    """Possible omissions from progressive, one change each."""
     base = progressive()
     return Group(
         name="speedy-cuts",
