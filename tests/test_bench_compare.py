@@ -59,6 +59,7 @@ def test_the_interval_is_that_of_the_paired_t_test():
         ((-0.0012, 0.0009), (0.40, 0.60), "worse", "loss"),
         ((-0.0020, 0.0020), (-0.60, -0.40), "cannot tell", "uncertain"),  # faster, but may have lost 0.2 points
         ((0.0010, 0.0030), (-0.50, 0.50), "cannot tell", "uncertain"),
+        ((-0.0030, -0.0010), (-0.50, 0.50), "cannot tell", "uncertain"),  # less accurate, but may be faster
         ((0.0010, 0.0030), (0.40, 0.60), "cannot tell", "trade"),
         ((-0.0030, -0.0010), (-0.60, -0.40), "cannot tell", "trade"),
         ((-0.0005, 0.0005), (-0.05, 0.05), "cannot tell", "no difference"),
