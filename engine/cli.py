@@ -46,6 +46,7 @@ from .pack import Pack
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
 from .python_files import file_of
+from .ranks import launched
 from .recipe import DESCRIPTION, Group, Recipe
 from .recipes import group as group_called
 from .recipes import recipe as recipe_called
@@ -223,9 +224,10 @@ def _full_memory(error: Exception) -> str | None:
 
 
 def notes_console(quiet: bool = False) -> Console:
-    """Where notes go: standard output, or standard error when standard output is for JSON only."""
+    """Where notes go: standard output, or standard error when standard output is for JSON only; of rank 0 alone."""
     # Without markup, because names and paths may have brackets and colons.
     options: dict[str, Any] = {"stderr": quiet, "soft_wrap": True, "markup": False, "emoji": False}
+    options["quiet"] = not launched().leads
     console = Console(**options)
     return console if console.is_terminal else Console(**options, width=_FILE_COLUMNS)
 
