@@ -1,5 +1,7 @@
 """The `speedyresnet` command, which is also `python -m speedyresnet.bench`: signals to stop never end in a traceback.
 
+`python -m speedyresnet.bench record` is `speedyresnet bench record`, and so with all commands that only `bench` has.
+
 Nothing is done before PyTorch is imported or after the command has ended, so then either ends the process at once.
 """
 
@@ -17,16 +19,16 @@ def _end_at_signals() -> None:
         signal.signal(each, _end)
 
 
-def main() -> None:
-    """Entry point of the `speedyresnet` command."""
+def main(*, in_bench: bool = False) -> None:
+    """Entry point of the `speedyresnet` command; `in_bench`: that of this package, see above."""
     _end_at_signals()
     from .cli import main as run
 
     try:
-        run()
+        run(in_bench=in_bench)
     finally:
         _end_at_signals()
 
 
 if __name__ == "__main__":
-    main()
+    main(in_bench=True)

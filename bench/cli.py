@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -700,6 +701,9 @@ def gpu_suite_command(
     raise typer.Exit(1 if failed else 0)
 
 
-def main() -> None:
-    """Run the command line and exit."""
+def main(*, in_bench: bool = False) -> None:
+    """Run the command line and exit; `in_bench`: commands that only `bench` has need not name it."""
+    own, others = ({each.name for each in group.registered_commands} for group in (bench_app, app))
+    if in_bench and len(sys.argv) > 1 and sys.argv[1] in own - others:
+        sys.argv.insert(1, "bench")
     run_command_line(app)
