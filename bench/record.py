@@ -138,11 +138,20 @@ def devices_at_once(records: Sequence[dict[str, Any]]) -> int:
     return max(int(record["environment"].get(RANKS, 1)) for record in records)
 
 
-def neighbours_told(devices: int) -> str | None:
-    """What a table says of runs that were done on several devices side by side; none of those on one device."""
-    if devices == 1:
+def neighbours_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """On how many devices runs were done side by side, where there were several, as a result tells it."""
+    devices = devices_at_once(records)
+    return {"devices_at_once": devices} if devices > 1 else {}
+
+
+def neighbours_told(result: Mapping[str, Any]) -> str | None:
+    """`neighbours_of` a result in words; none where runs had no neighbours."""
+    if "devices_at_once" not in result:
         return None
-    return f"up to {devices} devices ran at once: neighbours share power and host, so a run alone may take less time"
+    return (
+        f"up to {result['devices_at_once']} devices ran at once: neighbours share power and host, so a run alone may "
+        f"take less time"
+    )
 
 
 def summaries(records: Sequence[dict[str, Any]]) -> dict[str, Summary]:
@@ -181,7 +190,7 @@ def report(records: Sequence[dict[str, Any]], targets: Targets) -> dict[str, Any
         "pool": records[0]["pool"],
         "runs": len(records),
         "diverged": sum(record["status"] == "diverged" for record in records),
-        "devices_at_once": devices_at_once(records),
+        **neighbours_of(records),
         "weights": records[0]["accuracy"]["weights"],
         "accuracy": {name: asdict(value) for name, value in found.items() if name in VIEWS},
         "seconds": {name: asdict(value) for name, value in found.items() if name in CLOCKS},
@@ -206,7 +215,7 @@ def print_report(console: Console, result: dict[str, Any]) -> None:
             table.add_row(f"{row}, {'%' if low else 's'}", *cells, last)
     console.print(table)
     console.print("bound: of the mean, one-sided, 95 % confidence, Student's t", highlight=False)
-    for told in filter(None, (differences_told(result), neighbours_told(result["devices_at_once"]))):
+    for told in filter(None, (differences_told(result), neighbours_told(result))):
         console.print(told, highlight=False, markup=False)
     for target in result["targets"]:
         factor = 100.0 if target["of"] in VIEWS else 1.0

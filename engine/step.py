@@ -21,6 +21,7 @@ from ..kernels.contract import REFERENCE, kernel_called, registered
 from .nets import BatchNorm, KernelPlace, Linear, SpeedyResNet, net_operations
 from .optim import ParameterGroup, mix_, muon_, nesterov_sgd_
 from .parts import part
+from .ranks import ALONE, Ranks, summed
 from .recipe import Recipe
 from .schedules import Plan
 
@@ -48,6 +49,7 @@ class TrainingState:
         std: likewise.
         dtype: of the activations.
         kernels: the provider of each operation; none: all by the reference.
+        ranks: the processes that train the net together; each has a state of its own, and the same weights.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class TrainingState:
         std: Sequence[float],
         dtype: torch.dtype,
         kernels: Mapping[str, str] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
         self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
         self.images, self.labels = images, labels
+        self.ranks, self.share = ranks, ranks.share_of(recipe)
         self.use_kernels(kernels or REFERENCE_KERNELS)
         self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
@@ -116,8 +120,8 @@ class TrainingState:
 
     def _place_kernels(self, refused: frozenset[tuple[str, str]]) -> None:
         """Give each module of the net the kernels that do all that it asks them for in any kind of step."""
-        batches = batch_shapes(self.recipe, tuple(self.images.shape))
-        for path, operations in net_operations(self.recipe, batches, self.dtype).items():
+        batches = batch_shapes(self.share, tuple(self.images.shape))
+        for path, operations in net_operations(self.share, batches, self.dtype).items():
             module = self.net.get_submodule(path)
             assert isinstance(module, KernelPlace)
             for name in dict.fromkeys(each.name for each in operations if (path, each.name) not in refused):
@@ -210,8 +214,8 @@ def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing:
     return (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(1)
 
 
-def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
-    """What is done to each image of a step."""
+def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0, ranks: Ranks = ALONE) -> Transforms:
+    """What is done to each image of a step, and which images of a batch that `ranks` share are those of this rank."""
     settings = recipe.augmentation
     return Transforms(
         crop=settings.crop,
@@ -223,6 +227,8 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
         size=size,
         brightness=settings.brightness,
         contrast=settings.contrast,
+        ranks=ranks.size if ranks.size > 1 else 0,
+        rank=ranks.rank,
     )
 
 
@@ -246,8 +252,8 @@ def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str,
     """Arguments that `augmented_batch` and `stem` have in common."""
     names = "images", "labels", "seed", "counter", "scale", "shift", "dtype"
     return {name: getattr(state, name) for name in names} | {
-        "transforms": transforms_of(state.recipe, cutmix=cutmix, size=size),
-        "batch_size": state.recipe.batch_size,
+        "transforms": transforms_of(state.recipe, cutmix=cutmix, size=size, ranks=state.ranks),
+        "batch_size": state.share.batch_size,
         "steps_per_epoch": state.plan.steps_per_epoch,
     }
 
@@ -353,6 +359,30 @@ def _optimize_in_regions_(
     optimize_(state, gradients[count:], trained[len(always) :])
 
 
+def logged_over_ranks_(
+    state: TrainingState, gradients: Sequence[Tensor], loss: Tensor, correct: Tensor
+) -> Sequence[Tensor]:
+    """Log this step, and turn the gradients of the share of this rank into those of the whole batch.
+
+    The running statistics of batch norm become their means over the ranks, in the same exchange.
+
+    Args:
+        state: of the run.
+        gradients: of the share.
+        loss: mean over the share, 0-d.
+        correct: how many images of the share are classified right, 0-d.
+    """
+    size, buffers, count = state.ranks.size, list(state.net.buffers()), len(gradients)
+    if size > 1:
+        means = torch._foreach_div([loss, *buffers], size)
+        found = summed([*gradients, correct, *means], state.loss_log.dtype)
+        gradients, correct, loss = found[:count], found[count], found[count + 1]
+        torch._foreach_copy_(buffers, found[count + 2 :])
+    state.loss_log.index_copy_(0, state.counter, loss.reshape(1))
+    state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+    return gradients
+
+
 def training_step(
     state: TrainingState,
     *,
@@ -392,10 +422,9 @@ def training_step(
     with torch.no_grad():
         with part("head+loss"):
             correct = (logits.argmax(1) == batch.labels).sum()
-            state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
-            state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+            summed_gradients = logged_over_ranks_(state, gradients, losses.mean(), correct)
         with part("optimizer"):
-            _optimize_in_regions_(state, list(gradients), trained, regions)
+            _optimize_in_regions_(state, list(summed_gradients), trained, regions)
         if averaging and state.averages:
             with part("averaging"):
                 regions.average_(state)

@@ -1,5 +1,6 @@
 """Several processes of torchrun, on a CPU: runs that they share, and a net that they train together."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,15 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_steps import STEPS, all_steps, rank_state
 from torch.distributed import HashStore
 
 from speedyresnet.bench.fleet import Fleet
 from speedyresnet.bench.pool import BASE
-from speedyresnet.engine import UserError
+from speedyresnet.engine import UserError, evaluate, recipe, train
+from speedyresnet.engine.checkpoint import read_checkpoint
 from speedyresnet.engine.device import pick_device
 from speedyresnet.engine.pack_file import save_pack
-from speedyresnet.engine.ranks import Ranks, launched
+from speedyresnet.engine.ranks import Ranks, launched, summed
 from speedyresnet.engine.record import RANKS
+from speedyresnet.engine.setup import place_recipe
 from speedyresnet.engine.synthetic import make_synthetic
 
 TINY = ("batch_size=64", "width_multiplier=0.0625", "epochs=1", "dtype=float32", "evaluation.view=single_view")
@@ -220,6 +224,131 @@ def test_a_rank_of_another_kind_is_refused(fleet):
         fleet().follow({BASE: {"recipe hash": "2"}}, work_of("other", []))
 
 
+def test_the_package_bench_takes_its_commands_by_their_own_names(folder):
+    command = [sys.executable, "-m", "speedyresnet.bench"]
+    told = [
+        subprocess.run([*command, *words, "--help"], capture_output=True, text=True, env=ENVIRONMENT, check=True).stdout
+        for words in (["record"], ["bench", "record"], ["kernels"])
+    ]
+    assert told[0] == told[1]
+    assert "speedyresnet bench record" in told[0]
+    assert "speedyresnet kernels" in told[2]
+
+
+MUON, SGD = ("progressive", "averaging.every=2", "averaging.tail=2"), ("airbench94", "averaging.every=2")
+
+
+def stepped(folder, out, backend, name, *changes):
+    """What each step left on each of two ranks."""
+    script = str(Path(__file__).with_name("rank_steps.py"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, script, str(folder / out), backend, name, *changes]
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=300)
+    return [torch.load(folder / f"{out}-{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"), [("eager", MUON), ("eager", SGD), ("compile", SGD)], ids=["muon", "sgd", "sgd-compiled"]
+)
+def test_two_ranks_are_one_process_with_ghost_batch_norm_of_two_groups(backend, words, folder):
+    """Weights, running statistics, momentum, averages and logs after each of nine steps, in float64."""
+    name, *changes = words
+    alone = all_steps(rank_state(name, [*changes, "net.batch_norm_groups=2"]))
+    ranks = stepped(folder, f"{name}-{backend}", backend, name, *changes)
+    assert len(alone) == len(ranks[0]) == len(ranks[1]) == STEPS
+    for expected, first, second in zip(alone, *ranks, strict=True):
+        assert expected.keys() == first.keys() == second.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(first[key], value, rtol=1e-10, atol=1e-10, msg=key)
+            assert torch.equal(first[key], second[key]), key
+    assert not torch.equal(alone[0]["average.0.0"], alone[-1]["average.0.0"])
+
+
+def test_the_groups_of_batch_norm_change_the_weights():
+    """Else the test above would not see how batch norm is done."""
+    one, two = (all_steps(rank_state("airbench94", [f"net.batch_norm_groups={count}"]))[-1] for count in (1, 2))
+    assert (one["head.weight"] - two["head.weight"]).abs().max() > 1e-6
+
+
+FLOAT64 = ["batch_size=32", "width_multiplier=0.0625", "epochs=2", "dtype=float64"]
+TRAINING = """
+import os, signal
+from speedyresnet.engine import recipe, train
+from speedyresnet.engine.watching import Silent
+
+class InterruptRank1(Silent):
+    def step(self, step):
+        if step == 5 and os.environ["RANK"] == "1":
+            signal.raise_signal(signal.SIGINT)
+
+made = recipe("airbench94", SETTINGS)
+run = train(made, "./tiny.safetensors", device="cpu", seed=5, display=InterruptRank1(), checkpoint="stopped.checkpoint")
+assert (run.record.status, run.record.steps) == ("interrupted", 8), run.record
+"""
+
+
+def trained_alone(folder, settings, **options):
+    return train(recipe("airbench94", settings), folder / "tiny.safetensors", device="cpu", seed=5, **options)
+
+
+def test_a_signal_to_one_rank_stops_both_at_one_step_and_one_process_goes_on(folder):
+    settings = [*FLOAT64, "net.batch_norm_groups=2"]
+    (folder / "training.py").write_text(TRAINING.replace("SETTINGS", repr(settings)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "training.py"]
+    subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True, timeout=300)
+    stopped = folder / "stopped.checkpoint"
+    whole, resumed = trained_alone(folder, settings), trained_alone(folder, settings, resume=stopped)
+    assert (resumed.record.status, resumed.record.resumed_at_steps) == ("finished", [8])
+    for name, value in whole.state.items():
+        torch.testing.assert_close(resumed.state[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    losses = [[row.loss for row in run.record.history] for run in (whole, resumed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+def test_ranks_of_other_groups_of_batch_norm_do_not_go_on(folder, small_pack, tmp_path):
+    path, made = tmp_path / "run.checkpoint", recipe("airbench94", [*FLOAT64, "net.batch_norm_groups=2"])
+    train(made, small_pack, device="cpu", checkpoint=path)
+    begun, placed = read_checkpoint(path), place_recipe(made, torch.device("cpu"))
+    for size in (1, 2, 4):
+        setup = dataclasses.replace(placed, ranks=Ranks(0, size)).with_data(small_pack.facts)
+        if size == 4:
+            with pytest.raises(UserError, match="groups of batch norm on all ranks 2, not 4"):
+                begun.check_same_run(setup, small_pack, 0)
+        else:
+            begun.check_same_run(setup, small_pack, 0)
+
+
+def test_a_rank_has_its_share_of_images_and_groups():
+    made = recipe("airbench94", ["batch_size=96", "net.batch_norm_groups=3"])
+    assert Ranks().share_of(made) is made
+    shares = {size: Ranks(1, size).share_of(made) for size in (2, 3, 4)}
+    assert {size: (each.batch_size, each.net.batch_norm_groups) for size, each in shares.items()} == {
+        2: (48, 3), 3: (32, 1), 4: (24, 3),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"batch_size=96 cannot be divided among 5 ranks .* set it to a multiple of 15"):
+        Ranks(0, 5).share_of(made)
+
+
+def test_a_net_is_trained_by_two_ranks_from_the_command_line(folder):
+    words = ["--recipe", "airbench94", "--device", "cpu", "--data", "./tiny.safetensors", "--seed", 5]
+    words += [word for each in FLOAT64 for word in ("--set", each)]
+    code, output, errors = done(folder, 2, "train", "train", *words, "--json", "--save", "two.safetensors")
+    assert code == 0, errors
+    record = json.loads(output)
+    assert (record["status"], record["steps"], record["images_seen"]) == ("finished", 16, 512)
+    assert record["environment"][RANKS] == 2
+    alone = trained_alone(folder, [*FLOAT64, "net.batch_norm_groups=2"])
+    assert record["accuracy"] == dataclasses.asdict(alone.record.accuracy)
+    losses = [row["loss"] for row in record["history"]], [row.loss for row in alone.record.history]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+    accuracies = [row["train_accuracy"] for row in record["history"]]
+    assert accuracies == [row.train_accuracy for row in alone.record.history]
+    assert dataclasses.asdict(evaluate(folder / "two.safetensors", folder / "tiny.safetensors")) == record["accuracy"]
+    code, _, errors = done(folder, 3, "train", "train", *words)
+    assert code == 1
+    assert errors.count("batch_size=32 cannot be divided among 3 ranks") >= 1
+
+
 def test_ranks_are_those_of_the_launcher(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert launched() == Ranks(0, 1, 0)
@@ -242,3 +371,23 @@ def test_ranks_are_those_of_the_launcher(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(UserError, match="RANK=first"):
         launched()
+
+
+@pytest.mark.gpu
+def test_nccl_sums_inside_a_cuda_graph(monkeypatch):
+    """Of one rank, whose sums are its own tensors: the exchange is captured, and replayed on what is there then."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
+    tensors = [torch.ones(3, 2, device="cuda", dtype=torch.float16), torch.full((), 5, device="cuda")]
+    graph = torch.cuda.CUDAGraph()
+    summed(tensors, torch.float32)  # connects
+    with torch.cuda.graph(graph):
+        found = summed(tensors, torch.float32)
+    tensors[0].fill_(2)
+    graph.replay()
+    assert [each.dtype for each in found] == [torch.float16, torch.int64]
+    assert torch.equal(found[0], torch.full_like(found[0], 2))
+    assert int(found[1]) == 5
+    graph.reset()
+    torch.distributed.destroy_process_group()
