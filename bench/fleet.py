@@ -7,7 +7,7 @@ the file whichever rank dies.
 
 A rank that dies costs its run. If the launcher lets the others go on, the leader does that run at the end. torchrun
 stops all ranks instead: the leader adds what has arrived, and the pool goes on when the command is given again, with
-any number of ranks. `torchrun --max-restarts` does that by itself.
+any number of ranks.
 """
 
 import json
