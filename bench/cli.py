@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -38,6 +39,7 @@ from speedyresnet.engine.operations import operations_of
 from speedyresnet.engine.outside_kernels import check_outside_kernel, load_kernel
 from speedyresnet.engine.plots import matplotlib_pyplot
 from speedyresnet.engine.python_files import file_of
+from speedyresnet.engine.ranks import launched
 from speedyresnet.engine.recipe import Recipe
 from speedyresnet.engine.recipes import group as group_called
 from speedyresnet.engine.recipes import recipe as recipe_called
@@ -47,6 +49,7 @@ from speedyresnet.engine.setup import chosen_recipe, default_recipe, place_recip
 from .cases import OPERATIONS, PROVIDERS, RANDOM_IMAGES, cases_of
 from .compare import Arm, arm_of, compare_runs, comparison, group_arms, place_arms, print_comparison
 from .factorial import Design, design_arms, design_of, print_screening, screening
+from .fleet import Announcements
 from .gpu_queue import by_value
 from .gpu_suite import failures, listed, make_site, print_list, run_queue
 from .graph_count import count_graphs, print_graphs
@@ -81,7 +84,7 @@ from .regress import (
 from .report import groups_of, page_html, read_source
 from .revisions import Plan, measure_revisions
 from .step_time import all_build_seconds, measure_steps, print_steps, step_report
-from .trim import Trimming, changes_of, print_trim, trim
+from .trim import Trimming, changes_of, follow, print_trim, trim
 from .versus import Sitting, hold_sitting, print_versus, smoke_sitting
 
 FirstSeedOption = Annotated[
@@ -116,6 +119,13 @@ def _check_view_and_clock(view: str | None, clock: str) -> None:
 def _check_seeds(first: int, count: int) -> None:
     if first + count - 1 > MAX_SEED:
         raise UserError(f"--seed {first} leaves no room for {count} seeds up to {MAX_SEED}; give a smaller one")
+
+
+def _check_pool(out: Path, inputs: Sequence[str | Path | None]) -> None:
+    """Refuse a file that is no pool, or that the command reads, before any work; rank 0 alone opens it."""
+    if launched().leads:
+        check_outputs([out], inputs)
+        read_pool(out)
 
 
 def _check_operations(names: list[str] | None) -> None:
@@ -183,12 +193,13 @@ def record_command(
     _check_view_and_clock(view, clock)
     check_view(made, view)
     _check_seeds(seed, runs)
-    check_outputs([out], [data or made.data, file_of(recipe)])
-    read_pool(out)  # refuses another file before any work
+    _check_pool(out, [data or made.data, file_of(recipe)])
     targets = Targets(accuracy=None if target is None else target / 100, view=view, seconds=seconds, clock=clock)
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation)
     outputs = Outputs()
     records = record_runs(placed, load_data(data or made.data), plan, out, console, outputs)
+    if not launched().leads:
+        return
     result = report(records, targets)
     _show(result, print_report, console, as_json, outputs=outputs)
     raise typer.Exit(0 if all(each["met"] for each in result["targets"]) else 1)
@@ -278,11 +289,12 @@ def compare_command(
     placed = place_arms(arms, view, place)
     _check_seeds(seed, runs)
     source = data or arms[0].recipe.data
-    check_outputs([out], [source, *(file_of(word) for each in (name, *variants) for word in each.split())])
-    read_pool(out)  # refuses another file before any work
+    _check_pool(out, [source, *(file_of(word) for each in (name, *variants) for word in each.split())])
     plan = PoolPlan(runs=runs, first_seed=seed, validation=validation, variants=tuple(arm.name for arm in arms[1:]))
     outputs = Outputs()
     records = compare_runs(placed, load_data(source), plan, out, console, outputs)
+    if not launched().leads:
+        return
     if factors:
         effects = screening(records, plan, factors, view, clock, rate)
         _show(effects, print_screening, console, as_json, outputs=outputs)
@@ -313,7 +325,8 @@ def trim_command(
         raise UserError("--accuracy needs --out FILE, beside which its runs are kept")
     placed = chosen_recipe(recipe, settings, device, backend)
     made, place = placed.recipe, placed.device
-    check_outputs([out], [data or made.data, file_of(recipe)])
+    if launched().leads:
+        check_outputs([out], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
     known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
     for each in what or ():
@@ -331,7 +344,10 @@ def trim_command(
         seeds=accuracy,
         validation=validation,
         out=out,
+        announcements=Announcements() if launched().size > 1 else None,
     )
+    if not launched().leads:
+        return follow(trimming, console)
     result = trim(trimming, console)
     _show(result, print_trim, console, as_json, out, trimming.outputs)
 
@@ -685,6 +701,9 @@ def gpu_suite_command(
     raise typer.Exit(1 if failed else 0)
 
 
-def main() -> None:
-    """Run the command line and exit."""
+def main(*, in_bench: bool = False) -> None:
+    """Run the command line and exit; `in_bench`: commands that only `bench` has need not name it."""
+    own, others = ({each.name for each in group.registered_commands} for group in (bench_app, app))
+    if in_bench and len(sys.argv) > 1 and sys.argv[1] in own - others:
+        sys.argv.insert(1, "bench")
     run_command_line(app)

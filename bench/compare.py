@@ -24,7 +24,7 @@ from speedyresnet.engine.setup import PlacedRecipe, place_recipe
 from speedyresnet.engine.trainer import Trainer
 
 from .pool import BASE, PoolPlan
-from .record import check_view, clock_seconds, pack_to_test_on, run_pool
+from .record import check_view, clock_seconds, neighbours_of, neighbours_told, pack_to_test_on, run_pool
 from .statistics import CONFIDENCE, Interval, mean_interval
 from .verdicts import seconds_per_tenth_point, told, verdict_at_rate, verdict_of_diverged, verdict_on
 
@@ -193,6 +193,7 @@ def what_was_run(records: Sequence[dict[str, Any]], plan: PoolPlan, view: str | 
         "data": first["data"],
         "environment": first["environment"],
         "device": first["device"],
+        **neighbours_of(records),
         "view": view or (views.pop() if len(views) == 1 else OWN_VIEW),
         "clock": clock,
         "confidence": CONFIDENCE,
@@ -221,6 +222,12 @@ def comparison(
     }
 
 
+def print_neighbours(console: Console, result: dict[str, Any]) -> None:
+    """Say where runs were done on several devices side by side; see `what_was_run`."""
+    if told := neighbours_told(result):
+        console.print(told, highlight=False, markup=False)
+
+
 def print_comparison(console: Console, result: dict[str, Any]) -> None:
     """The result as a table, and a sentence a variant."""
     name, data, seeds = result["recipe"]["name"], result["data"]["name"], len(result["seeds"])
@@ -238,6 +245,7 @@ def print_comparison(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     for each in result["differences"]:
         console.print(f"{each['name']}: {each['verdict']}. {each['why']}", highlight=False, markup=False)
+    print_neighbours(console, result)
     console.print("(from to): 95 % confidence, Student's t on the differences paired by seed", highlight=False)
 
 

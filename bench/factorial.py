@@ -22,7 +22,7 @@ from rich.table import Table
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.recipes import recipe as recipe_called
 
-from .compare import Arm, Run, arm_of, arm_row, runs_of, what_was_run
+from .compare import Arm, Run, arm_of, arm_row, print_neighbours, runs_of, what_was_run
 from .pool import BASE, PoolPlan
 from .statistics import Interval, mean_interval
 from .verdicts import seconds_per_tenth_point, told, verdict_at_rate, verdict_on
@@ -213,4 +213,5 @@ def print_screening(console: Console, result: dict[str, Any]) -> None:
     if result["diverged"]:
         console.print(f"{result['diverged']} of {runs} runs diverged; they count as guesses", highlight=False)
     console.print(confounding_told(result), highlight=False, markup=False)
+    print_neighbours(console, result)
     console.print("(from to): 95 % confidence, Student's t on one effect a seed", highlight=False)

@@ -110,11 +110,14 @@ def _fault_of_run(record: Any) -> str | None:
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of an arm have in common, by the words a user knows it by."""
+    """What all runs of an arm have in common, by the words a user knows it by.
+
+    That is the kind of device, not its number, which differs between the ranks of a launcher.
+    """
     return {
         "recipe hash": record["recipe"]["hash"],
         "data": record["data"]["sha256"],
-        "device": record["device"],
+        "device": record["device"].partition(":")[0],
         "GPU": record["environment"]["gpu"],
         "torch": record["environment"]["torch"],
         "backend": record["backend"],
@@ -142,10 +145,14 @@ def open_pool(path: Path, plan: PoolPlan, firsts: Mapping[str, RunRecord]) -> It
             except BlockingIOError:
                 raise UserError(f"{path} is being written by another process; give another --out") from None
         records = read_pool(path)
-        pool = {"pool": plan.to_dict()}
-        _check_runs(path, plan, records, {arm: _identity(first.to_dict() | pool) for arm, first in firsts.items()})
+        _check_runs(path, plan, records, kinds_of(plan, firsts))
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         yield Pool(path, plan, records, file)
+
+
+def kinds_of(plan: PoolPlan, firsts: Mapping[str, RunRecord]) -> dict[str, dict[str, Any]]:
+    """By arm what all its runs have in common; `firsts` are the records of runs that have not begun."""
+    return {arm: _identity(first.to_dict() | {"pool": plan.to_dict()}) for arm, first in firsts.items()}
 
 
 def _check_runs(
@@ -187,9 +194,9 @@ class Pool:
         done = {(record["seed"], record.get("arm", BASE)) for record in self.records}
         return [run for run in self.plan.ordered_runs() if run not in done]
 
-    def add(self, record: RunRecord, arm: str = BASE) -> None:
-        """Append a run of an arm and `save` it."""
-        stored = json.loads(record.to_json()) | {"pool": self.plan.to_dict()}
+    def add(self, record: dict[str, Any], arm: str = BASE) -> None:
+        """Append a run of an arm, the record as `to_json` stores it, and `save` it."""
+        stored = record | {"pool": self.plan.to_dict()}
         if self.plan.variants:
             stored["arm"] = arm
         self.records.append(stored)

@@ -1,5 +1,6 @@
 """`bench record`: many runs of one recipe, and whether they prove what is claimed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,12 +14,14 @@ from speedyresnet.engine.data import held_out
 from speedyresnet.engine.errors import UserError
 from speedyresnet.engine.files import Outputs
 from speedyresnet.engine.pack import Pack
+from speedyresnet.engine.ranks import launched
 from speedyresnet.engine.recipe import Recipe, View
-from speedyresnet.engine.record import differences_told
+from speedyresnet.engine.record import RANKS, differences_told
 from speedyresnet.engine.setup import PlacedRecipe
 from speedyresnet.engine.trainer import Trainer
 
-from .pool import BASE, PoolPlan, open_pool
+from .fleet import Fleet
+from .pool import BASE, Pool, PoolPlan, kinds_of, open_pool
 from .statistics import Summary, summary
 
 Clock = Literal["train", "prepare+train", "total"]
@@ -75,7 +78,8 @@ def run_pool(
     """Run what `plan` wants and `out` does not hold yet, one line of it each; returns all its records.
 
     A run that is interrupted is not kept: it is run again when the pool goes on. One that the disk refuses is written
-    with the next one or at the end.
+    with the next one or at the end. With a launcher all its ranks share the runs, see `fleet`, and only rank 0 opens
+    the file and has the records; the others return none.
 
     Args:
         trainers: by arm.
@@ -88,25 +92,66 @@ def run_pool(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with all finished runs kept.
         UserError: `out` holds runs of another kind, is being written by another process, or cannot be opened.
     """
-    outputs = outputs or Outputs()
+    outputs, ranks = outputs or Outputs(), launched()
     firsts = {arm: trainer.new_record(plan.first_seed) for arm, trainer in trainers.items()}
+    work = partial(_finished_run, trainers)
+    if not ranks.leads:
+        Fleet(out).follow(kinds_of(plan, firsts), work)
+        return []
     with open_pool(out, plan, firsts) as pool:
         missing, wanted = pool.missing_runs(), plan.runs * len(trainers)
         console.print(f"{wanted - len(missing)} of {wanted} runs are in {out}", highlight=False)
-        for seed, arm in missing:
-            record = trainers[arm].run(seed, validate=False)
-            if record.status == "interrupted":
-                raise KeyboardInterrupt
-            outputs.attempt(out, partial(pool.add, record, arm), again=True)
-            view = record.recipe.evaluation.view
-            console.print(
-                f"{arm}, " * bool(plan.variants) + f"seed {seed}: {record.status}, "
-                f"{100 * getattr(record.accuracy, view):.2f} % {view}, total {record.seconds.total:.3f} s",
-                highlight=False,
-                markup=False,
-            )
+        keep = partial(_keep_run, pool, console, outputs)
+        if ranks.size > 1:
+            Fleet(out).lead(missing, kinds_of(plan, firsts), work, keep)
+        else:
+            for seed, arm in missing:
+                keep(work(seed, arm), arm)
         outputs.attempt(out, pool.save)
         return pool.records
+
+
+def _finished_run(trainers: Mapping[str, Trainer], seed: int, arm: str) -> dict[str, Any]:
+    """Train a seed of an arm; the record as it is stored. KeyboardInterrupt where the run is interrupted."""
+    record = trainers[arm].run(seed, validate=False)
+    if record.status == "interrupted":
+        raise KeyboardInterrupt
+    stored: dict[str, Any] = json.loads(record.to_json())
+    return stored
+
+
+def _keep_run(pool: Pool, console: Console, outputs: Outputs, record: dict[str, Any], arm: str) -> None:
+    """Add the record of a run to the pool, and tell of it."""
+    outputs.attempt(pool.path, partial(pool.add, record, arm), again=True)
+    view = record["recipe"]["evaluation"]["view"]
+    place = f" on {record['device']}" if devices_at_once([record]) > 1 else ""
+    console.print(
+        f"{arm}, " * bool(pool.plan.variants) + f"seed {record['seed']}: {record['status']}, "
+        f"{100 * record['accuracy'][view]:.2f} % {view}, total {record['seconds']['total']:.3f} s{place}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def devices_at_once(records: Sequence[dict[str, Any]]) -> int:
+    """On how many devices runs were done side by side, at most, as the records say."""
+    return max(int(record["environment"].get(RANKS, 1)) for record in records)
+
+
+def neighbours_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """On how many devices runs were done side by side, where there were several, as a result tells it."""
+    devices = devices_at_once(records)
+    return {"devices_at_once": devices} if devices > 1 else {}
+
+
+def neighbours_told(result: Mapping[str, Any]) -> str | None:
+    """`neighbours_of` a result in words; none where runs had no neighbours."""
+    if "devices_at_once" not in result:
+        return None
+    return (
+        f"up to {result['devices_at_once']} devices ran at once: neighbours share power and host, so a run alone may "
+        f"take less time"
+    )
 
 
 def summaries(records: Sequence[dict[str, Any]]) -> dict[str, Summary]:
@@ -145,6 +190,7 @@ def report(records: Sequence[dict[str, Any]], targets: Targets) -> dict[str, Any
         "pool": records[0]["pool"],
         "runs": len(records),
         "diverged": sum(record["status"] == "diverged" for record in records),
+        **neighbours_of(records),
         "weights": records[0]["accuracy"]["weights"],
         "accuracy": {name: asdict(value) for name, value in found.items() if name in VIEWS},
         "seconds": {name: asdict(value) for name, value in found.items() if name in CLOCKS},
@@ -169,7 +215,7 @@ def print_report(console: Console, result: dict[str, Any]) -> None:
             table.add_row(f"{row}, {'%' if low else 's'}", *cells, last)
     console.print(table)
     console.print("bound: of the mean, one-sided, 95 % confidence, Student's t", highlight=False)
-    if told := differences_told(result):
+    for told in filter(None, (differences_told(result), neighbours_told(result))):
         console.print(told, highlight=False, markup=False)
     for target in result["targets"]:
         factor = 100.0 if target["of"] in VIEWS else 1.0

@@ -36,6 +36,7 @@ from speedyresnet.engine.step import training_window
 from speedyresnet.engine.trainer import Trainer
 
 from .compare import Arm, arm_of
+from .fleet import Announcements
 from .ladder import ladder
 from .pool import BASE, PoolPlan
 from .record import record_runs
@@ -199,6 +200,8 @@ class Trimming:
     """Where the result is kept, complete after every change; runs are kept in a folder beside it."""
     outputs: Outputs = field(default_factory=Outputs)
     """Of the command: files that are refused do not end the measurements."""
+    announcements: Announcements | None = None
+    """Where rank 0 tells the other ranks of a launcher whose runs come next; none: there is one rank."""
 
     @property
     def base(self) -> Arm:
@@ -232,12 +235,27 @@ def accuracies(trimming: Trimming, arm: Arm, console: Console) -> list[float] | 
     """
     if not trimming.seeds or trimming.out is None:
         return None
+    if trimming.announcements:
+        trimming.announcements.send(arm.name)
+    runs, view = _runs(trimming, arm, trimming.out, console), arm.recipe.evaluation.view
+    found = {int(run["seed"]): float(run["accuracy"][view]) for run in runs}
+    return [found[seed] for seed in range(trimming.seeds)]
+
+
+def _runs(trimming: Trimming, arm: Arm, out: Path, console: Console) -> list[dict[str, Any]]:
+    """The runs of an arm, those that its pool beside `out` lacks done first; see `record.run_pool`."""
     plan = PoolPlan(runs=trimming.seeds, first_seed=0, validation=trimming.validation)
-    pool = trimming.out.with_suffix(".runs") / f"{arm.recipe.hash}-{arm.backend}.jsonl"
+    pool = out.with_suffix(".runs") / f"{arm.recipe.hash}-{arm.backend}.jsonl"
     placed = place_recipe(arm.recipe, trimming.device, arm.backend)
-    runs = record_runs(placed, trimming.pack, plan, pool, console, trimming.outputs)
-    found = {int(run["seed"]): float(run["accuracy"][arm.recipe.evaluation.view]) for run in runs}
-    return [found[seed] for seed in plan.seeds]
+    return record_runs(placed, trimming.pack, plan, pool, console, trimming.outputs)
+
+
+def follow(trimming: Trimming, console: Console) -> None:
+    """Do this rank's share of the runs that rank 0 announces; the steps are timed by rank 0 alone."""
+    for name in trimming.announcements or ():
+        arm = trimming.base if name == BASE else trimming.arm(name)
+        if trimming.out is not None:
+            _runs(trimming, arm, trimming.out, console)
 
 
 def row_of(
@@ -355,6 +373,8 @@ def trim(trimming: Trimming, console: Console) -> dict[str, Any]:
         if trimming.out is not None:
             write = partial(write_text, trimming.out, json.dumps(result, indent=1) + "\n")
             trimming.outputs.attempt(trimming.out, write, again=True)
+    if trimming.announcements:
+        trimming.announcements.send(None)
     return result
 
 

@@ -1,7 +1,7 @@
 """Python API: the commands of the command line as functions that return typed objects."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from .nets import SpeedyResNet
 from .outside_kernels import load_kernels
 from .pack import Pack
 from .python_files import file_of
+from .ranks import check_same, connected, launched
 from .recipe import Recipe, View
 from .recipe_checks import checked_recipe
 from .recipes import recipe as recipe_called
@@ -64,6 +65,8 @@ def train(
     kernels: Mapping[str, str] | None = None,
 ) -> TrainedRun:
     """Train one run. Ctrl-C or SIGTERM ends training early and keeps the finished steps; a second one stops at once.
+
+    The processes of torchrun that call it train the net together, see `ranks`; each returns the same run.
 
     Outside the main thread, where Python delivers no signals, neither is handled.
 
@@ -115,6 +118,7 @@ def train(
     read = [None if isinstance(data, Pack) else data, file_of(recipe) if isinstance(recipe, str) else None]
     check_outputs([checkpoints.path if checkpoints else None], read)
     placed = place_recipe(made, pick_device(str(device)), backend, load_kernels(kernels or {}))
+    placed = replace(placed, ranks=launched())
     pack = data if isinstance(data, Pack) else load_data(data)
     setup = placed.with_data(pack.facts)
     return train_set_up(setup, pack, seed=seed, display=display, checkpoints=checkpoints, resume=begun)
@@ -144,13 +148,31 @@ def train_set_up(
 ) -> TrainedRun:
     """Train one run of `setup` on `pack`, the data set that it was made for; see `train`.
 
+    Of several ranks the first writes the checkpoints.
+
     Raises:
-        UserError: `resume` is a checkpoint of another run, or the backend fails.
+        UserError: `resume` is a checkpoint of another run, the backend fails, or the weights of the ranks differ.
     """
     if resume:
         resume.check_same_run(setup, pack, seed)
+    with connected(setup.ranks, setup.device):
+        checkpoints = checkpoints if setup.ranks.leads else None
+        return _trained(setup, pack, seed, display, checkpoints, resume)
+
+
+def _trained(
+    setup: Setup,
+    pack: Pack,
+    seed: int,
+    display: Display | None,
+    checkpoints: CheckpointFile | None,
+    resume: Checkpoint | None,
+) -> TrainedRun:
+    """See `train_set_up`; a function of its own, so that all of the trainer is gone before the ranks part."""
     trainer = Trainer(setup, pack)
     record = trainer.run(seed, display, checkpoints=checkpoints, resume=resume)
+    if setup.ranks.size > 1 and record.status != "interrupted":
+        check_same(trainer.net.state_dict().values())
     refused = checkpoints.refused if checkpoints else None
     if refused and display is None:
         note(refused)

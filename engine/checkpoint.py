@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from .recipe import Recipe
 from .recipe_checks import checked_recipe
 from .record import KERNEL_PROVIDERS, HistoryRow, RunRecord, finite_values
 from .setup import Setup
+from .signals import Stop
 from .step import TrainingState
 from .tensor_file import Header, read_tensors, save_tensors
 from .typed_values import typed_value
@@ -60,6 +60,8 @@ class Progress:
     resumed_at_steps: tuple[int, ...]
     kernel_files: tuple[str, ...] = ()
     """OPERATION=PROVIDER of each kernel from outside the package."""
+    batch_norm_groups: int | None = None
+    """Groups of a whole batch, on all ranks together; None: as many as the recipe has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,10 @@ class Checkpoint:
             "device": (mine.device, setup.device.type),
             "backend": (mine.backend, setup.backends[0]),
             "dtype": (mine.dtype, dtype_name(setup.dtype)),
+            "groups of batch norm on all ranks": (
+                mine.batch_norm_groups or mine.recipe.net.batch_norm_groups,
+                setup.ranks.batch_norm_groups(setup.recipe),
+            ),
             "--kernel": (", ".join(mine.kernel_files) or "none", ", ".join(_outside(setup.kernels)) or "none"),
         }
         for name, (stored, given) in pairs.items():
@@ -208,6 +214,7 @@ class CheckpointFile:
             history=tuple(record.history),
             resumed_at_steps=tuple(record.resumed_at_steps),
             kernel_files=_outside(record.kernels),
+            batch_norm_groups=state.ranks.batch_norm_groups(state.recipe),
         )
         metadata = {"format": FORMAT, "progress": json.dumps(finite_values(dataclasses.asdict(progress)))}
         save_tensors(self.path, state.changing_tensors(), metadata)
@@ -217,7 +224,7 @@ class CheckpointFile:
 class Pause:
     """Condition under which training pauses: an interruption, or a checkpoint that is due."""
 
-    interrupted: threading.Event
+    interrupted: Stop
     checkpoints: CheckpointFile
 
     def is_set(self) -> bool:

@@ -46,6 +46,7 @@ from .pack import Pack
 from .pack_file import save_pack
 from .plots import check_plot, save_learning_rates
 from .python_files import file_of
+from .ranks import launched
 from .recipe import DESCRIPTION, Group, Recipe
 from .recipes import group as group_called
 from .recipes import recipe as recipe_called
@@ -223,21 +224,27 @@ def _full_memory(error: Exception) -> str | None:
 
 
 def notes_console(quiet: bool = False) -> Console:
-    """Where notes go: standard output, or standard error when standard output is for JSON only."""
+    """Where notes go: standard output, or standard error when standard output is for JSON only; of rank 0 alone."""
     # Without markup, because names and paths may have brackets and colons.
     options: dict[str, Any] = {"stderr": quiet, "soft_wrap": True, "markup": False, "emoji": False}
+    options["quiet"] = not launched().leads
     console = Console(**options)
     return console if console.is_terminal else Console(**options, width=_FILE_COLUMNS)
 
 
+def _errors_console() -> Console:
+    """Standard error, for progress and warnings; of rank 0 alone."""
+    return Console(stderr=True, quiet=not launched().leads)
+
+
 def _data_called(name: str) -> Pack:
-    with contextlib.closing(FileProgress(Console(stderr=True))) as progress:
+    with contextlib.closing(FileProgress(_errors_console())) as progress:
         return load_data(name, progress=progress)
 
 
 def _data_for(recipe: Recipe) -> Pack:
     """What `recipe` is for, or the synthetic data set and a warning."""
-    console = Console(stderr=True)
+    console = _errors_console()
     with contextlib.closing(FileProgress(console)) as progress:
         return default_data(recipe.data, progress, lambda text: console.print(f"warning: {text}", soft_wrap=True))
 
@@ -291,7 +298,8 @@ def train_command(
     if begun:
         device, backend, seed, data = _with_those_of(begun.progress, device, backend, seed, data)
     placed = _placed_recipe(begun, recipe, settings, device, backend)
-    placed = dataclasses.replace(placed, outside_kernels=load_kernels(kernel_references(kernels or ())))
+    outside = load_kernels(kernel_references(kernels or ()))
+    placed = dataclasses.replace(placed, outside_kernels=outside, ranks=launched())
     check_outputs([out, save, checkpoint or resume], [data or placed.recipe.data, file_of(recipe)])
     pack, seed = _data_called(data) if data else _data_for(placed.recipe), seed or 0
     setup = placed.with_data(pack.facts)  # before anything is printed
@@ -301,16 +309,18 @@ def train_command(
             checkpoints = checkpoint_file(checkpoint, begun, minutes, display)
             run = train_run(setup, pack, seed=seed, display=display, checkpoints=checkpoints, resume=begun)
             stack.enter_context(interrupt_flag())  # from here on a signal waits until the result is kept
-        _keep_result(run, out, save, console, as_json)
+        if placed.ranks.leads:
+            _keep_result(run, out, save, console, as_json)
     raise typer.Exit({"finished": 0, "diverged": 1, "interrupted": stop_code()}[run.record.status])
 
 
 def _setup_told(setup: Setup, pack: Pack, seed: int) -> str:
     """The line that `train` begins with."""
-    recipe, facts = setup.recipe, setup.data
+    recipe, facts, size = setup.recipe, setup.data, setup.ranks.size
+    ranks = f" and those of {size - 1} more ranks" if size > 1 else ""
     return (
         f"recipe {recipe.name} ({recipe.hash}), data {pack.name} ({facts.train_images:,} + {facts.test_images:,} "
-        f"images), device {setup.device}, backend {setup.backends[0]}, {dtype_name(setup.dtype)}, seed {seed}"
+        f"images), device {setup.device}{ranks}, backend {setup.backends[0]}, {dtype_name(setup.dtype)}, seed {seed}"
     )
 
 

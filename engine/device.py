@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .ranks import launched
 from .recipe import Recipe
 
 DTYPES = {
@@ -24,11 +25,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 def pick_device(name: str) -> torch.device:
     """The device called `name`, made ready; `auto` is the GPU if there is one, else the CPU.
 
+    With a launcher `auto` and `cuda` are the GPU of this rank.
+
     Raises:
         UserError: unknown device, or CUDA asked for and absent.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = launched()
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -38,7 +44,8 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA GPUs")
+        where = f"rank {ranks.rank} takes {name}" if ranks.size > 1 else f"--device {name}"
+        raise UserError(f"{where}: there are only {torch.cuda.device_count()} CUDA GPUs")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # a few shapes, met hundreds of times: let cuDNN try its ways
     if device.type == "cuda" and device.index is not None:

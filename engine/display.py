@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .record import HistoryRow, RunRecord, differences_told
+from .watching import Display, Silent
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -131,8 +132,11 @@ def _bar(console: Console) -> Progress:
 
 
 @contextmanager
-def training_display(console: Console) -> Iterator[PlainDisplay | LiveDisplay]:
+def training_display(console: Console) -> Iterator[Display]:
     """Provide the display that suits `console`."""
+    if console.quiet:
+        yield Silent()
+        return
     if not console.is_terminal:
         yield PlainDisplay(console.file)  # type: ignore[arg-type]
         return

@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from collections import Counter
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def examination(setup: Setup) -> dict[str, Any]:
         "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         "compiler": cpp_compiler(),
         "backends": {name: backend_obstacle(name, device) for name in BACKENDS},
+        "distributed": _distributed(),
         "default": {
             "recipe": setup.recipe.name,
             "device": str(device),
@@ -42,6 +44,22 @@ def examination(setup: Setup) -> dict[str, Any]:
         "cache": _cache(),
     }
     return facts | {"missing": _missing(facts)}
+
+
+def _distributed() -> dict[str, list[str]]:
+    """What ranks of torchrun have here: the devices, one a rank, and the backends that connect them."""
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    there = torch.distributed.is_available()
+    return {
+        "devices": devices or ["cpu"],
+        "backends": [name for name in ("gloo", "nccl") if there and torch.distributed.is_backend_available(name)],
+    }
+
+
+def _devices_told(distributed: dict[str, list[str]]) -> str:
+    """The devices, equal ones together, and the backends."""
+    devices = [f"{count} x {name}" for name, count in Counter(distributed["devices"]).items()]
+    return f"{', '.join(devices)}; connected by {', '.join(distributed['backends'])}"
 
 
 def _cache() -> dict[str, Any]:
@@ -115,6 +133,7 @@ def examination_text(facts: dict[str, Any]) -> str:
         "driver": found["driver"] and found["driver"] + (f", power limit {power:.0f} W" if power else ""),
         "compiler": facts["compiler"],
         "backends": "; ".join([", ".join(able), *unable]),
+        "torchrun": _devices_told(facts["distributed"]) if facts["distributed"]["backends"] else None,
         "kernels": "; ".join(f"{provider}: {', '.join(names)}" for provider, names in _by_provider(default).items()),
         "default": "recipe {recipe} on {device} in {dtype}, backend {backend}".format(**default),
         "packs": _packs(cache["packs"]),

@@ -21,6 +21,7 @@ from ..kernels.contract import REFERENCE, TRITON
 from ..kernels.resources import ptxas_version
 from .evaluate import Accuracy
 from .files import write_atomically
+from .ranks import launched
 from .recipe import Recipe
 
 SCHEMA = "speedyresnet.run/1"
@@ -28,6 +29,8 @@ COMMIT_VARIABLE = "SPEEDYRESNET_COMMIT"
 """What runs. It comes before what git says."""
 KERNEL_PROVIDERS = (TRITON, REFERENCE)
 """What an operation of a run can be computed by, beside kernels from files of the user's own."""
+RANKS = "ranks"
+"""Where an environment says how many processes of a launcher ran at once, each on a device of its own."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -211,9 +214,9 @@ def _commit() -> str | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and libraries' settings that a figure depends on."""
-    cudnn = torch.backends.cudnn if device.type == "cuda" else None
-    return _gpu(device) | {
+    """Versions, hardware and libraries' settings that a figure depends on; `ranks` only where there are several."""
+    cudnn, ranks = torch.backends.cudnn if device.type == "cuda" else None, launched().size
+    found = _gpu(device) | {
         "torch": torch.__version__,
         "torchvision": version_of("torchvision"),
         "triton": version_of("triton"),
@@ -229,12 +232,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "package": version_of("speedyresnet"),
         "commit": _commit(),
     }
+    return found | {RANKS: ranks} if ranks > 1 else found
 
 
 def machine_name(environment: dict[str, Any]) -> str:
-    """What figures of an `environment` can be compared within: GPU or processor, and PyTorch's version."""
+    """What figures of an `environment` can be compared within: GPU or processor, PyTorch's version, and ranks."""
     device = environment["gpu"] or f"{environment['processor']}, {environment['threads']} threads"
-    return f"{device}, PyTorch {environment['torch'].partition('+')[0]}"
+    ranks = f", {environment[RANKS]} ranks" if RANKS in environment else ""
+    return f"{device}, PyTorch {environment['torch'].partition('+')[0]}{ranks}"
 
 
 def _processor() -> str:

@@ -11,10 +11,11 @@ import torch
 
 from .backends import AUTO, check_backend, default_backends
 from .device import pick_device, pick_dtype
-from .fit import fitting_plan
+from .fit import check_fit, fitting_plan
 from .kernel_choice import check_kernels, pick_kernels
 from .outside_kernels import with_outside_kernels
 from .pack import DataFacts
+from .ranks import ALONE, Ranks
 from .recipe import Recipe
 from .recipes import recipe as recipe_called
 from .schedules import Plan
@@ -32,6 +33,13 @@ class PlacedRecipe:
     """Dtype of weights and activations."""
     outside_kernels: Mapping[str, str] = field(default_factory=dict)
     """Providers from outside the package by operation, see `outside_kernels.load_kernels`."""
+    ranks: Ranks = ALONE
+    """The processes that train the net together."""
+
+    @property
+    def share(self) -> Recipe:
+        """The part of the recipe that this process does; see `Ranks.share_of`."""
+        return self.ranks.share_of(self.recipe)
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -42,12 +50,13 @@ class PlacedRecipe:
         """Return the setup of runs on `data`.
 
         Raises:
-            UserError: net, augmentation or batches do not fit the images, or a kernel from outside differs from its
-                reference.
+            UserError: the net, the augmentation or the batches do not fit the images or the ranks, or a kernel from
+                outside differs from its reference.
         """
-        recipe, device, backend, dtype = self.recipe, self.device, self.backend, self.dtype
+        recipe, device, backend, dtype, share = self.recipe, self.device, self.backend, self.dtype, self.share
         fitting, images = fitting_plan(recipe, data), data.train_shape
-        kernels = pick_kernels(recipe, device, dtype, backend, images)
+        check_fit(share, *data.image_size)
+        kernels = pick_kernels(share, device, dtype, backend, images)
         return Setup(
             recipe=recipe,
             device=device,
@@ -56,7 +65,8 @@ class PlacedRecipe:
             outside_kernels=self.outside_kernels,
             data=data,
             plan=fitting,
-            kernels=with_outside_kernels(kernels, self.outside_kernels, recipe, images, device, dtype, backend),
+            kernels=with_outside_kernels(kernels, self.outside_kernels, share, images, device, dtype, backend),
+            ranks=self.ranks,
         )
 
 

@@ -9,9 +9,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+AGREEMENT_STEPS = 8
+"""From one step at which ranks agree on whether to stop to the next."""
 
 _last_signal: int = signal.SIGINT
 
@@ -69,3 +72,31 @@ def interrupt_flag() -> Iterator[threading.Event]:
 
     with handled(interrupt, *STOPPING):
         yield flag
+
+
+class Stop(Protocol):
+    """Says whether to stop, as an event does."""
+
+    def is_set(self) -> bool:
+        """Whether it is time."""
+
+
+class AgreedStop:
+    """A request to stop that all ranks of a launcher see at the same step, as none may wait for another in vain.
+
+    Args:
+        event: the request on this rank, which the others may get later or never.
+        agreed: whether a value is true on any rank.
+        step: the number of steps done, the same on all ranks whenever they ask.
+    """
+
+    def __init__(self, event: Stop, agreed: Callable[[bool], bool], step: Callable[[], int]) -> None:
+        self._event, self._agreed, self._step = event, agreed, step
+        self._asked_at, self._stops = -1, False
+
+    def is_set(self) -> bool:
+        """Whether any rank was asked to stop before the last step at which the ranks spoke about it."""
+        step = self._step()
+        if step % AGREEMENT_STEPS == 0 and step != self._asked_at:
+            self._asked_at, self._stops = step, self._agreed(self._event.is_set())
+        return self._stops

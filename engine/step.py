@@ -25,6 +25,7 @@ from ..kernels.contract import REFERENCE, kernel_called, registered
 from .nets import BatchNorm, KernelPlace, Linear, SpeedyResNet, net_operations
 from .optim import ParameterGroup, mix_, muon_, nesterov_mix_, nesterov_sgd_
 from .parts import part
+from .ranks import ALONE, Ranks, summed
 from .recipe import Recipe
 from .schedules import Plan
 from .streams import SecondStream
@@ -53,6 +54,7 @@ class TrainingState:
         std: likewise.
         dtype: of the activations.
         kernels: the provider of each operation; none: all by the reference.
+        ranks: the processes that train the net together; each has a state of its own, and the same weights.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class TrainingState:
         std: Sequence[float],
         dtype: torch.dtype,
         kernels: Mapping[str, str] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         device = net.head.weight.device
         precision = torch.promote_types(dtype, torch.float32)
         self.net, self.recipe, self.plan, self.dtype = net, recipe, plan, dtype
         self.images, self.labels = images, labels
+        self.ranks, self.share = ranks, ranks.share_of(recipe)
         self.use_kernels(kernels or REFERENCE_KERNELS)
         self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
@@ -143,8 +147,8 @@ class TrainingState:
 
     def _place_kernels(self, refused: frozenset[tuple[str, str]]) -> None:
         """Give each module of the net the kernels that do all that it asks them for in any kind of step."""
-        batches = batch_shapes(self.recipe, tuple(self.images.shape))
-        for path, operations in net_operations(self.recipe, batches, self.dtype).items():
+        batches = batch_shapes(self.share, tuple(self.images.shape))
+        for path, operations in net_operations(self.share, batches, self.dtype).items():
             module = self.net.get_submodule(path)
             assert isinstance(module, KernelPlace)
             for name in dict.fromkeys(each.name for each in operations if (path, each.name) not in refused):
@@ -265,8 +269,8 @@ def _smoothed_losses(log_probabilities: Tensor, labels: Tensor, label_smoothing:
     return (1 - label_smoothing) * right - label_smoothing * log_probabilities.mean(1)
 
 
-def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
-    """What is done to each image of a step."""
+def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0, ranks: Ranks = ALONE) -> Transforms:
+    """What is done to each image of a step, and which images of a batch that `ranks` share are those of this rank."""
     settings = recipe.augmentation
     return Transforms(
         crop=settings.crop,
@@ -278,6 +282,8 @@ def transforms_of(recipe: Recipe, *, cutmix: bool, size: int = 0) -> Transforms:
         size=size,
         brightness=settings.brightness,
         contrast=settings.contrast,
+        ranks=ranks.size if ranks.size > 1 else 0,
+        rank=ranks.rank,
     )
 
 
@@ -301,8 +307,8 @@ def _batch_inputs(state: TrainingState, *, cutmix: bool, size: int) -> dict[str,
     """Arguments that `augmented_batch` and `stem` have in common."""
     names = "images", "labels", "seed", "counter", "scale", "shift", "dtype"
     return {name: getattr(state, name) for name in names} | {
-        "transforms": transforms_of(state.recipe, cutmix=cutmix, size=size),
-        "batch_size": state.recipe.batch_size,
+        "transforms": transforms_of(state.recipe, cutmix=cutmix, size=size, ranks=state.ranks),
+        "batch_size": state.share.batch_size,
         "steps_per_epoch": state.plan.steps_per_epoch,
     }
 
@@ -386,12 +392,31 @@ def batch_losses(
     return (1 - pasted_share) * losses + pasted_share * others
 
 
-def log_(state: TrainingState, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Note the mean of the losses and the number of right answers at the counter."""
+def logged_over_ranks_(
+    state: TrainingState, losses: Tensor, logits: Tensor, labels: Tensor, gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """Log this step, and turn the gradients of this rank's share into those of the whole batch.
+
+    The running statistics of batch norm become their means over the ranks in the same exchange.
+
+    Args:
+        state: of the run.
+        losses: of the share, [B].
+        logits: of the share, [B, classes].
+        labels: of the share, [B].
+        gradients: of the share.
+    """
     with part("head+loss"):
-        correct = (logits.argmax(1) == labels).sum()
-        state.loss_log.index_copy_(0, state.counter, losses.mean().reshape(1))
+        loss, correct = losses.mean(), (logits.argmax(1) == labels).sum()
+        size, buffers, count = state.ranks.size, list(state.net.buffers()), len(gradients)
+        if size > 1:
+            means = torch._foreach_div([loss, *buffers], size)
+            found = summed([*gradients, correct, *means], state.loss_log.dtype)
+            gradients, correct, loss = found[:count], found[count], found[count + 1]
+            torch._foreach_copy_(buffers, found[count + 2 :])
+        state.loss_log.index_copy_(0, state.counter, loss.reshape(1))
         state.correct_log.index_copy_(0, state.counter, correct.reshape(1))
+    return list(gradients)
 
 
 def optimize_(state: TrainingState, groups: Mapping[str, ParameterGroup], gradients: list[Tensor]) -> None:
@@ -439,19 +464,23 @@ def _optimize_in_regions_(
     optimize_(state, {name: group for name, group in groups.items() if name not in always}, gradients[count:])
 
 
+Log = Callable[[Sequence[Tensor]], list[Tensor]]
+"""See `logged_over_ranks_`, of which it takes the gradients."""
+
+
 def _train_(
     state: TrainingState,
     loss: Tensor,
     groups: Mapping[str, ParameterGroup],
     regions: Regions,
-    log: Callable[[], None],
+    log: Log,
 ) -> None:
-    """Take the gradients of `groups` and update them; `log` is called in between."""
+    """Take the gradients of `groups`, log the step, and update the groups."""
     gradients = torch.autograd.grad(loss, parameters_of(groups))
     with torch.no_grad():
-        log()
+        summed_gradients = log(gradients)
         with part("optimizer"):
-            _optimize_in_regions_(state, groups, list(gradients), regions)
+            _optimize_in_regions_(state, groups, summed_gradients, regions)
 
 
 def _train_on_two_streams_(
@@ -460,9 +489,9 @@ def _train_on_two_streams_(
     first_map: Tensor,
     groups: Mapping[str, ParameterGroup],
     regions: Regions,
-    log: Callable[[], None],
+    log: Log,
 ) -> None:
-    """`_train_`, but what is behind group 1 is updated while the backward pass goes on through group 1.
+    """`_train_` of one rank, but what is behind group 1 is updated while the backward pass goes on through group 1.
 
     That pass reads no weight from behind group 1: all it needs from there is the gradient of the map between the two.
     """
@@ -474,9 +503,9 @@ def _train_on_two_streams_(
     front = {name: group for name, group in state.front_groups.items() if name in groups}
     late = torch.autograd.grad(first_map, parameters_of(front), map_gradient)
     with torch.no_grad():
-        log()
+        late_gradients = log(late)
         with part("optimizer"):
-            _optimize_in_regions_(state, front, list(late), regions)
+            _optimize_in_regions_(state, front, late_gradients, regions)
         second.end()
     del early  # only now: the second stream has read these gradients until here
 
@@ -515,7 +544,7 @@ def training_step(
     with part("head+loss"):
         loss = losses.sum() * state.recipe.loss.scale
     groups = state.trained_groups(whitening_bias=whitening_bias, first_group=first_group)
-    log = functools.partial(log_, state, losses, logits, batch.labels)
+    log = functools.partial(logged_over_ranks_, state, losses, logits, batch.labels)
     if state.second_stream and first_map is not None and first_group:
         _train_on_two_streams_(state, loss, first_map, groups, regions, log)
     else:

@@ -9,13 +9,13 @@ for the device and reads nothing from it, so that nothing between two epochs can
 logged is read after the last clock has stopped.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,10 +31,11 @@ from .import_clock import import_seconds
 from .init import reset_parameters, whitening_filters
 from .nets import SpeedyResNet, make_net
 from .pack import Pack
+from .ranks import any_rank, give_to_all
 from .record import HistoryRow, RunRecord, peak_bytes
 from .run_records import epoch_row, new_record, note_divergence, read_history
 from .setup import Setup
-from .signals import interrupt_flag
+from .signals import AgreedStop, Stop, interrupt_flag
 from .step import TrainingState
 from .streams import SecondStream
 from .watching import Display, Silent
@@ -50,6 +51,7 @@ class Trainer:
 
     Raises:
         BackendError: the backend that was asked for fails, or all that `auto` tries.
+        UserError: `overlap` with several ranks.
     """
 
     def __init__(self, setup: Setup, pack: Pack, *, overlap: bool = False) -> None:
@@ -59,6 +61,8 @@ class Trainer:
         self.dtype, self.kernels, self.requested = setup.dtype, setup.kernels, setup.requested
         self.state = self._new_state()
         if overlap:
+            if setup.ranks.size > 1:
+                raise UserError("two streams are for one rank: the gradients of ranks are summed in one exchange")
             self.state.second_stream = SecondStream(self.device)
         self._test = LabelledImages(
             images=torch.randint(0, 256, pack.test_images.shape, dtype=torch.uint8, device=self.device),
@@ -77,8 +81,8 @@ class Trainer:
 
     def _new_state(self) -> TrainingState:
         """The state of the run on random pixels: no pixel of the data set is read before its clocks run."""
-        pack, device = self.pack, self.device
-        net = make_net(self.recipe, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
+        pack, device, share = self.pack, self.device, self.setup.share
+        net = make_net(share, classes=pack.num_classes, channels=pack.channels, dtype=self.dtype, device=device)
         return TrainingState(
             net,
             self.recipe,
@@ -89,6 +93,7 @@ class Trainer:
             pack.std,
             self.dtype,
             self.kernels,
+            self.setup.ranks,
         )
 
     @property
@@ -151,6 +156,8 @@ class Trainer:
             pixels = state.images[: settings.whitening_images]
             with torch.no_grad():
                 self.net.stem.whitening.weight.copy_(whitening_filters(pixels, state.scale, state.shift, settings))
+        if state.ranks.size > 1:  # whose devices may have rounded the whitening in different ways
+            give_to_all(self.net.state_dict().values())
         state.restart(seed)
         synchronize(self.device)
         return time.perf_counter() - started
@@ -170,7 +177,7 @@ class Trainer:
         display.start(self.plan.steps)
         if checkpoints:
             checkpoints.wait()
-        with interrupt_flag() as interrupted:
+        with self._interrupt(record) as interrupted:
             for epoch, end in enumerate(self.plan.epoch_ends()):
                 if epoch < len(record.history):  # done before the run went on
                     continue
@@ -189,12 +196,19 @@ class Trainer:
             if checkpoints:
                 checkpoints.attempt(self.state, record, again=False)
 
+    @contextlib.contextmanager
+    def _interrupt(self, record: RunRecord) -> Iterator[Stop]:
+        """What a signal to stop sets, on all ranks that train together at the same step of `record`."""
+        with interrupt_flag() as flag:
+            alone = self.setup.ranks.size == 1
+            yield flag if alone else AgreedStop(flag, any_rank, lambda: record.steps)
+
     def _train_until(
         self,
         end: int,
         record: RunRecord,
         display: Display,
-        interrupted: threading.Event,
+        interrupted: Stop,
         checkpoints: CheckpointFile | None,
     ) -> None:
         """The steps up to number `end`, with the checkpoints that fall due, which are on no clock."""
@@ -208,7 +222,7 @@ class Trainer:
             checkpoints.attempt(self.state, record, again=True)
             self._steps_until(end, record, display, pause)
 
-    def _steps_until(self, end: int, record: RunRecord, display: Display, pause: Pause | threading.Event) -> None:
+    def _steps_until(self, end: int, record: RunRecord, display: Display, pause: Stop) -> None:
         """The steps up to number `end`, on the train clock; a pause lets the step at hand finish."""
         started = time.perf_counter()
         while record.steps < end and not pause.is_set():
@@ -297,6 +311,7 @@ class Trainer:
         """
         record = self.new_record(seed)
         watched = display or checkpoints or resume or (validate and self.recipe.evaluation.every > 0)
+        watched = watched or self.setup.ranks.size > 1  # which agree on when to stop
         marks = None if watched else Marks(self.device)
         started = time.perf_counter()
         if resume:

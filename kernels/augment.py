@@ -6,6 +6,10 @@ Legend: N images in the data set, B in the batch, H x W pixels, C channels, h x 
                                                                    c likewise from j, or from w - 1 - j if mirrored
     id[b] = shuffle of 0..N-1 at position (step of the epoch) * B + b
 
+If `ranks` processes share a batch of ranks * B images, process number `rank` takes every ranks-th of them:
+
+    id[b] = shuffle of 0..N-1 at position ((step of the epoch) * B + b) * ranks + rank
+
 then, if enabled: zero padding, (window + brightness[b]) * contrast[b], a hole of zeros (cutout), a square of another
 image's window (cutmix), bilinear down-scaling of the whole.
 
@@ -84,14 +88,24 @@ class Transforms:
     """The image is then multiplied by a number drawn from [1 - contrast, 1 + contrast)."""
     size: int = 0
     """Side that the whole window is scaled down to, bilinearly and without antialiasing; 0 disables scaling."""
+    ranks: int = 0
+    """Number of processes that share each batch; 0: it is not shared."""
+    rank: int = 0
+    """Number of this process, whose images are number rank, rank + ranks, ... of the shared batch."""
 
     def __post_init__(self) -> None:
         check_choice("padding_mode", self.padding_mode, _PADDING_MODES)
         check_choice("flip", self.flip, _FLIPS)
-        for name in ("crop", "padding", "cutout", "cutmix", "size"):
+        for name in ("crop", "padding", "cutout", "cutmix", "size", "ranks"):
             check_integer(name, getattr(self, name), 0)
+        check_integer("rank", self.rank, 0, self.shares - 1)
         for name in ("brightness", "contrast"):
             check_number(name, getattr(self, name))
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts each batch is divided; 1: it is not shared."""
+        return max(self.ranks, 1)
 
     def window(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the window cut out of images of `height` x `width` pixels."""
@@ -105,7 +119,7 @@ class Transforms:
 TRANSFORM_NAMES = tuple(field.name for field in dataclasses.fields(Transforms))
 TRANSFORM_SCHEMA = (
     "int crop, int padding, str padding_mode, str flip, int cutout, int cutmix, "
-    "float brightness, float contrast, int size"
+    "float brightness, float contrast, int size, int ranks, int rank"
 )
 """The same names with their types, as arguments of an operator."""
 
@@ -165,6 +179,8 @@ class AugmentConstants:
     cutmix: int
     brightness: float
     contrast: float
+    ranks: int
+    rank: int
 
 
 # -- device code; `S` is an AugmentConstants
@@ -196,8 +212,12 @@ def drawn_device(seed_ptr, counter_ptr, steps_per_epoch, in_batch, batch_size, S
     """Return the image at a place of the batch, its draws, the image pasted into it, and that image's draws."""
     seed, counter = tl.load(seed_ptr), tl.load(counter_ptr)
     epoch = (counter // steps_per_epoch).to(tl.uint32)
-    position = (counter % steps_per_epoch * batch_size + in_batch).to(tl.uint32)
-    image = permuted_device(position, seed, epoch, 0, S.count, S.shuffle_rows, S.shuffle_columns)  # _SHUFFLE_STREAM
+    position = counter % steps_per_epoch * batch_size + in_batch
+    if S.ranks > 1:
+        position = position * S.ranks + S.rank
+    image = permuted_device(
+        position.to(tl.uint32), seed, epoch, 0, S.count, S.shuffle_rows, S.shuffle_columns
+    )  # _SHUFFLE_STREAM
     draws = _draws_device(image, seed, epoch, S)
     partner, partner_draws = image, draws
     if S.cutmix > 0:
@@ -354,7 +374,7 @@ def check_augment(
             raise ValueError(f"images are on {images.device}, {name} on {tensor.device}")
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, *wide):
         raise ValueError(f"dtype has to be float16, bfloat16 or float32, not {dtype}")
-    check_batches(len(images), batch_size, steps_per_epoch)
+    check_batches(len(images), batch_size * transforms.shares, steps_per_epoch)
     height, width = images.shape[1:3]
     check_transforms(height, width, transforms)
 
@@ -434,6 +454,8 @@ def augment_constants(count: int, height: int, width: int, channels: int, transf
         cutmix=transforms.cutmix,
         brightness=transforms.brightness,
         contrast=transforms.contrast,
+        ranks=transforms.ranks,
+        rank=transforms.rank,
     )
 
 
@@ -588,6 +610,7 @@ def augmented_batch_reference(
     count, height, width = images.shape[:3]
     epoch = counter // steps_per_epoch
     positions = counter % steps_per_epoch * batch_size + torch.arange(batch_size, device=counter.device)
+    positions = positions * transforms.shares + transforms.rank
     ids = permuted(positions, count, seed, epoch, _SHUFFLE_STREAM)
 
     draws = augmentation_draws(seed, epoch, ids, transforms, height, width)

@@ -1,5 +1,7 @@
 """The augmentation kernel against its reference: in Triton's interpreter without a GPU, on the GPU with one."""
 
+import dataclasses
+
 import pytest
 import torch
 from kernel_checks import DEVICE, poisoned_memory, shipped
@@ -144,6 +146,20 @@ def test_offsets_beyond_2_to_the_31():
     assert_same(found, *others)
 
 
+@pytest.mark.parametrize("provider", ["triton", "reference"])
+def test_the_shares_of_ranks_are_every_so_manieth_image_of_the_batch(provider):
+    """The third batch of the second epoch, with all draws of each image; 12 images for three ranks."""
+    images, labels, scale, shift = inputs(count=40)
+    arguments = images, labels, one(3), one(5), scale, shift
+    sizes = {"steps_per_epoch": 3, "dtype": torch.float32, "provider": provider}
+    whole = augmented_batch(*arguments, EVERYTHING, batch_size=12, **sizes)
+    for rank in range(3):
+        transforms = dataclasses.replace(EVERYTHING, ranks=3, rank=rank)
+        share = augmented_batch(*arguments, transforms, batch_size=4, **sizes)
+        for part, all_of_it in zip(share, whole, strict=True):
+            assert torch.equal(part, all_of_it[rank::3])
+
+
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     images, labels, *_ = inputs(count=20)
     make = Augmentation(images, labels, 5, Transforms(), mean=(0.5,) * 3, std=(0.25,) * 3, dtype=torch.float32)
@@ -157,10 +173,10 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
 
 def test_the_operator_passes_pytorchs_checks():
     images, labels, scale, shift = inputs()
-    transforms = (0, 2, "reflect", "alternating", 3, 4, 0.1, 0.2, 5)
+    transforms = (0, 2, "reflect", "alternating", 3, 4, 0.1, 0.2, 5, 0, 0)
     arguments = images, labels, one(1), one(2), scale, shift, 2, 18, torch.float16, *transforms
     library.opcheck(torch.ops.speedyresnet.augment.default, arguments)
-    library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0))
+    library.opcheck(torch.ops.speedyresnet.augment.default, (*arguments[:9], 6, *transforms[1:5], 0, 0.0, 0.0, 0, 3, 1))
 
 
 @pytest.mark.exhaustive
@@ -204,6 +220,7 @@ def test_a_graph_with_the_operator_gives_the_same():
         ({"transforms": lambda _: Transforms(cutout=9)}, "exceeds a window"),
         ({"transforms": lambda _: Transforms(crop=4, cutmix=5)}, "exceeds a window"),
         ({"transforms": lambda _: Transforms(crop=4, size=5)}, "only scaled down"),
+        ({"transforms": lambda _: Transforms(ranks=2)}, "steps_per_epoch 4"),
     ],
 )
 def test_what_it_does_not_take_is_refused(change, message):
@@ -234,6 +251,7 @@ def test_what_it_does_not_take_is_refused(change, message):
         ({"cutout": True}, "cutout True"),
         ({"cutmix": "3"}, "cutmix '3'"),
         ({"size": None}, "size None"),
+        ({"ranks": 2, "rank": 2}, "rank 2: give an integer from 0 to 1"),
         ({"brightness": -0.1}, "brightness -0.1: give a finite number of 0 or more"),
         ({"contrast": float("inf")}, "contrast inf"),
         ({"contrast": float("nan")}, "contrast nan"),
@@ -332,6 +350,7 @@ MUTATIONS = {
         ("image.to(tl.int64) * (S.height * S.width * S.channels)",
          "(image.to(tl.int32) * (S.height * S.width * S.channels)).to(tl.int64)"),
         ("(counter % steps_per_epoch * batch_size + in_batch)", "(counter * batch_size + in_batch)"),
+        ("position = position * S.ranks + S.rank", "position = position + S.rank * tl.num_programs(0)"),
         ("(row == place_row) & (column == place_column)", "(row == place_row) & (column == column)"),
         ("tl.load(labels_ptr + drawn[2])", "tl.load(labels_ptr + drawn[0])"),
         ("values % S.channels\n", "values % 3\n"),

@@ -140,10 +140,10 @@ def test_only_one_process_adds_to_a_pool(trainer, tmp_path):
     path = tmp_path / "runs.jsonl"
     firsts = {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
-        pool.add(firsts[BASE])
+        pool.add(json.loads(firsts[BASE].to_json()))
         with pytest.raises(UserError, match=r"runs\.jsonl is being written by another process"):
             open_pool(path, PLAN, firsts).__enter__()
-        pool.add(ended_record(trainer, seed=1))
+        pool.add(json.loads(ended_record(trainer, seed=1).to_json()))
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(2, BASE)]
 
@@ -245,15 +245,15 @@ def test_a_pool_on_a_full_disk_goes_on_when_there_is_room(disk, trainer):
     folder, full = disk
     path, firsts = folder / "runs.jsonl", {BASE: ended_record(trainer, seed=0)}
     with open_pool(path, PLAN, firsts) as pool:
-        pool.add(firsts[BASE])
+        pool.add(json.loads(firsts[BASE].to_json()))
         large = ended_record(trainer, seed=1)
         large.data["classes"] = "x" * 70_000
         with full(folder), pytest.raises(UserError, match=r"cannot write .*runs\.jsonl: (No space|File too large)"):
-            pool.add(large)
+            pool.add(json.loads(large.to_json()))
     assert [record["seed"] for record in read_pool(path)] == [0]
     with open_pool(path, PLAN, firsts) as pool:
         assert pool.missing_runs() == [(1, BASE), (2, BASE)]
-        pool.add(ended_record(trainer, seed=1))
+        pool.add(json.loads(ended_record(trainer, seed=1).to_json()))
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
 
 

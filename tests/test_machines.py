@@ -146,6 +146,8 @@ def test_doctor_tells_this_machine_on_one_screen(monkeypatch, capsys, cache, sma
     assert [pack["name"] for pack in facts["cache"]["packs"]] == ["Odd [name]!", "small"]
     assert set(facts["backends"]) == {"eager", "torchscript", "compile", "capture", "graph"}
     assert ("GPU" in facts["missing"]) == (not torch.cuda.is_available())
+    assert "gloo" in facts["distributed"]["backends"]
+    assert len(facts["distributed"]["devices"]) == max(torch.cuda.device_count(), 1)
 
 
 def test_doctor_names_a_cache_that_cannot_be_used(monkeypatch, tmp_path):
@@ -163,7 +165,9 @@ def test_doctor_tells_a_gpu_and_asks_for_nothing_where_all_is_there(monkeypatch)
     monkeypatch.setattr(doctor, "environment", lambda _: found | {"cuda": "13.2"})
     monkeypatch.setattr(doctor, "cpp_compiler", lambda: "/usr/bin/c++")
     facts = examined()
-    text = examination_text(facts | {"gpu_bytes": 150_000_000_000})
+    distributed = {"devices": ["NVIDIA H200"] * 8, "backends": ["gloo", "nccl"]}
+    text = examination_text(facts | {"gpu_bytes": 150_000_000_000, "distributed": distributed})
+    assert "torchrun   8 x NVIDIA H200; connected by gloo, nccl" in text
     assert "NVIDIA H200, 150.0 GB" in text
     assert "570.1, power limit 700 W" in text
     assert ("3.6.0, ptxas 12.8.93" in text) == AVAILABLE

@@ -1,5 +1,7 @@
 """The stem kernel against augment, conv2d, activation: in Triton's interpreter without a GPU, on the GPU with one."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,6 +139,18 @@ def test_the_counter_may_move_on_before_the_backward_pass():
             seed.add_(1)
         gradients.append(torch.autograd.grad(batch.images.square().sum(), data["bias"])[0])
     assert torch.equal(*gradients)
+
+
+def test_the_share_of_a_rank_is_every_other_image_of_the_batch():
+    data = inputs()
+    at = {"seed": one(3), "counter": one(5), "activation": "gelu", "steps_per_epoch": 4, "dtype": torch.float32}
+    with torch.no_grad():
+        whole = stem(**data, **at, transforms=EVERYTHING, batch_size=8)
+        for rank in range(2):
+            transforms = dataclasses.replace(EVERYTHING, ranks=2, rank=rank)
+            share = stem(**data, **at, transforms=transforms, batch_size=4)
+            for part, all_of_it in zip(share, whole, strict=True):
+                assert torch.equal(part, all_of_it[rank::2])
 
 
 @pytest.mark.exhaustive
