@@ -68,6 +68,8 @@ app.add_typer(data_app, name="data")
 
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has no public name for what a mistyped option raises
 
+SHARED_COMMANDS = {"train", "record", "compare", "trim"}
+"""Commands that the ranks of torchrun share; any other command would run once on every rank."""
 _TYPER_INTERRUPTED = 130
 """What Typer makes of a KeyboardInterrupt."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -117,9 +119,16 @@ def run_command_line(application: typer.Typer) -> NoReturn:
     sys.exit(code)
 
 
+def _check_ranks(words: Sequence[str]) -> None:
+    """Raise UserError if the ranks of a launcher run a command that knows nothing of them."""
+    if launched().size > 1 and not SHARED_COMMANDS.intersection(words):
+        raise UserError(f"torchrun is for the commands {', '.join(sorted(SHARED_COMMANDS))}; run others without it")
+
+
 def _ended(command: Any) -> tuple[int, list[str]]:
     """Run `command`; its exit code, and what went wrong, to be told in one line."""
     try:
+        _check_ranks(sys.argv[1:3])
         code = command.main(sys.argv[1:] or ["--help"], prog_name="speedyresnet", standalone_mode=False)
     except (typer.Exit, typer.Abort) as end:
         code = getattr(end, "exit_code", _TYPER_INTERRUPTED)

@@ -24,6 +24,7 @@ from .backends import LOG, BackendError, Variant, make_step, most_common_variant
 from .checkpoint import Checkpoint, CheckpointFile, Pause
 from .compiler_cache import compiled_code
 from .device import Marks, synchronize
+from .errors import UserError
 from .evaluate import Accuracy, LabelledImages
 from .evaluator import Evaluator
 from .graphs import forget_memory

@@ -118,7 +118,7 @@ def _stacked_device(columns, COUNT: tl.constexpr):
     pairs = ()
     for index in tl.static_range(HALF):
         pairs = pairs + (tl.join(columns[index], columns[index + HALF]),)  # type: ignore[assignment]  # noqa: RUF005
-    return pairs[0] if HALF == 1 else _stacked_device(pairs, HALF)
+    return pairs[0] if HALF == 1 else _stacked_device(pairs, HALF)  # type: ignore[misc]
 
 
 @triton.jit

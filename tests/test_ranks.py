@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_steps import STEPS, all_steps, rank_state
+from tiers import parametrize
 from torch.distributed import HashStore
 
 from speedyresnet.bench.fleet import Fleet
@@ -116,7 +117,7 @@ def test_two_ranks_share_the_runs_of_a_pool_and_give_the_same_records(folder):
     assert shared[0]["environment"] == alone[0]["environment"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@parametrize("victim", [0, 1], default=1)
 def test_a_killed_rank_costs_unfinished_runs_only_and_one_process_goes_on(victim, folder):
     out, log = f"killed-{victim}.jsonl", f"killed-{victim}"
     words = pool_words("record", out, "--runs", 24)
@@ -140,6 +141,7 @@ def test_a_killed_rank_costs_unfinished_runs_only_and_one_process_goes_on(victim
     assert sorted(each["seed"] for each in read_lines(folder / out)) == list(range(24))
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_and_the_runs_of_trim_are_shared(folder):
     words = pool_words("compare", "compare.jsonl", "--runs", 4, "--variant", "loss.label_smoothing=0", "--json")
     code, output, errors = done(folder, 2, "compare", *words)
@@ -224,6 +226,7 @@ def test_a_rank_of_another_kind_is_refused(fleet):
         fleet().follow({BASE: {"recipe hash": "2"}}, work_of("other", []))
 
 
+@pytest.mark.exhaustive
 def test_the_package_bench_takes_its_commands_by_their_own_names(folder):
     command = [sys.executable, "-m", "speedyresnet.bench"]
     told = [
@@ -247,8 +250,11 @@ def stepped(folder, out, backend, name, *changes):
     return [torch.load(folder / f"{out}-{rank}") for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "words"), [("eager", MUON), ("eager", SGD), ("compile", SGD)], ids=["muon", "sgd", "sgd-compiled"]
+@parametrize(
+    ("backend", "words"),
+    [("eager", MUON), ("eager", SGD), ("compile", SGD)],
+    default=2,
+    ids=["muon", "sgd", "sgd-compiled"],
 )
 def test_two_ranks_are_one_process_with_ghost_batch_norm_of_two_groups(backend, words, folder):
     """Weights, running statistics, momentum, averages and logs after each of nine steps, in float64."""
@@ -291,6 +297,7 @@ def trained_alone(folder, settings, **options):
     return train(recipe("airbench94", settings), folder / "tiny.safetensors", device="cpu", seed=5, **options)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_to_one_rank_stops_both_at_one_step_and_one_process_goes_on(folder):
     settings = [*FLOAT64, "net.batch_norm_groups=2"]
     (folder / "training.py").write_text(TRAINING.replace("SETTINGS", repr(settings)))
@@ -329,6 +336,7 @@ def test_a_rank_has_its_share_of_images_and_groups():
         Ranks(0, 5).share_of(made)
 
 
+@pytest.mark.exhaustive
 def test_a_net_is_trained_by_two_ranks_from_the_command_line(folder):
     words = ["--recipe", "airbench94", "--device", "cpu", "--data", "./tiny.safetensors", "--seed", 5]
     words += [word for each in FLOAT64 for word in ("--set", each)]
@@ -371,6 +379,14 @@ def test_ranks_are_those_of_the_launcher(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(UserError, match="RANK=first"):
         launched()
+
+
+def test_commands_that_ranks_do_not_share_are_refused(monkeypatch, speedyresnet):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = speedyresnet("bench", "step", "--recipe", "pocket")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "torchrun is for the commands compare, record, train, trim" in done.stderr
 
 
 @pytest.mark.gpu
