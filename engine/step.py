@@ -375,8 +375,8 @@ def losses_and_logits(
     state: TrainingState, first_map: Tensor, batch: Batch, head: HeadLosses = head_losses
 ) -> tuple[Tensor, Tensor]:
     """Loss of each image, [B], and logits, [B, classes], from what `first_map_of` makes of the images of a batch."""
-    features = state.net.features_behind(first_map)
-    with part("head+loss"):
+    with part("head+loss"):  # groups are parts of their own within it
+        features = state.net.features_behind(first_map)
         return head(state, features, batch.labels, batch.pasted_labels)
 
 

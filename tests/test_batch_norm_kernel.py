@@ -184,6 +184,7 @@ print(json.dumps({name: code(case, "ptx") for name, case in cases.items()}))
 """
 
 
+@pytest.mark.exhaustive
 def test_partial_results_are_stored_before_the_counter_and_read_after_it():
     """What the interpreter cannot show: it runs programs one after the other, and so their accesses are in order."""
     done = process("-c", REDUCTIONS_IN_PTX)

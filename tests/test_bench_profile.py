@@ -284,7 +284,13 @@ def test_parts_add_up_to_the_step(profiled):
         assert found[name]["flops"] > 0
         assert found[name]["calls"] >= 1
     assert result["steps"] == 4
-    assert result["variant"] == {"whitening_bias": False, "cutmix": False, "size": 0, "averaging": True}
+    assert result["variant"] == {
+        "whitening_bias": False,
+        "cutmix": False,
+        "size": 0,
+        "averaging": True,
+        "first_group": True,
+    }
 
 
 def test_a_profile_is_printed_and_drawn(profiled, tmp_path, capsys):
