@@ -4,6 +4,7 @@ Print as JSON, by kernel, the hash of the PTX that was launched, and the hashes 
 for the same constants. Run it in a process of its own, without TRITON_INTERPRET.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -78,7 +79,7 @@ def main() -> None:
     scale, shift = normalisation((0.5,) * 3, (0.25,) * 3, torch.float32, images.device)
     at = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     augmented_batch_triton(images, labels, *at, scale, shift, TRANSFORMS, BATCH, 195, torch.float16)
-    settings = 0, 2, "reflect", "alternating", 0, 0, 0.0, 0.0, 0
+    settings = dataclasses.astuple(TRANSFORMS)
     filters = half(24, 3, 2, 2)
     stem_triton(
         images, labels, *at, scale, shift, filters, filters[:, 0, 0, 0].contiguous(), BATCH, 195, torch.float16, "gelu",
