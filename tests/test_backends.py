@@ -134,6 +134,7 @@ def test_torchscript_steps_with_a_frozen_first_group_are_eager_steps(make_state)
     assert_same_steps(make_state, "torchscript", images=64, more=FREEZING, kinds=3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("backend", "graphs"), [("compile", 3), ("graph", 4)])  # graph: head, average, optimizer twice
 def test_compiled_steps_with_a_frozen_first_group_are_eager_steps(make_state, backend, graphs):
     torch._dynamo.reset()
@@ -146,6 +147,7 @@ def test_compiled_steps_with_a_frozen_first_group_are_eager_steps(make_state, ba
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("backend", "graphs"), [("compile", 2), ("graph", 4)])  # graph: the optimizer in two parts
 def test_compiled_steps_on_two_streams_are_eager_steps_on_one(make_state, backend, graphs):
     torch._dynamo.reset()

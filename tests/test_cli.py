@@ -58,6 +58,7 @@ def test_train_evaluate_and_info_work_together(pack_file, tmp_path, speedyresnet
     assert info["sha256"] == stored["data"]["sha256"]
 
 
+@pytest.mark.exhaustive
 def test_json_is_one_document_and_nothing_else(pack_file):
     done = run("train", "--recipe", "airbench94", *TINY, "--data", pack_file, "--json")
     assert json.loads(done.stdout)["schema"] == "speedyresnet.run/1"

@@ -331,6 +331,7 @@ def test_synthetic_at_another_size_is_still_called_synthetic():
     assert (pack.name, pack.image_size, len(pack.train_images)) == ("synthetic", (8, 8), 20_000)
 
 
+@pytest.mark.exhaustive
 def test_convnet_learns_synthetic(drawn, one_thread):
     model = train_convnet(*inputs(drawn, "train"), epochs=8)
     images, labels = inputs(drawn, "test")

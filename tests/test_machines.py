@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import parametrize
 
 from speedyresnet.bench.cli import main
 from speedyresnet.engine import doctor, recipe
@@ -91,8 +92,8 @@ def test_the_engine_works_without_what_only_unix_has(small_pack, tmp_path):
     assert "Note: lock cannot be locked on this system: let no other process use it meanwhile" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "words"), [("doctor", 0, "pip install triton"), ("kernels", 2, "pip install triton")]
+@parametrize(
+    ("command", "code", "words"), [("doctor", 0, "pip install triton"), ("kernels", 2, "pip install triton")], default=1
 )
 def test_commands_say_how_to_get_it(command, code, words):
     run = f"from speedyresnet.bench.cli import main; sys.argv[1:] = ['{command}']; main()"

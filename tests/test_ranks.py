@@ -117,7 +117,8 @@ def test_two_ranks_share_the_runs_of_a_pool_and_give_the_same_records(folder):
     assert shared[0]["environment"] == alone[0]["environment"]
 
 
-@parametrize("victim", [0, 1], default=1)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_costs_unfinished_runs_only_and_one_process_goes_on(victim, folder):
     out, log = f"killed-{victim}.jsonl", f"killed-{victim}"
     words = pool_words("record", out, "--runs", 24)
@@ -253,7 +254,7 @@ def stepped(folder, out, backend, name, *changes):
 @parametrize(
     ("backend", "words"),
     [("eager", MUON), ("eager", SGD), ("compile", SGD)],
-    default=2,
+    default=1,
     ids=["muon", "sgd", "sgd-compiled"],
 )
 def test_two_ranks_are_one_process_with_ghost_batch_norm_of_two_groups(backend, words, folder):
@@ -312,6 +313,7 @@ def test_a_signal_to_one_rank_stops_both_at_one_step_and_one_process_goes_on(fol
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_ranks_of_other_groups_of_batch_norm_do_not_go_on(folder, small_pack, tmp_path):
     path, made = tmp_path / "run.checkpoint", recipe("airbench94", [*FLOAT64, "net.batch_norm_groups=2"])
     train(made, small_pack, device="cpu", checkpoint=path)

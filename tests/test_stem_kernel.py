@@ -142,6 +142,7 @@ def test_the_counter_may_move_on_before_the_backward_pass():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.exhaustive
 def test_the_share_of_a_rank_is_every_other_image_of_the_batch():
     data = inputs()
     at = {"seed": one(3), "counter": one(5), "activation": "gelu", "steps_per_epoch": 4, "dtype": torch.float32}
@@ -168,6 +169,7 @@ def test_offsets_beyond_2_to_the_31():
     assert_same(found, native, exact)
 
 
+@pytest.mark.exhaustive
 def test_the_module_gives_batches_and_trains_its_bias():
     data = inputs(count=20)
     make = StemAugmentation(
