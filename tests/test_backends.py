@@ -200,6 +200,7 @@ def test_a_second_stream_is_not_for_torchscript(make_state):
 def test_compiled_steps_are_eager_steps(make_state):
     """Of a small net whose code the C++ compiler does not optimize: compiling takes all of the time."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     quickly = {"aot_inductor.debug_compile": True, "cpp.simdlen": 1}
     with torch._inductor.config.patch(quickly):
         assert_same_steps(make_state, "compile", more=["net.widths=64,64", "net.group_convolutions=1"])
