@@ -21,6 +21,7 @@ TINY = [
     "dtype=float32",
     "augmentation.crop=16",
 ]  # 10 steps an epoch, 25 in all
+WHOLE = ["augmentation.crop=0"]  # whole images, which progressive scales down to 20 pixels
 
 
 class InterruptAt(Silent):
@@ -73,9 +74,9 @@ def file(content, tmp_path):
     [
         ("hlb-v0.7", [], 13),
         ("airbench94-muon", [], 20),
-        ("progressive", ["augmentation.sizes=24,28,0"], 7),
+        ("progressive", [*WHOLE, "augmentation.sizes=24,28,0"], 7),
         ("airbench94", ["optimizer.first_group_frozen_epochs=1"], 18),
-        ("progressive", ["averaging.momentum=0.6", "averaging.blend=0.5", "averaging.tail=1.5"], 21),
+        ("progressive", [*WHOLE, "averaging.momentum=0.6", "averaging.blend=0.5", "averaging.tail=1.5"], 21),
         ("pocket", ["dtype=bfloat16"], 24),
     ],
     default=1,
