@@ -138,10 +138,10 @@ def _destination_count(base: str, parts: list[str]) -> int:
     return _size(parts)
 
 
-def _source_count(base: str, parts: list[str], index: int) -> int:
+def _source_count(base: str, parts: list[str], index: int, operand: str) -> int:
     """Registers that source number `index` certainly has; addresses know their own."""
     if base in _DOUBLES or (base == "RET" and index == 0):
-        return 2
+        return 1 if operand.endswith(".F32") else 2  # `.F32`: one number for both halves of a pair
     if base == "STSM":
         return int(parts[-1]) if parts[-1] in ("2", "4") else 1
     if base in _LOADS_AND_STORES:
@@ -208,7 +208,7 @@ def _effects(opcode: str, operands: list[str]) -> tuple[int, int]:
     if base == "CALL" and _address(operands) is None:
         return 0, _EVERYTHING
     if base in _WITHOUT_DESTINATION:
-        return _union(_named(each, _source_count(base, parts, n)) for n, each in enumerate(operands)), 0
+        return _union(_named(each, _source_count(base, parts, n, each)) for n, each in enumerate(operands)), 0
     if base not in _WITH_DESTINATION:
         return 0, _union(_named(each.replace("gdesc", ""), 128) for each in operands)
     destinations, sources = _split(base, operands)
@@ -220,7 +220,8 @@ def _effects(opcode: str, operands: list[str]) -> tuple[int, int]:
     if base in ("HGMMA", "HMMA", "IMMA"):
         return _matrix_operands(base, parts, sources), writes
     values, kept = [each for each in sources if not _PREDICATE.match(each)], _kept(opcode, operands)
-    reads = _union(_named(each, _source_count(base, parts, n)) for n, each in enumerate(values) if each not in kept)
+    counted = ((each, _source_count(base, parts, n, each)) for n, each in enumerate(values) if each not in kept)
+    reads = _union(_named(each, count) for each, count in counted)
     return reads | _union(_named(each, 1) for each in sources if each not in values), writes
 
 

@@ -67,6 +67,9 @@ R = ["S2R R0, SR_TID.X", "S2UR UR4, SR_CTAID.X"]
         (["IADD3 R0, R0, 0x1, RZ", "IADD3 R1, -R0.reuse, UR4, RZ", "EXIT"], []),
         (["UIADD3 UR5, UR4, UR6, URZ", "EXIT"], ["UR6 at 0x20"]),
         (["MOV R1, UR5", "EXIT", "MOV R2, R3"], ["UR5 at 0x20"]),  # nothing goes behind EXIT
+        # Packed singles: a pair of registers, or one number for both halves.
+        (["MOV R4, R0", "FADD2 R2, -R4.F32, 1", "EXIT"], []),
+        (["MOV R4, R0", "FADD2 R2, R4.F32x2.HI_LO, 1", "EXIT"], ["R5 at 0x30"]),
         # Both ways of a branch: set on one of them, on neither.
         (["ISETP.GE.AND P0, PT, R0, 0x4, PT", "@P0 BRA 0x50", "MOV R5, 0x1", "MOV R6, R5", "EXIT"], []),
         (["ISETP.GE.AND P0, PT, R0, 0x4, PT", "@P0 BRA 0x50", "MOV R5, 0x1", "MOV R6, R7", "EXIT"], ["R7 at 0x50"]),
