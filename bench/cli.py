@@ -128,6 +128,12 @@ def _check_pool(out: Path, inputs: Sequence[str | Path | None]) -> None:
         read_pool(out)
 
 
+def _check_changes(names: Sequence[str], made: Recipe, known: Sequence[str]) -> None:
+    for each in names:
+        if each not in known:
+            raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")
+
+
 def _check_operations(names: list[str] | None) -> None:
     for each in names or ():
         if each not in OPERATIONS:
@@ -328,10 +334,7 @@ def trim_command(
     if launched().leads:
         check_outputs([out], [data or made.data, file_of(recipe)])
     pack = load_data(data or made.data)
-    known = [each.what for each in changes_of(made, pack.image_size, place, backend)]
-    for each in what or ():
-        if each not in known:
-            raise UserError(f"--what {each}: {made.name} has {', '.join(dict.fromkeys(known))}")
+    _check_changes(what or (), made, [each.what for each in changes_of(made, pack.image_size, place, backend)])
     trimming = Trimming(
         recipe=recipe or default_recipe(place),
         settings=tuple(settings or ()),

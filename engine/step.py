@@ -79,18 +79,7 @@ class TrainingState:
         self.scale, self.shift = normalisation(mean, std, precision, device)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
-
-        def table(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=precision, device=device)
-
-        self.learning_rate = table(plan.learning_rate)
-        self.own_learning_rates = {name: table(values) for name, values in plan.own_learning_rates.items()}
-        self.renormalise = table(plan.renormalise)
-        self.averaging_keep = table(plan.averaging_keep)
-        self.averaging_write_back = table(plan.averaging_write_back)
-        self.loss_log = torch.zeros(plan.steps, dtype=precision, device=device)
-        self.correct_log = torch.zeros(plan.steps, dtype=torch.int64, device=device)
-
+        self._make_tables(precision, device)
         self.groups = self._parameter_groups()
         """By what they hold: convolutions, head, batch_norm_biases, batch_norm_scales and whitening_bias where they are
         trained.
@@ -105,11 +94,29 @@ class TrainingState:
         self.second_stream: SecondStream | None = None
         """Where a step updates `back_groups` while its backward pass goes on; none: after it, with all the others."""
         self.averages = recipe.averaging.kind != "none"
+        self._make_averages()
+
+    def _make_tables(self, precision: torch.dtype, device: torch.device) -> None:
+        """Make the tables that a step reads at its counter and the logs that it writes there."""
+
+        def table(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=precision, device=device)
+
+        self.learning_rate = table(self.plan.learning_rate)
+        self.own_learning_rates = {name: table(values) for name, values in self.plan.own_learning_rates.items()}
+        self.renormalise = table(self.plan.renormalise)
+        self.averaging_keep = table(self.plan.averaging_keep)
+        self.averaging_write_back = table(self.plan.averaging_write_back)
+        self.loss_log = torch.zeros(self.plan.steps, dtype=precision, device=device)
+        self.correct_log = torch.zeros(self.plan.steps, dtype=torch.int64, device=device)
+
+    def _make_averages(self) -> None:
+        """Make the averages of all live tensors, and velocities for those that move with momentum."""
         # What is frozen for ever stays out: mixing a half-precision tensor with itself would still round it.
-        live = [*(p for p in net.parameters() if p.requires_grad), *net.buffers()]
+        live = [*(p for p in self.net.parameters() if p.requires_grad), *self.net.buffers()]
         # One list a dtype: a foreach operation takes its fast path only then. Statistics have no momentum, which could
         # carry a running variance below zero.
-        momentum = recipe.averaging.momentum > 0
+        momentum = self.recipe.averaging.momentum > 0
         kinds = [(v.dtype, momentum and isinstance(v, nn.Parameter)) for v in live]
         self.live = [
             [v for v, other in zip(live, kinds, strict=True) if other == kind] for kind in dict.fromkeys(kinds)
