@@ -221,6 +221,11 @@ def test_wrong_options_are_one_line(options, words, tmp_path, speedyresnet):
     assert not (tmp_path / "runs.jsonl").exists()
 
 
+def test_a_summary_has_the_twentieth_from_either_end():
+    found = summary(list(range(101)))
+    assert (found.quantile_05, found.median, found.quantile_95) == (5, 50, 95)
+
+
 MUTATIONS = {
     "bench/statistics.py": [
         ("std = float(array.std(ddof=1))", "std = float(array.std(ddof=0))"),
